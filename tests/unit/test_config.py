@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from wals_spark.config import Config, load_config
+from wals_spark.errors import ConfigError
+
+
+def test_unknown_key_names_the_nearest_known_one(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("cooccurrence: {window_lft: 3}\n")
+    with pytest.raises(ConfigError, match=r"cooccurrence\.window_lft; did you mean cooccurrence\.window_left\?"):
+        load_config(path)
+
+
+def test_unknown_section_names_the_nearest_known_one():
+    with pytest.raises(ConfigError, match=r"trian; did you mean train\?"):
+        load_config(None, ["trian.k=3"])
+
+
+def test_set_overrides_yaml_and_flags_override_set(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("run_id: a\ntrain: {k: 3, sweeps: 2}\n")
+    config = load_config(path, ["train.k=64", "run_id=b"], {"run_id": "c"})
+    assert (config.train.k, config.train.sweeps, config.run_id) == (64, 2, "c")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.k=0", r"train\.k"),
+        ("train.k=1025", r"train\.k"),
+        ("cooccurrence.window_left=256", "window_left"),
+        ("run_id=../up", "directory name"),
+        ("corpus.batch_id=a/b", "directory name"),
+        ("vocabulary.pattern='['", "not a regular expression"),
+        ("train", "expected section.key=value"),
+    ],
+)
+def test_bad_value_is_refused_with_its_key(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])
+
+
+def test_window_of_zero_on_both_sides_is_refused():
+    with pytest.raises(ConfigError, match="at least one must be 1"):
+        load_config(None, ["cooccurrence.window_left=0", "cooccurrence.window_right=0"])
+
+
+def test_resolved_configuration_reads_back_to_the_same(tmp_path):
+    config = load_config(None, ["corpus.path=/a/b", "train.k=7", "train.batches=x,y"])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(config.to_yaml())
+    assert load_config(path) == config
+    assert config.train.batches == ("x", "y")
+
+
+def test_fingerprint_ignores_where_it_runs_and_sees_what_it_computes():
+    base = Config()
+    assert base.fingerprint == load_config(None, ["warehouse=/x", "run_id=r"]).fingerprint
+    assert base.fingerprint != load_config(None, ["train.k=7"]).fingerprint
+
+
+def test_execution_keys_do_not_determine_the_result():
+    base, other = Config(), load_config(None, ["train.workers=3", "train.timeout_s=9"])
+    assert base.train.result_keys() == other.train.result_keys()
+    assert base.train.result_keys() != load_config(None, ["train.k=3"]).train.result_keys()

@@ -1,0 +1,1 @@
+"""Spark: session, preflight, barrier stages, process groups."""

@@ -1,0 +1,428 @@
+"""The configuration: one YAML, a section per stage, typed, frozen, and fingerprinted.
+
+Precedence: defaults < YAML < ``--set section.key=value`` < command-line flags such as ``--run-id``.
+Unknown keys are refused with the nearest known name. Relative paths are relative to the working
+directory, as on every command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wals_spark.errors import ConfigError
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,127}")
+
+
+def _directory_name(value: str) -> str:
+    if not NAME_PATTERN.fullmatch(value) or "=" in value:
+        raise ValueError(
+            f"{value!r} is used as a directory name: expected 1 to 128 of the characters A-Z a-z 0-9 . _ -, "
+            "starting with a letter or a digit"
+        )
+    return value
+
+
+Name = Annotated[str, AfterValidator(_directory_name)]
+
+
+class Section(BaseModel):
+    """A section of the configuration: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    execution_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys that say how and where the work runs but cannot change its result."""
+
+    def result_keys(self) -> dict[str, Any]:
+        """The keys that determine the result, as plain JSON values: what a fingerprint is made of."""
+        return self.model_dump(mode="json", exclude=set(self.execution_keys))
+
+
+class CorpusConfig(Section):
+    """Where the documents come from and which of them are kept."""
+
+    execution_keys = frozenset({"partitions"})
+
+    path: tuple[str, ...] = Field((), description="Files, directories or globs of the source; one or a list.")
+    format: Literal["auto", "text", "text_files", "jsonl", "parquet", "csv", "delta"] = Field(
+        "auto",
+        description="text = a document per line, text_files = a document per file; "
+        "auto goes by the file ending (.txt is text_files). .gz and .zst are read for the text formats.",
+    )
+    id_column: str | None = Field(
+        None, description="Column of unique document ids; none = position-derived ids (text formats only)."
+    )
+    text_column: str = Field("text", description="Column of the text.")
+    batch_id: Name = Field("default", description="The increment that these documents belong to.")
+    encoding_errors: Literal["refuse", "replace", "skip"] = Field(
+        "refuse", description="Bytes that are not UTF-8: stop, replace by U+FFFD and count, or skip and count."
+    )
+    corrupt_files: Literal["refuse", "skip"] = Field(
+        "refuse", description="A file that cannot be decoded: stop and name it, or skip and count it."
+    )
+    duplicate_ids: Literal["refuse", "keep_first"] = Field(
+        "refuse", description="Documents with the same id: stop and name some, or keep the first and count."
+    )
+    held_out_fraction: float = Field(
+        0.02, ge=0, lt=1, description="Share of documents (by hash of the id) never counted, kept for evaluation."
+    )
+    partitions: int | None = Field(None, ge=1, description="Output partitions; none = by size.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("path"), str):
+            return {**data, "path": (data["path"],)}
+        return data
+
+
+class VocabularyConfig(Section):
+    """What a token is."""
+
+    kind: Literal["tokenizer", "words"] = Field("tokenizer", description="A Hugging Face fast tokenizer, or words.")
+    tokenizer: str | None = Field(
+        None, description="tokenizer: a tokenizer.json, a directory holding one, or a hub name."
+    )
+    pattern: str = Field(r"[^\W\d_]+", description="words: regular expression of a word.")
+    case: Literal["fold", "lower", "keep"] = Field("lower", description="words: case folding before matching.")
+    min_count: int = Field(5, ge=1, description="words: rarer words are out of vocabulary.")
+    max_vocabulary: int | None = Field(None, ge=1, description="words: keep the most frequent; none = all.")
+
+    @model_validator(mode="after")
+    def _pattern_compiles(self) -> VocabularyConfig:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
+        return self
+
+
+class CooccurrenceConfig(Section):
+    """What a co-occurrence is. All of it is stored with the counts."""
+
+    execution_keys = frozenset({"blocks", "memory_per_task"})
+
+    window_left: int = Field(10, ge=0, le=255, description="Tokens to the left that count as context.")
+    window_right: int = Field(10, ge=0, le=255, description="Tokens to the right that count as context.")
+    distance_weighting: Literal["inverse", "none", "linear"] = Field(
+        "inverse", description="Weight at distance d of window W: 1/d, 1, or (W - d + 1)/W."
+    )
+    boundary: Literal["document", "paragraph", "sentence"] = Field(
+        "document", description="What a window never crosses."
+    )
+    oov: Literal["keep_distance", "close_gap", "boundary"] = Field(
+        "keep_distance", description="Out-of-vocabulary tokens hold their place, vanish, or end the window."
+    )
+    diagonal: Literal["keep", "drop"] = Field("keep", description="Pairs of a token with itself.")
+    subsample: float | None = Field(
+        None, gt=0, lt=1, description="Threshold t: an occurrence stays with probability min(1, sqrt(t N / count))."
+    )
+    min_pair_count: float = Field(0.0, ge=0, description="Drop pairs whose weighted count is below; applied last.")
+    blocks: int | None = Field(None, ge=1, le=65536, description="Row blocks; none = from estimated non-zeros.")
+    memory_per_task: int = Field(1 << 30, ge=1 << 20, description="Bytes a counting task may hold before it spills.")
+
+    @model_validator(mode="after")
+    def _some_window(self) -> CooccurrenceConfig:
+        if self.window_left + self.window_right == 0:
+            raise ValueError("window_left and window_right are both 0: at least one must be 1 or more")
+        return self
+
+
+class TrainConfig(Section):
+    """The factorisation: objective, solver, ranks, checkpoints."""
+
+    execution_keys = frozenset({"workers", "threads", "device", "checkpoint_every", "max_attempts", "timeout_s"})
+
+    objective: Literal["ppmi", "glove", "implicit"] = Field("ppmi", description="Preset; see docs/objectives.md.")
+    batches: tuple[str, ...] = Field(("all",), description="Batches whose exact sum is factorised; all = every one.")
+    k: int = Field(128, ge=1, le=1024, description="Number of factors.")
+    sweeps: int = Field(8, ge=1, description="At most so many sweeps (a sweep solves both sides).")
+    tolerance: float = Field(1e-4, ge=0, description="Stop when the relative decrease of the loss per sweep is below.")
+    regularization: float | None = Field(None, ge=0, description="lambda; none = the preset's.")
+    regularization_exponent: float = Field(0.0, ge=0, le=2, description="nu: lambda_i = lambda (n_i + rho n)^nu.")
+    rho: float | None = Field(None, ge=0, description="Weight of unobserved cells; none = the preset's.")
+    popularity_exponent: float | None = Field(None, ge=0, le=2, description="g, h: power of the marginals.")
+    x_max: float | None = Field(None, gt=0, description="Count at which the weight saturates; none = the preset's.")
+    weight_exponent: float | None = Field(None, ge=0, description="Power of the weight; none = the preset's.")
+    context_smoothing: float | None = Field(None, gt=0, le=1, description="cds: power of the context distribution.")
+    alpha: float | None = Field(None, gt=0, description="implicit: confidence 1 + alpha x.")
+    gauge_power: float = Field(0.5, ge=0, le=1, description="p of the canonical gauge U S^p.")
+    workers: int | None = Field(None, ge=1, description="Ranks; none = all slots (or all GPUs).")
+    threads: int | None = Field(None, ge=1, description="CPU threads per rank; none = the task's cpus.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where the task was given one.")
+    precision: Literal["float32", "float64"] = Field("float32", description="Of the factors.")
+    checkpoint_every: int = Field(1, ge=1, description="Half-sweeps between checkpoints.")
+    max_attempts: int = Field(3, ge=1, description="Runs of the barrier stage before giving up.")
+    timeout_s: float = Field(1800.0, gt=0, description="Longest wait of a rank for the others.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_batch_is_a_list(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("batches"), str):
+            return {**data, "batches": tuple(part for part in data["batches"].split(",") if part)}
+        return data
+
+
+class ExportConfig(Section):
+    """Files for other tools, made from the factors."""
+
+    formats: tuple[Literal["word2vec", "word2vec_binary", "safetensors", "npy"], ...] = Field(
+        ("word2vec", "safetensors"), description="What to write."
+    )
+    combine: Literal["u", "v", "sum", "concat"] = Field("u", description="U, V, U + V or [U, V].")
+
+
+class NeighboursConfig(Section):
+    """Nearest neighbours by cosine."""
+
+    tokens: tuple[str, ...] = Field((), description="Tokens to look up; none = ten of middle frequency.")
+    count: int = Field(8, ge=1, description="Neighbours per token.")
+    combine: Literal["u", "v", "sum", "concat"] = Field("u", description="Vectors to compare.")
+    min_count: int = Field(20, ge=0, description="Rarer tokens are not offered as neighbours.")
+
+
+class InjectConfig(Section):
+    """From factors to a checkpoint."""
+
+    execution_keys = frozenset({"overwrite"})
+
+    mode: Literal["none", "init", "blend", "replace"] = Field("none", description="none = the pipeline skips it.")
+    checkpoint: str | None = Field(
+        None, description="The model: a directory or hub name; for init a config.json suffices."
+    )
+    output: str | None = Field(None, description="Where to write; none = runs/<run_id>/model of the warehouse.")
+    combine: Literal["u", "v", "sum", "concat"] = Field("u", description="Vectors to align.")
+    head_bias: float = Field(
+        0.0, ge=0, le=1, description="How far the head bias moves to the corpus' log unigram frequency."
+    )
+    b_max: float = Field(0.5, ge=0, le=1, description="blend: largest share of a row taken from the factors.")
+    folds: int = Field(5, ge=2, description="Folds of the cross-validation.")
+    anchor_min_count: int = Field(20, ge=1, description="Rows rarer than this do not fit the alignment.")
+    gate: bool = Field(True, description="blend, replace: refuse (exit 3) when alignment is no better than controls.")
+    force: bool = Field(False, description="Write in spite of the gate; recorded in injection.json.")
+    overwrite: bool = Field(False, description="Replace an output directory that exists, atomically.")
+
+
+class EvaluateConfig(Section):
+    """What is measured before and after."""
+
+    execution_keys = frozenset({"batch_size"})
+
+    similarity: tuple[str, ...] = Field((), description="Files of word pairs with ratings: word1 word2 score.")
+    analogies: tuple[str, ...] = Field((), description="Files of analogy questions.")
+    masked_lm: bool = Field(True, description="Masked-LM loss and rare-token accuracy, where there is a checkpoint.")
+    documents: int = Field(400, ge=1, description="Held-out documents used at most.")
+    sequence_length: int = Field(128, ge=8, le=512, description="Tokens per sequence.")
+    sequences: int = Field(512, ge=1, description="Sequences used at most.")
+    mask_fraction: float = Field(0.15, gt=0, lt=1, description="Share of tokens predicted; masks depend on the seed.")
+    bootstrap: int = Field(2000, ge=100, description="Resamples of the intervals.")
+    batch_size: int = Field(16, ge=1, description="Sequences per forward pass.")
+
+
+class SparkConfig(Section):
+    """What the session needs; cores, memory and master belong to spark-submit."""
+
+    conf: dict[str, str] = Field(
+        default_factory=dict, description="Spark properties for sessions that this command starts itself."
+    )
+    delta_jars: str | None = Field(
+        None, description="Directory of Delta's jars, for machines without a Maven repository."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _properties_are_strings(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("conf"), Mapping):
+            conf = {
+                str(key): str(value).lower() if isinstance(value, bool) else str(value)
+                for key, value in data["conf"].items()
+            }
+            return {**data, "conf": conf}
+        return data
+
+
+class Config(Section):
+    """The whole pipeline."""
+
+    warehouse: str = Field("warehouse", description="Directory of all tables: a local path or any Hadoop URI.")
+    run_id: Name = Field("default", description="Names the run; the same on every retry.")
+    table_format: Literal["parquet", "delta"] = Field("parquet", description="Format of the tables.")
+    seed: int = Field(1, ge=0, lt=2**63, description="Of every random choice.")
+    corpus: CorpusConfig = CorpusConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
+    train: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+    neighbours: NeighboursConfig = NeighboursConfig()
+    inject: InjectConfig = InjectConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    spark: SparkConfig = SparkConfig()
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved configuration as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML that `load_config` reads back."""
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything but where it runs: warehouse, run id and Spark properties are left out."""
+        return fingerprint({k: v for k, v in self.dump().items() if k not in ("warehouse", "run_id", "spark")})
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, its first 16 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Read, override and validate.
+
+    Parameters
+    ----------
+    path : path of a YAML file, or None for the defaults
+    overrides : ``section.key=value`` strings; the value is YAML
+    flags : top-level or dotted keys with values that are not None, applied last
+
+    Raises
+    ------
+    ConfigError
+        Unreadable file, unknown key (with the nearest known one) or a value that does not validate.
+    """
+    data = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.k=64")
+        try:
+            value = yaml.safe_load(text) if text else None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+        _assign(data, key.strip(), value, f"--set {override!r}")
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _assign(data, key, value, key)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        where = str(path) if path is not None else "the configuration"
+        raise ConfigError(_explain(error, where)) from None
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file at {path}; conf/demo.yaml is an example") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}, expected a mapping of sections")
+    return data
+
+
+def _assign(data: dict[str, Any], dotted: str, value: Any, source: str) -> None:
+    *sections, key = dotted.split(".")
+    node = data
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{source}: {section} is a value, not a section")
+        node = child
+    node[key] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for item in error.errors():
+        location = tuple(str(part) for part in item["loc"])
+        key = ".".join(location)
+        if item["type"] == "extra_forbidden":
+            nearest = _nearest(location)
+            hint = f"; did you mean {nearest}?" if nearest else ""
+            lines.append(f"unknown key {key}{hint}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            found = "" if isinstance(item["input"], dict) else f" (found {item['input']!r})"
+            lines.append(f"{key}: {message}{found}" if key else message)
+    return f"{where}: " + "; ".join(lines)
+
+
+def _nearest(location: tuple[str, ...]) -> str | None:
+    """The known key nearest to an unknown one, in its section first, then anywhere."""
+    known = list(known_keys())
+    *sections, key = location
+    prefix = ".".join(sections)
+    here = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == prefix}
+    match = difflib.get_close_matches(key, here, n=1, cutoff=0.6)
+    if match:
+        return here[match[0]]
+    anywhere = {name.rpartition(".")[2]: name for name in known}
+    match = difflib.get_close_matches(key, anywhere, n=1, cutoff=0.75)
+    return anywhere[match[0]] if match else None
+
+
+def known_keys() -> dict[str, Any]:
+    """Every dotted key with its `pydantic` field, sections included."""
+    keys: dict[str, Any] = {}
+    for name, field in Config.model_fields.items():
+        keys[name] = field
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            for child, child_field in field.annotation.model_fields.items():
+                keys[f"{name}.{child}"] = child_field
+    return keys
+
+
+def reference_markdown() -> str:
+    """The table of every key, its type, default and meaning: docs/configuration.md."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key, field in known_keys().items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            lines.append(f"| **{key}** | | | {(annotation.__doc__ or '').strip().splitlines()[0]} |")
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = "none" if default is None else json.dumps(default)
+        lines.append(f"| {key} | {_type_name(annotation)} | {shown} | {field.description} |".replace("\n", " "))
+    return "\n".join(lines) + "\n"
+
+
+def _type_name(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is Literal:
+        return ", ".join(str(value) for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("none" if part is type(None) else _type_name(part) for part in arguments)
+    if origin is tuple:
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(
+        annotation.__name__, annotation.__name__
+    )

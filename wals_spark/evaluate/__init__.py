@@ -1,0 +1,1 @@
+"""What is better, by how much, and how sure that is."""

@@ -1,0 +1,1 @@
+"""Factors after training: reading, combining, exporting, comparing."""

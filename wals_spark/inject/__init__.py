@@ -1,0 +1,1 @@
+"""Factors into checkpoints, and the proof of what changed."""

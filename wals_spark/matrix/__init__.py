@@ -1,0 +1,1 @@
+"""Sparse blocks: CSR, Arrow and Parquet, placement."""

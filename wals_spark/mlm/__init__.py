@@ -1,0 +1,1 @@
+"""Masked language modelling: fixed masks, loss, short training runs."""

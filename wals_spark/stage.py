@@ -1,0 +1,288 @@
+"""What a stage is, and the one door through which every stage runs.
+
+`run_stage` decides whether there is anything to do, marks the output as unfinished, runs the stage,
+writes its metrics, and marks the output as complete. Stages only move data from their inputs to their
+outputs; skipping, resuming, fingerprints and locks are not their business.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from wals_spark import schemas, storage
+from wals_spark.config import Config, fingerprint
+from wals_spark.errors import InputError
+from wals_spark.runs import Manifest, ManifestStore, Run, RunLock, now, package_versions
+from wals_spark.tables import TableStore, open_tables
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a stage reports; `low` and `high` bound its 95 % interval where there is one."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    step: int | None = None
+
+
+@dataclass
+class Outcome:
+    """What a stage made.
+
+    Attributes
+    ----------
+    outputs : dict
+        Facts for the manifest. Two keys have a meaning here: ``tables`` maps a table's name to
+        ``{"where": ..., "version": ...}``, ``paths`` lists files or directories; a stage counts as done
+        only while all of them are there.
+    metrics : list of Metric
+    lines : list of str
+        What a person should read at the end, in a few lines.
+    """
+
+    outputs: dict[str, Any] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+
+class Context:
+    """What a stage may use: configuration, run, tables, session, inputs.
+
+    Attributes
+    ----------
+    config : Config
+    run : Run
+    manifests : ManifestStore
+    tables : TableStore
+    inputs : mapping of (stage, key) to Manifest
+        The complete manifests of the stages that this one reads.
+    fingerprint : str
+        Of the output being made; a checkpoint that carries another one must not be resumed.
+    """
+
+    def __init__(self, config: Config, session: Callable[[], SparkSession] | None = None) -> None:
+        warehouse = storage.absolute(config.warehouse)
+        self.config = config.model_copy(update={"warehouse": warehouse})
+        self.run = Run(warehouse, config.run_id)
+        self.manifests = ManifestStore(warehouse)
+        self._open = session
+        self._spark: SparkSession | None = None
+        self.tables: TableStore = open_tables(config.table_format, warehouse, lambda: self.spark)
+        self.inputs: Mapping[tuple[str, str], Manifest] = {}
+        self.fingerprint = ""
+
+    @property
+    def spark(self) -> SparkSession:
+        """The session, started when first needed."""
+        if self._spark is None:
+            if self._open is not None:
+                self._spark = self._open()
+            else:
+                from wals_spark.cluster.session import open_session
+
+                self._spark = open_session(self.config)
+        return self._spark
+
+    def input(self, stage: str) -> Manifest:
+        """The only input manifest of a stage."""
+        found = [manifest for (name, _), manifest in self.inputs.items() if name == stage]
+        assert len(found) == 1, f"{len(found)} inputs of {stage}"
+        return found[0]
+
+    def inputs_of(self, stage: str) -> list[Manifest]:
+        """All input manifests of a stage, by key."""
+        return [manifest for (name, _), manifest in sorted(self.inputs.items()) if name == stage]
+
+    def table_output(self, table: schemas.Table, where: Mapping[str, str]) -> dict[str, Any]:
+        """The entry of ``Outcome.outputs["tables"]`` for a slice just written."""
+        return {table.name: {"where": dict(where), "version": self.tables.version(table, where)}}
+
+    def stop(self) -> None:
+        """Stop a session that was started here."""
+        if self._spark is not None and self._open is None:
+            self._spark.stop()
+            self._spark = None
+
+
+def _nothing(config: Config) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline.
+
+    Attributes
+    ----------
+    name : str
+    sections : tuple of str
+        Configuration sections whose keys determine the output; ``seed`` and ``table_format`` always do.
+    key : callable
+        Which of its outputs this configuration makes: a batch id, a run id or "current".
+    inputs : callable
+        (config, manifests) -> the (stage, key) pairs it reads.
+    run : callable
+        Context -> Outcome.
+    check : callable
+        Config -> None; raises before any stage starts when the configuration or an input cannot work.
+    identity : callable
+        Config -> identities of external inputs (paths with sizes and times, hashes), part of the fingerprint.
+    enabled : callable
+        Config -> whether the pipeline runs it.
+    label : callable
+        Config -> value of the ``stage`` column of its metrics; None = the name.
+    """
+
+    name: str
+    sections: tuple[str, ...]
+    key: Callable[[Config], str]
+    inputs: Callable[[Config, ManifestStore], Sequence[tuple[str, str]]]
+    run: Callable[[Context], Outcome]
+    check: Callable[[Config], None] = _nothing
+    identity: Callable[[Config], Any] = _nothing
+    enabled: Callable[[Config], bool] = lambda config: True
+    label: Callable[[Config], str | None] = _nothing
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The part of the configuration that determines the output."""
+        return {
+            "seed": config.seed,
+            "table_format": config.table_format,
+            **{name: getattr(config, name).result_keys() for name in self.sections},
+        }
+
+    def fingerprint(self, context: Context, inputs: Mapping[tuple[str, str], Manifest]) -> str:
+        """Of all that determines the output."""
+        return fingerprint(
+            {
+                "stage": self.name,
+                "settings": self.settings(context.config),
+                "inputs": {f"{stage}/{key}": manifest.fingerprint for (stage, key), manifest in inputs.items()},
+                "identity": self.identity(context.config),
+            }
+        )
+
+
+def is_done(context: Context, manifest: Manifest | None, expected: str) -> bool:
+    """Whether an output is complete, current and still there."""
+    if manifest is None or not manifest.complete or manifest.fingerprint != expected:
+        return False
+    for name, entry in manifest.outputs.get("tables", {}).items():
+        table = schemas.TABLES[name]
+        if context.tables.format == "parquet":
+            if context.tables.version(table, entry["where"]) != entry["version"]:
+                logger.info("%s: its table %s has changed since", manifest.stage, name)
+                return False
+        elif not storage.exists(context.tables.path(table)):
+            return False
+    return all(storage.exists(path) for path in manifest.outputs.get("paths", ()))
+
+
+def run_stage(context: Context, stage: Stage, *, force: bool = False) -> tuple[Manifest, bool]:
+    """Run a stage unless its output is there; returns its manifest and whether it ran.
+
+    Raises
+    ------
+    InputError
+        An input is missing or unfinished; the message names the command that makes it.
+    TransientError
+        Another command is writing the same output.
+    """
+    key = stage.key(context.config)
+    inputs = {
+        (name, input_key): context.manifests.require(name, input_key)
+        for name, input_key in stage.inputs(context.config, context.manifests)
+    }
+    expected = stage.fingerprint(context, inputs)
+    manifest = context.manifests.find(stage.name, key)
+    if not force and is_done(context, manifest, expected):
+        assert manifest is not None
+        logger.info("%s: already done by run %s at %s", stage.name, manifest.run_id, manifest.finished_at)
+        return manifest, False
+    with _output_lock(context, stage.name, key):
+        return _run(context, stage, key, inputs, expected), True
+
+
+def _run(
+    context: Context, stage: Stage, key: str, inputs: Mapping[tuple[str, str], Manifest], expected: str
+) -> Manifest:
+    started = time.monotonic()
+    manifest = Manifest(
+        stage=stage.name,
+        key=key,
+        state="running",
+        fingerprint=expected,
+        run_id=context.config.run_id,
+        inputs={
+            **{f"{name}/{input_key}": found.fingerprint for (name, input_key), found in inputs.items()},
+            "external": stage.identity(context.config),
+        },
+        config=stage.settings(context.config),
+        config_fingerprint=context.config.fingerprint,
+        started_at=now(),
+        packages=package_versions(),
+    )
+    context.manifests.write(manifest)
+    context.run.status(stage=stage.name, state="running")
+    context.inputs, context.fingerprint = inputs, expected
+    logger.info("%s: starting", stage.name)
+    outcome = stage.run(context)
+    seconds = round(time.monotonic() - started, 3)
+    write_metrics(context, stage.label(context.config) or stage.name, [*outcome.metrics, Metric("seconds", seconds)])
+    manifest = Manifest(
+        **{
+            **manifest.__dict__,
+            "state": "complete",
+            "outputs": outcome.outputs,
+            "finished_at": now(),
+            "seconds": seconds,
+        }
+    )
+    context.manifests.write(manifest)
+    for line in outcome.lines:
+        logger.info("%s: %s", stage.name, line)
+    logger.info("%s: done in %.1f s", stage.name, seconds)
+    return manifest
+
+
+def write_metrics(context: Context, stage: str, metrics: Sequence[Metric]) -> None:
+    """Replace the rows of this run and stage in the metrics table."""
+    import pyarrow as pa
+
+    rows = pa.table(
+        {
+            "name": pa.array([metric.name for metric in metrics], pa.string()),
+            "value": pa.array([metric.value for metric in metrics], pa.float64()),
+            "low": pa.array([metric.low for metric in metrics], pa.float64()),
+            "high": pa.array([metric.high for metric in metrics], pa.float64()),
+            "step": pa.array([metric.step for metric in metrics], pa.int32()),
+            "at": pa.array([datetime.now(UTC)] * len(metrics), pa.timestamp("us", tz="UTC")),
+        }
+    )
+    context.tables.replace_rows(schemas.METRICS, rows, {"run_id": context.config.run_id, "stage": stage})
+
+
+@contextmanager
+def _output_lock(context: Context, stage: str, key: str) -> Iterator[None]:
+    directory = storage.join(context.manifests.warehouse, "_locks", f"{stage}.{key}")
+    with RunLock(directory, f"{stage} {key!r} of {context.manifests.warehouse}"):
+        yield
+
+
+def require_path(path: str, key: str) -> None:
+    """`InputError` when a path that the configuration names is not there."""
+    if not storage.exists(path):
+        raise InputError(f"{key}: there is nothing at {path}; give an existing file or directory")

@@ -1,0 +1,114 @@
+"""The interface of the two table formats.
+
+The unit of change is a *slice*: all rows with given values of the leading partition columns (a batch of
+counts, a run's factors). Replacing or dropping a slice is atomic: a reader, or a command killed at any
+point and run again, sees the old slice or the new one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wals_spark import storage
+from wals_spark.errors import InputError
+from wals_spark.schemas import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame, SparkSession
+
+Slice = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A Parquet file of a slice, for readers that bypass Spark.
+
+    Attributes
+    ----------
+    path : str
+        Absolute path or URI.
+    rows, bytes : int
+    values : mapping
+        Its partition values, as text.
+    """
+
+    path: str
+    rows: int
+    bytes: int
+    values: Mapping[str, str]
+
+
+class TableStore(ABC):
+    """All tables of a warehouse in one format.
+
+    Parameters
+    ----------
+    warehouse : str
+        Directory of the tables.
+    session : callable
+        Gives the Spark session; called only where one is needed.
+    """
+
+    format: str
+
+    def __init__(self, warehouse: str, session: Callable[[], SparkSession]) -> None:
+        self.warehouse = warehouse
+        self.session = session
+
+    def path(self, table: Table) -> str:
+        """Where the table stands."""
+        return storage.join(self.warehouse, table.name)
+
+    @abstractmethod
+    def replace(self, table: Table, frame: DataFrame, where: Slice, *, rows_per_file: int = 0) -> str:
+        """Replace a slice by `frame`, atomically; returns the version written.
+
+        `frame` holds all columns of the table but those fixed by `where`. Its partitions are written as
+        they are; ``rows_per_file`` bounds the rows of a file (0 = no bound).
+        """
+
+    @abstractmethod
+    def replace_rows(self, table: Table, rows: pa.Table, where: Slice) -> str:
+        """Replace a slice by a small Arrow table held by the driver."""
+
+    @abstractmethod
+    def read(self, table: Table, where: Slice | None = None) -> DataFrame:
+        """The slice as a DataFrame with all columns of the table, in order."""
+
+    @abstractmethod
+    def files(self, table: Table, where: Slice | None = None) -> list[DataFile]:
+        """The files of the slice; `InputError` when one that should be there is lost or cut short."""
+
+    @abstractmethod
+    def values(self, table: Table) -> list[str]:
+        """The values of the first partition column that have rows, sorted."""
+
+    @abstractmethod
+    def drop(self, table: Table, where: Slice) -> bool:
+        """Remove a slice; returns whether there was one."""
+
+    @abstractmethod
+    def version(self, table: Table, where: Slice | None = None) -> str | None:
+        """The version of the slice (Parquet) or of the table (Delta); None when there is none."""
+
+    def _check_slice(self, table: Table, where: Slice) -> None:
+        if tuple(where) != table.partitions[: len(where)]:
+            raise InputError(
+                f"table {table.name}: a slice is named by its leading partition columns {table.partitions}, "
+                f"found {tuple(where)}"
+            )
+
+
+def open_tables(table_format: str, warehouse: str, session: Callable[[], SparkSession]) -> TableStore:
+    """The tables of a warehouse in the given format."""
+    if table_format == "delta":
+        from wals_spark.tables.delta import DeltaTables
+
+        return DeltaTables(warehouse, session)
+    from wals_spark.tables.parquet import ParquetTables
+
+    return ParquetTables(warehouse, session)

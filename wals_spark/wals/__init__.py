@@ -1,0 +1,1 @@
+"""Weighted alternating least squares: mathematics, ranks, driver."""
