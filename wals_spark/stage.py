@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from wals_spark import schemas, storage
+from wals_spark.cluster.failures import translated
 from wals_spark.config import Config, fingerprint
 from wals_spark.errors import InputError
 from wals_spark.runs import Manifest, ManifestStore, Run, RunLock, now, package_versions
@@ -239,7 +240,8 @@ def _run(
     context.run.status(stage=stage.name, state="running")
     context.inputs, context.fingerprint = inputs, expected
     logger.info("%s: starting", stage.name)
-    outcome = stage.run(context)
+    with translated():
+        outcome = stage.run(context)
     seconds = round(time.monotonic() - started, 3)
     write_metrics(context, stage.label(context.config) or stage.name, [*outcome.metrics, Metric("seconds", seconds)])
     manifest = Manifest(

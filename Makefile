@@ -1,0 +1,46 @@
+# Two commands do everything: `make demo` and `make test`. Both create and reuse .venv themselves.
+.PHONY: demo test lint format benchmark docs clean
+.DEFAULT_GOAL := help
+
+RUN := scripts/run.sh
+DEMO ?= demo
+PYTEST_ARGS ?=
+
+help:
+	@echo "make demo       install, and run the whole pipeline on this machine"
+	@echo "make test       install, lint, check types, run every test"
+	@echo "make lint       ruff and mypy only"
+	@echo "make format     let ruff format"
+	@echo "make benchmark  measure against peers (long; see docs/measurements.md)"
+	@echo "make docs       rewrite docs/configuration.md from the code"
+	@echo "make clean      remove everything that these commands made"
+
+demo:
+	@scripts/install.sh
+	@$(RUN) wals-spark demo --directory $(DEMO)
+
+test: lint
+	@$(RUN) python -m pytest $(PYTEST_ARGS)
+
+lint:
+	@scripts/install.sh dev
+	@$(RUN) ruff format --check .
+	@$(RUN) ruff check .
+	@$(RUN) mypy
+
+format:
+	@scripts/install.sh dev
+	@$(RUN) ruff format .
+	@$(RUN) ruff check --fix .
+
+benchmark:
+	@scripts/install.sh dev,benchmark
+	@for script in benchmarks/*.py; do echo "== $$script"; $(RUN) python $$script || exit 1; done
+
+docs:
+	@scripts/install.sh dev
+	@( echo "# Configuration"; echo; echo "Made by \`make docs\` from the code."; echo; $(RUN) wals-spark config --reference ) > docs/configuration.md
+
+clean:
+	rm -rf $(DEMO) .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache spark-warehouse metastore_db derby.log
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,108 @@
+"""Imports run strictly downward, and the mathematics needs no Spark."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wals_spark
+
+PACKAGE = Path(wals_spark.__file__).parent
+LEVELS = [
+    {"errors", "config", "schemas", "storage", "runs", "progress", "tokenizer", "encoded"},
+    {"cluster", "tables", "matrix"},
+    {"stage"},
+    {"factors", "mlm"},
+    {"corpus", "cooccurrence", "wals", "inject", "evaluate"},
+    {"pipeline"},
+    {"demo"},
+    {"cli"},
+]
+BASE_ORDER = ["errors", "schemas", "config", "storage", "runs", "progress", "tokenizer", "encoded"]
+SPARK_FREE = [
+    "cooccurrence.window",
+    "matrix.csr",
+    "wals.objective",
+    "wals.reference",
+    "wals.solver",
+    "wals.exchange",
+    "wals.rank",
+    "encoded",
+    "mlm",
+    "storage",
+    "runs",
+    "config",
+]
+
+
+def level(room: str) -> int:
+    return next(index for index, rooms in enumerate(LEVELS) if room in rooms)
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "wals_spark":
+            parts = node.module.split(".")
+            rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("wals_spark.")}
+    return {room for room in rooms if (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file()}
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downward(path):
+    relative = path.relative_to(PACKAGE)
+    room = relative.parts[0].removesuffix(".py")
+    for other in imported_rooms(path) - {room}:
+        same = level(other) == level(room)
+        if same and level(room) == 0:
+            assert BASE_ORDER.index(other) < BASE_ORDER.index(room), f"{relative} imports {other}"
+        else:
+            assert level(other) < level(room), f"{relative} imports {other}, which is not below it"
+
+
+def test_delta_is_imported_by_one_module():
+    importers = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("delta", "deltalake"))
+        or (
+            isinstance(node, ast.Import)
+            and any(alias.name.split(".")[0] in ("delta", "deltalake") for alias in node.names)
+        )
+    }
+    assert importers <= {"tables/delta.py"}
+
+
+@pytest.mark.parametrize("module", SPARK_FREE)
+def test_mathematics_imports_no_pyspark(module):
+    code = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('pyspark', 'py4j', 'delta'):\n"
+        "            raise ImportError(name + ' is blocked')\n"
+        "sys.meta_path.insert(0, Block())\n"
+        f"import wals_spark.{module}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_unpickled_and_no_remote_code_is_trusted():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not any(alias.name in ("pickle", "cloudpickle", "joblib", "dill") for alias in node.names), path
+            if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
+                assert isinstance(node.value, ast.Constant), path
+                assert node.value.value is False, path

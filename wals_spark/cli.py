@@ -1,0 +1,138 @@
+"""The one door: ``wals-spark <command>``; ``jobs/*.py`` call it too.
+
+Exit codes: 0 done or already done, 1 bug, 2 bad configuration or input, 3 quality gate, 75 transient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import wals_spark
+from wals_spark.config import Config, load_config, reference_markdown
+from wals_spark.errors import EXIT_BUG, EXIT_DONE, EXIT_TRANSIENT, WalsSparkError
+from wals_spark.pipeline import STAGES, run_stages
+from wals_spark.progress import setup_logging
+
+logger = logging.getLogger(__name__)
+
+HELP = {
+    "corpus": "read, check and clean the documents",
+    "vocabulary": "tokenise and count tokens",
+    "cooccurrence": "count co-occurrences, exactly",
+    "train": "factorise the counts by WALS",
+    "export": "write the factors for other tools",
+    "neighbours": "nearest neighbours of tokens",
+    "inject": "put the factors into a RoBERTa checkpoint",
+    "verify": "prove what an injection changed",
+    "evaluate": "measure, compare, write the report",
+    "pipeline": "all stages, each only where it is needed",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="wals-spark",
+        description="Exact co-occurrence counts, WALS factors and better RoBERTa checkpoints, on Spark.",
+        epilog="Exit codes: 0 done or already done, 1 bug, 2 bad configuration or input, 3 quality gate, "
+        "75 transient (run it again).",
+    )
+    parser.add_argument("--version", action="version", version=f"wals-spark {wals_spark.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in (*STAGES, "pipeline"):
+        command = commands.add_parser(name, help=HELP[name], description=HELP[name].capitalize() + ".")
+        _add_configuration(command)
+        command.add_argument("--force", action="store_true", help="run even what is already done")
+        if name == "neighbours":
+            command.add_argument("--tokens", metavar="A,B", help="tokens to look up (neighbours.tokens)")
+        if name == "verify":
+            command.add_argument("directory", nargs="?", help="an injected checkpoint; none = the one of the run")
+            command.add_argument("--base", metavar="CKPT", help="the checkpoint it was made from")
+    show = commands.add_parser("config", help="show the resolved configuration or the reference of all keys")
+    _add_configuration(show)
+    kind = show.add_mutually_exclusive_group()
+    kind.add_argument("--show", action="store_true", help="print the resolved configuration (default)")
+    kind.add_argument("--reference", action="store_true", help="print every key with its type, default and meaning")
+    demo = commands.add_parser("demo", help="the whole pipeline on the documentation of your installed packages")
+    demo.add_argument("--directory", default="demo", help="where everything goes (default: demo)")
+    return parser
+
+
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML file; conf/ has examples")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override section.key")
+    parser.add_argument("--warehouse", metavar="DIR", help="directory of all tables")
+    parser.add_argument("--run-id", metavar="ID", help="names the run; the same on every retry")
+    parser.add_argument("--batch-id", metavar="ID", help="names the increment of documents (corpus.batch_id)")
+
+
+def _configuration(options: argparse.Namespace) -> Config:
+    flags = {"warehouse": options.warehouse, "run_id": options.run_id, "corpus.batch_id": options.batch_id}
+    if getattr(options, "tokens", None):
+        flags["neighbours.tokens"] = [token for token in options.tokens.split(",") if token]
+    return load_config(options.config, options.set, flags)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code instead of raising.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; none = those of the process.
+    """
+    setup_logging()
+    try:
+        options = build_parser().parse_args(argv)
+    except SystemExit as exit_:  # argparse exits by itself; its code for bad usage is ours
+        return int(exit_.code or 0)
+    try:
+        return run(options)
+    except WalsSparkError as error:
+        logger.error("%s: %s", type(error).__name__, error)
+        logger.debug("where it was raised", exc_info=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        logger.error("interrupted; run the same command again, it continues from what is done")
+        return EXIT_TRANSIENT
+    except Exception:
+        logger.exception("a bug in wals_spark, or in something it relies on; please report the traceback")
+        return EXIT_BUG
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a parsed command."""
+    if options.command == "demo":
+        from wals_spark.demo import run_demo
+
+        run_demo(options.directory)
+        return EXIT_DONE
+    if options.command == "config":
+        text = reference_markdown() if options.reference else _configuration(options).to_yaml()
+        sys.stdout.write(text)
+        return EXIT_DONE
+    if options.command == "verify" and options.directory:
+        return _verify_directory(options)
+    config = _configuration(options)
+    if options.command == "pipeline":
+        logger.info("configuration %s of run %s:\n%s", config.fingerprint, config.run_id, config.to_yaml().rstrip())
+        run_stages(config, force=options.force)
+    else:
+        run_stages(config, [options.command], force=options.force)
+    return EXIT_DONE
+
+
+def _verify_directory(options: argparse.Namespace) -> int:
+    from wals_spark.inject.verify import verify
+
+    report = verify(options.directory, options.base)
+    sys.stdout.write(report.to_text())
+    report.raise_if_bad()
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
