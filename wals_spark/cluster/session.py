@@ -27,6 +27,9 @@ CORRECTNESS = {
     # A crashed or hung Python worker leaves its stack in the log.
     "spark.python.worker.faulthandler.enabled": "true",
 }
+_LOGGING = Path(__file__).with_name("log4j2.properties").as_uri()
+QUIET = {"spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={_LOGGING}"}
+"""For sessions started here: a driver that is already running keeps its own logging."""
 DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
@@ -47,7 +50,7 @@ def open_session(config: Config, name: str = "wals_spark") -> SparkSession:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     builder = SparkSession.builder.appName(name)
-    for key, value in {**CORRECTNESS, **config.spark.conf}.items():
+    for key, value in {**CORRECTNESS, **QUIET, **config.spark.conf}.items():
         builder = builder.config(key, value)
     if config.table_format == "delta":
         for key, value in delta_conf(config).items():
