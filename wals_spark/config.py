@@ -109,11 +109,51 @@ class VocabularyConfig(Section):
         return self
 
 
+COOCCURRENCE_PRESETS: dict[str, dict[str, Any]] = {
+    "glove": {
+        "window_left": 15,
+        "window_right": 15,
+        "distance_weighting": "inverse",
+        "boundary": "paragraph",
+        "oov": "close_gap",
+        "diagonal": "keep",
+    },
+    "swivel": {
+        "window_left": 10,
+        "window_right": 10,
+        "distance_weighting": "inverse",
+        "boundary": "paragraph",
+        "oov": "close_gap",
+        "diagonal": "occurrences",
+    },
+    "hyperwords": {
+        "window_left": 2,
+        "window_right": 2,
+        "distance_weighting": "linear",
+        "boundary": "paragraph",
+        "oov": "keep_distance",
+        "diagonal": "keep",
+    },
+    "text2vec": {
+        "window_left": 5,
+        "window_right": 5,
+        "distance_weighting": "inverse",
+        "boundary": "document",
+        "oov": "keep_distance",
+        "diagonal": "once",
+    },
+}
+"""What other tools mean by a co-occurrence, with their default windows; a preset fills in the keys left out."""
+
+
 class CooccurrenceConfig(Section):
     """What a co-occurrence is. All of it is stored with the counts."""
 
-    execution_keys = frozenset({"blocks", "memory_per_task"})
+    execution_keys = frozenset({"preset", "blocks", "memory_per_task"})
 
+    preset: Literal["glove", "swivel", "hyperwords", "text2vec"] | None = Field(
+        None, description="Fills in the keys below that are left out, with that tool's meaning; none = the defaults."
+    )
     window_left: int = Field(10, ge=0, le=255, description="Tokens to the left that count as context.")
     window_right: int = Field(10, ge=0, le=255, description="Tokens to the right that count as context.")
     distance_weighting: Literal["inverse", "none", "linear"] = Field(
@@ -125,18 +165,39 @@ class CooccurrenceConfig(Section):
     oov: Literal["keep_distance", "close_gap", "boundary"] = Field(
         "keep_distance", description="Out-of-vocabulary tokens hold their place, vanish, or end the window."
     )
-    diagonal: Literal["keep", "drop"] = Field("keep", description="Pairs of a token with itself.")
+    diagonal: Literal["keep", "drop", "once", "occurrences"] = Field(
+        "keep",
+        description="Pairs of a token with itself: seen from both ends, never, from one end only, "
+        "or from both ends plus 1 per occurrence.",
+    )
     subsample: float | None = Field(
         None, gt=0, lt=1, description="Threshold t: an occurrence stays with probability min(1, sqrt(t N / count))."
     )
     min_pair_count: float = Field(0.0, ge=0, description="Drop pairs whose weighted count is below; applied last.")
+    unit_bits: int | None = Field(
+        None, ge=0, le=48, description="Counts in units of 2^-bits; none = exact where an int64 has the room."
+    )
     blocks: int | None = Field(None, ge=1, le=65536, description="Row blocks; none = from estimated non-zeros.")
-    memory_per_task: int = Field(1 << 30, ge=1 << 20, description="Bytes a counting task may hold before it spills.")
+    memory_per_task: int = Field(
+        1 << 30, ge=1 << 20, description="Bytes of tokens and counts that a task may hold before it spills."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_in(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("preset"), str):
+            return {**COOCCURRENCE_PRESETS.get(data["preset"], {}), **data}
+        return data
 
     @model_validator(mode="after")
-    def _some_window(self) -> CooccurrenceConfig:
+    def _consistent(self) -> CooccurrenceConfig:
         if self.window_left + self.window_right == 0:
             raise ValueError("window_left and window_right are both 0: at least one must be 1 or more")
+        if self.diagonal == "once" and self.window_left != self.window_right:
+            raise ValueError(
+                f"diagonal once needs a symmetric window, found window_left {self.window_left} and window_right "
+                f"{self.window_right}; a one-sided window counts self pairs once with diagonal keep"
+            )
         return self
 
 
@@ -182,15 +243,26 @@ class ExportConfig(Section):
         ("word2vec", "safetensors"), description="What to write."
     )
     combine: Literal["u", "v", "sum", "concat"] = Field("u", description="U, V, U + V or [U, V].")
+    min_count: int = Field(1, ge=0, description="word2vec: rarer tokens are left out.")
+    white_space: Literal["refuse", "escape"] = Field(
+        "refuse", description="word2vec: tokens that hold white space stop the export, or are written as \\uXXXX."
+    )
 
 
 class NeighboursConfig(Section):
     """Nearest neighbours by cosine."""
 
-    tokens: tuple[str, ...] = Field((), description="Tokens to look up; none = ten of middle frequency.")
-    count: int = Field(8, ge=1, description="Neighbours per token.")
+    execution_keys = frozenset({"driver_vectors"})
+
+    tokens: tuple[str, ...] = Field(
+        (), description="Words or exact token strings to look up; none = ten words of middle frequency."
+    )
+    count: int = Field(8, ge=1, le=1000, description="Neighbours per token.")
     combine: Literal["u", "v", "sum", "concat"] = Field("u", description="Vectors to compare.")
     min_count: int = Field(20, ge=0, description="Rarer tokens are not offered as neighbours.")
+    driver_vectors: int = Field(
+        1_000_000, ge=0, description="Up to so many vectors are searched on the driver, more in Spark; same result."
+    )
 
 
 class InjectConfig(Section):
@@ -200,17 +272,30 @@ class InjectConfig(Section):
 
     mode: Literal["none", "init", "blend", "replace"] = Field("none", description="none = the pipeline skips it.")
     checkpoint: str | None = Field(
-        None, description="The model: a directory or hub name; for init a config.json suffices."
+        None,
+        description="The model: a directory or hub name; for init only config.json is read.",
     )
-    output: str | None = Field(None, description="Where to write; none = runs/<run_id>/model of the warehouse.")
+    output: str | None = Field(None, description="Where to write; none = runs/<run_id>/model-<mode> of the warehouse.")
     combine: Literal["u", "v", "sum", "concat"] = Field("u", description="Vectors to align.")
+    exposure: str = Field(
+        "auto",
+        description="blend: how often pretraining saw each token: corpus (it is the pretraining text), rank (by Zipf's "
+        "law from the id), the path of a table with token_id and count, or auto = rank for roberta-base's vocabulary, "
+        "corpus for others.",
+    )
     head_bias: float = Field(
-        0.0, ge=0, le=1, description="How far the head bias moves to the corpus' log unigram frequency."
+        0.0,
+        ge=0,
+        le=1,
+        description="blend, replace: how far the head bias moves from pretraining's log unigram frequency (see "
+        "exposure) to the corpus'. init always sets it to the corpus'.",
     )
     b_max: float = Field(0.5, ge=0, le=1, description="blend: largest share of a row taken from the factors.")
-    folds: int = Field(5, ge=2, description="Folds of the cross-validation.")
+    folds: int = Field(5, ge=2, le=100, description="Folds of the cross-validation.")
     anchor_min_count: int = Field(20, ge=1, description="Rows rarer than this do not fit the alignment.")
+    anchor_half_count: float = Field(100.0, ge=0, description="Count at which an anchor has half its full weight.")
     gate: bool = Field(True, description="blend, replace: refuse (exit 3) when alignment is no better than controls.")
+    gate_margin: float = Field(0.01, ge=0, lt=1, description="Gain in held-out R^2 over the controls that is needed.")
     force: bool = Field(False, description="Write in spite of the gate; recorded in injection.json.")
     overwrite: bool = Field(False, description="Replace an output directory that exists, atomically.")
 

@@ -1,1 +1,1 @@
-"""Masked language modelling: fixed masks, loss, short training runs."""
+"""Masked language modelling without Spark: fixed data, loss, rare-token accuracy, short pretraining."""

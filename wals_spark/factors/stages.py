@@ -1,0 +1,158 @@
+"""The stages `export` and `neighbours`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from wals_spark import schemas, storage
+from wals_spark.config import Config
+from wals_spark.errors import InputError
+from wals_spark.factors.export import export, sha256
+from wals_spark.factors.neighbours import distributed, top_k
+from wals_spark.factors.store import read_vectors
+from wals_spark.factors.words import WordIndex, readable
+from wals_spark.runs import ManifestStore
+from wals_spark.stage import Context, Outcome, Stage
+from wals_spark.tables import TableStore
+
+NEIGHBOURS_FILE = "neighbours.json"
+SHOWN_BY_DEFAULT = 10
+
+
+def _key(config: Config) -> str:
+    return config.run_id
+
+
+def _inputs(config: Config, manifests: ManifestStore) -> list[tuple[str, str]]:
+    return [("train", config.run_id)]
+
+
+def _run_export(context: Context) -> Outcome:
+    section = context.config.export
+    vectors = read_vectors(context.tables, context.config.run_id, section.combine)
+    train = context.input("train")
+    metadata = {
+        "format": "wals_spark factors",
+        "run_id": context.config.run_id,
+        "combine": section.combine,
+        "vocabulary_hash": str(train.outputs.get("vocabulary_hash", "")),
+        "train_fingerprint": train.fingerprint,
+    }
+    directory = context.run.path("export")
+    paths = export(
+        directory,
+        f"vectors-{section.combine}",
+        vectors,
+        section.formats,
+        min_count=section.min_count,
+        white_space=section.white_space,
+        metadata=metadata,
+    )
+    digests = {path.rpartition("/")[2]: sha256(path) for path in paths}
+    rows, k = vectors.matrix.shape
+    return Outcome(
+        outputs={"paths": paths, "rows": rows, "k": k, "sha256": digests},
+        lines=[f"{rows:,} vectors of {k} as {', '.join(sorted(digests))} in {directory}"],
+    )
+
+
+def _check_export(config: Config) -> None:
+    if not config.export.formats:
+        raise InputError("export.formats is empty: name at least one of word2vec, word2vec_binary, safetensors, npy")
+
+
+def read_tokens(tables: TableStore, run_id: str) -> tuple[list[str], np.ndarray]:
+    """Token strings and counts by id, without the vectors: about 60 bytes per token on the driver."""
+    parts = []
+    for data_file in tables.files(schemas.FACTORS, {"run_id": run_id}):
+        if data_file.values.get("side") == "row":
+            fs, path = storage.filesystem(data_file.path)
+            with fs.open_input_file(path) as source:
+                parts.append(pq.ParquetFile(source).read(columns=["token_id", "token", "count"]))
+    if not parts:
+        raise InputError(f"run {run_id!r} has no factors in {tables.warehouse}; run `wals-spark train` first")
+    ids = np.concatenate([part["token_id"].to_numpy() for part in parts])
+    order = np.argsort(ids, kind="stable")
+    tokens = [token for part in parts for token in part["token"].to_pylist()]
+    counts = np.concatenate([part["count"].to_numpy() for part in parts])
+    return [tokens[i] for i in order], counts[order]
+
+
+def middle_tokens(tokens: Sequence[str], counts: np.ndarray, min_count: int) -> list[int]:
+    """Ten ids at even steps of log frequency rank, from the 1 % most frequent words to the 30 %.
+
+    Words of four letters or more in lower case come into question; any token where there are too few.
+    """
+    index = WordIndex(tokens)
+    order = np.argsort(-counts, kind="stable")
+    seen = [int(i) for i in order if counts[i] >= max(1, min_count)]
+    words = [i for i in seen if _is_plain_word(index, tokens[i])]
+    pool = words if len(words) >= SHOWN_BY_DEFAULT else seen
+    if not pool:
+        return []
+    low, high = max(1.0, 0.01 * len(pool)), max(1.0, 0.3 * len(pool))
+    ranks = np.unique(np.geomspace(low, high, SHOWN_BY_DEFAULT).astype(np.int64) - 1)
+    return [pool[rank] for rank in ranks]
+
+
+def _is_plain_word(index: WordIndex, token: str) -> bool:
+    shown = readable(token, index.style)
+    return index.starts_word(token) and len(shown) >= 4 and shown.isalpha() and shown == shown.lower()
+
+
+def _query_ids(index: WordIndex, wanted: Sequence[str]) -> list[int]:
+    found = []
+    for word in wanted:
+        number = index.token(word) if index.style == "words" else None
+        number = index.find(word) if number is None else number
+        number = index.token(word) if number is None else number
+        if number is None:
+            raise InputError(
+                f"neighbours.tokens: {word!r} is not among the tokens of this vocabulary; "
+                "give a whole word of it, or an exact token string"
+            )
+        found.append(number)
+    return found
+
+
+def _run_neighbours(context: Context) -> Outcome:
+    section, run_id = context.config.neighbours, context.config.run_id
+    tokens, counts = read_tokens(context.tables, run_id)
+    index = WordIndex(tokens)
+    wanted = _query_ids(index, section.tokens) or middle_tokens(tokens, counts, section.min_count)
+    queries = np.asarray(wanted, np.int64)
+    if len(tokens) <= section.driver_vectors:
+        matrix = read_vectors(context.tables, run_id, section.combine).matrix
+        allowed = counts >= section.min_count
+        ids, cosine = top_k(matrix, matrix[queries], section.count, allowed=allowed, exclude=queries)
+    else:
+        ids, cosine = distributed(
+            context.tables, run_id, section.combine, queries, section.count, min_count=section.min_count
+        )
+
+    def entry(token_id: int) -> dict[str, Any]:
+        token = tokens[token_id]
+        shown = readable(token, index.style)
+        return {"token_id": token_id, "token": token, "shown": shown, "count": int(counts[token_id])}
+
+    lists = [
+        {
+            **entry(int(query)),
+            "neighbours": [
+                {**entry(int(i)), "cosine": round(float(c), 6)} for i, c in zip(row, values, strict=True) if i >= 0
+            ],
+        }
+        for query, row, values in zip(queries, ids, cosine, strict=True)
+    ]
+    path = context.run.path(NEIGHBOURS_FILE)
+    storage.write_json(path, {"run_id": run_id, "combine": section.combine, "style": index.style, "lists": lists})
+    lines = [f"{item['shown']}: {', '.join(n['shown'] for n in item['neighbours'])}" for item in lists]
+    return Outcome(outputs={"paths": [path], "queries": len(lists)}, lines=lines)
+
+
+EXPORT = Stage(name="export", sections=("export",), key=_key, inputs=_inputs, run=_run_export, check=_check_export)
+NEIGHBOURS = Stage(name="neighbours", sections=("neighbours",), key=_key, inputs=_inputs, run=_run_neighbours)
