@@ -46,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=HELP[name], description=HELP[name].capitalize() + ".")
         _add_configuration(command)
         command.add_argument("--force", action="store_true", help="run even what is already done")
+        if name in ("train", "pipeline"):
+            command.add_argument("--batches", metavar="A,B|all", help="batches to train on (train.batches)")
         if name == "neighbours":
             command.add_argument("--tokens", metavar="A,B", help="tokens to look up (neighbours.tokens)")
         if name == "verify":
@@ -71,6 +73,8 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
 
 def _configuration(options: argparse.Namespace) -> Config:
     flags = {"warehouse": options.warehouse, "run_id": options.run_id, "corpus.batch_id": options.batch_id}
+    if getattr(options, "batches", None):
+        flags["train.batches"] = options.batches
     if getattr(options, "tokens", None):
         flags["neighbours.tokens"] = [token for token in options.tokens.split(",") if token]
     return load_config(options.config, options.set, flags)

@@ -13,6 +13,9 @@ Exit codes (also of ``spark-submit`` in client mode):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
@@ -43,9 +46,20 @@ class InputError(WalsSparkError):
 
 
 class GateError(WalsSparkError):
-    """A quality gate refused the result; nothing was published."""
+    """A quality gate refused the result; nothing was published.
+
+    Parameters
+    ----------
+    message : str
+    details : mapping, optional
+        The figures behind the refusal, as plain JSON values: they go into the stage's manifest.
+    """
 
     exit_code = EXIT_GATE
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.details = dict(details or {})
 
 
 class TransientError(WalsSparkError):

@@ -59,7 +59,8 @@ class Manifest:
     ----------
     stage, key : str
         Which stage and which of its outputs (a batch id, a run id or "current").
-    state : {"running", "complete"}
+    state : {"running", "complete", "refused"}
+        refused: a quality gate said no; ``outputs["refused"]`` has the reason.
     fingerprint : str
         Of the configuration sections and the inputs that determine the output.
     run_id : str
@@ -125,6 +126,11 @@ class ManifestStore:
             raise InputError(
                 f"{stage} {key!r} is not in the warehouse {self.warehouse}; run `wals-spark {stage}` "
                 "(or `wals-spark pipeline`) with this configuration first"
+            )
+        if manifest.state == "refused":
+            raise InputError(
+                f"{stage} {key!r} in {self.warehouse} was refused by its quality gate in run {manifest.run_id!r}: "
+                f"{manifest.outputs.get('refused')}"
             )
         if not manifest.complete:
             raise InputError(

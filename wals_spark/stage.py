@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from wals_spark import schemas, storage
 from wals_spark.cluster.failures import translated
 from wals_spark.config import Config, fingerprint
-from wals_spark.errors import InputError
+from wals_spark.errors import GateError, InputError
 from wals_spark.runs import Manifest, ManifestStore, Run, RunLock, now, package_versions
 from wals_spark.tables import TableStore, open_tables
 
@@ -240,8 +240,13 @@ def _run(
     context.run.status(stage=stage.name, state="running")
     context.inputs, context.fingerprint = inputs, expected
     logger.info("%s: starting", stage.name)
-    with translated():
-        outcome = stage.run(context)
+    try:
+        with translated(), storage.explained(stage.name):
+            outcome = stage.run(context)
+    except GateError as error:
+        refused = {"refused": str(error), **error.details}
+        context.manifests.write(Manifest(**{**manifest.__dict__, "state": "refused", "outputs": refused}))
+        raise
     seconds = round(time.monotonic() - started, 3)
     write_metrics(context, stage.label(context.config) or stage.name, [*outcome.metrics, Metric("seconds", seconds)])
     manifest = Manifest(

@@ -24,7 +24,7 @@ from wals_spark.errors import InputError, TransientError
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
 _SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
-_ACCESS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ACCESS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def is_local(uri: str) -> bool:
@@ -70,7 +70,7 @@ def explained(action: str) -> Iterator[None]:
         if error.errno in _SPACE_ERRORS:
             raise TransientError(f"{action}: no space left on the device; free some and run again") from error
         if error.errno in _ACCESS_ERRORS or "Read-only file system" in str(error):
-            raise InputError(f"{action}: {error}; the warehouse must be writable") from error
+            raise InputError(f"{action}: {error}; this command must be able to read and write there") from error
         raise
 
 
