@@ -1,0 +1,146 @@
+"""The train stage over hand-made tables, in a local session with two slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from wals_spark import schemas
+from wals_spark.errors import ConfigError, InputError
+from wals_spark.factors.store import read_side
+from wals_spark.runs import Manifest
+from wals_spark.stage import run_stage
+from wals_spark.wals import reference
+from wals_spark.wals.objective import PRESETS
+from wals_spark.wals.stages import TRAIN
+
+pytestmark = pytest.mark.spark
+SIZE, UNIT = 40, 2520
+
+
+def symmetric_counts(seed: int = 0) -> np.ndarray:
+    counts = np.random.default_rng(seed).poisson(0.6, (SIZE, SIZE)) * (UNIT // 2)
+    counts = counts + counts.T
+    counts[7] = 0
+    counts[:, 7] = 0
+    return counts
+
+
+def write_counts(context: Any, batch: str, counts: np.ndarray, blocks: int = 3) -> None:
+    """The tables and the manifest that the co-occurrence stage leaves."""
+    with context.tables.staged(schemas.COOCCURRENCE, {"batch_id": batch}) as staging:
+        import os
+
+        for block in range(blocks):
+            rows, cols = np.nonzero(counts)
+            mine = rows % blocks == block
+            directory = f"{staging}/row_block={block}"
+            os.makedirs(directory)
+            pq.write_table(
+                pa.table(
+                    {
+                        "row_id": rows[mine].astype(np.int32),
+                        "col_id": cols[mine].astype(np.int32),
+                        "units": counts[rows[mine], cols[mine]].astype(np.int64),
+                    }
+                ),
+                f"{directory}/part-00000.parquet",
+            )
+    outputs = {
+        "unit": UNIT,
+        "symmetric": True,
+        "vocabulary_size": SIZE,
+        "vocabulary_hash": "h",
+        "semantics": {"window": 10},
+    }
+    context.manifests.write(Manifest("cooccurrence", batch, "complete", f"print-{batch}", "r", outputs=outputs))
+    vocabulary = pa.table(
+        {
+            "token_id": pa.array(range(SIZE), pa.int32()),
+            "token": [f"t{i}" for i in range(SIZE)],
+            "count": pa.array(range(SIZE, 0, -1), pa.int64()),
+            "document_count": pa.array([1] * SIZE, pa.int64()),
+            "is_special": [False] * SIZE,
+        }
+    )
+    context.tables.replace_rows(schemas.VOCABULARY, vocabulary, {})
+
+
+def test_factors_minimise_the_reference_objective(make_context: Any) -> None:
+    context = make_context(train__k=6, train__sweeps=60, train__tolerance=0)
+    counts = symmetric_counts()
+    write_counts(context, "default", counts)
+    manifest, ran = run_stage(context, TRAIN)
+    assert ran
+    u, v = (read_side(context.tables, "default", side) for side in ("row", "col"))
+    problem = reference.dense_problem(PRESETS["ppmi"], counts / UNIT)
+    b = np.zeros(SIZE)
+    best = reference.loss(problem, u.matrix, v.matrix, b, b)
+    assert best == pytest.approx(manifest.outputs["loss"], rel=1e-4)
+    improved, _ = reference.half_step(problem, v.matrix, b)
+    assert reference.loss(problem, improved, v.matrix, b, b) > best * (1 - 1e-3)
+    assert u.tokens[3] == "t3"
+    assert u.counts[3] == SIZE - 3
+    assert not u.matrix[7].any()
+    assert manifest.outputs["empty_rows"] == 1
+    assert not run_stage(context, TRAIN)[1]
+
+
+def test_batches_are_summed_exactly(make_context: Any) -> None:
+    first, second = symmetric_counts(1), symmetric_counts(2)
+    context = make_context(train__k=4, train__sweeps=3, train__tolerance=0)
+    write_counts(context, "a", first, blocks=2)
+    write_counts(context, "b", second, blocks=3)
+    apart = run_stage(context, TRAIN)[0].outputs["loss"]
+    whole = make_context(train__k=4, train__sweeps=3, train__tolerance=0, run_id="sum", train__batches=["s"])
+    write_counts(whole, "s", first + second)
+    assert run_stage(whole, TRAIN)[0].outputs["loss"] == apart
+
+
+def test_one_and_two_ranks_agree_bit_for_bit(make_context: Any) -> None:
+    losses = []
+    for workers in (1, 2):
+        context = make_context(
+            train__k=5, train__sweeps=4, train__tolerance=0, train__workers=workers, run_id=f"r{workers}"
+        )
+        write_counts(context, "default", symmetric_counts())
+        manifest, _ = run_stage(context, TRAIN)
+        assert manifest.outputs["ranks"] == workers
+        losses.append((manifest.outputs["loss"], read_side(context.tables, f"r{workers}", "row").matrix.tobytes()))
+    assert losses[0] == losses[1]
+
+
+def test_more_factors_than_tokens_are_refused(make_context: Any) -> None:
+    context = make_context(train__k=41)
+    write_counts(context, "default", symmetric_counts())
+    with pytest.raises(InputError, match=r"k is 41.*40 rows"):
+        run_stage(context, TRAIN)
+
+
+def test_more_workers_than_slots_are_refused(make_context: Any) -> None:
+    context = make_context(train__k=4, train__workers=5)
+    write_counts(context, "default", symmetric_counts())
+    with pytest.raises(ConfigError, match=r"needs 5 concurrent tasks.*offers 2.*train.workers=2"):
+        run_stage(context, TRAIN)
+
+
+def test_negative_counts_name_the_file_and_the_rank(make_context: Any) -> None:
+    context = make_context(train__k=4)
+    counts = symmetric_counts()
+    counts[2, 4] = -5
+    write_counts(context, "default", counts)
+    with pytest.raises(InputError, match=r"1 values are negative \(the least is -5\).*rank \d of 2 on"):
+        run_stage(context, TRAIN)
+
+
+def test_batches_counted_differently_are_refused(make_context: Any) -> None:
+    context = make_context(train__k=4)
+    write_counts(context, "a", symmetric_counts())
+    other = context.manifests.require("cooccurrence", "a")
+    context.manifests.write(Manifest(**{**other.__dict__, "key": "b", "outputs": {**other.outputs, "unit": 1}}))
+    with pytest.raises(InputError, match=r"'a' and 'b' cannot be added: unit is 2520 and 1"):
+        run_stage(context, TRAIN)

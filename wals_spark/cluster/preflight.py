@@ -1,0 +1,142 @@
+"""What must hold before a barrier stage starts: found out on the driver, in seconds, with the key to change."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wals_spark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+EXECUTORS_WAIT_S = 60.0
+SYNC_TIMEOUT = "spark.barrier.sync.timeout"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a barrier stage will run.
+
+    Attributes
+    ----------
+    ranks : int
+    device : {"cpu", "cuda"}
+    profile : ResourceProfile or None
+        None = the default: one task per slot.
+    """
+
+    ranks: int
+    device: str
+    profile: Any = None
+
+
+def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Placement:
+    """Decide on ranks, device and profile, or say everything that stands against it.
+
+    Parameters
+    ----------
+    spark : SparkSession
+    workers : int or None
+        Ranks asked for; None = every slot, or every GPU.
+    device : {"auto", "cpu", "cuda"}
+
+    Raises
+    ------
+    ConfigError
+        All problems at once, each with the configuration key, its value and what to set.
+    """
+    from wals_spark.cluster.profile import executor_gpus, rank_profile
+
+    conf = spark.sparkContext.getConf()
+    master = conf.get("spark.master", "")
+    local = master.startswith("local") and not master.startswith("local-cluster")
+    problems = []
+    if conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true":
+        problems.append(
+            "spark.dynamicAllocation.enabled is true, but barrier stages need a fixed set of executors; "
+            "set it to false and spark.executor.instances to the number you want"
+        )
+    if conf.get(SYNC_TIMEOUT) is None:
+        logger.warning("%s is not set: a barrier may wait a year for a lost task; set it to 1800", SYNC_TIMEOUT)
+    gpus = local_gpus() if local else executor_gpus(conf)
+    if device == "cuda" and not gpus:
+        where = "nvidia-smi lists none on this machine" if local else "spark.executor.resource.gpu.amount is not set"
+        problems.append(f"train.device is cuda, but {where}; set train.device=cpu, or give the executors GPUs")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    chosen = "cuda" if gpus and device != "cpu" else "cpu"
+    profile = rank_profile(spark) if chosen == "cuda" and not local else None
+    slots = available_slots(spark, profile, wanted=workers or expected_slots(conf))
+    if chosen == "cuda" and local:
+        slots = min(slots, gpus)
+    ranks = workers or slots
+    if ranks > slots or slots == 0:
+        what = "GPUs" if chosen == "cuda" else "task slots"
+        raise ConfigError(
+            f"training needs {max(ranks, 1)} concurrent tasks, but the cluster {master} offers {slots} {what}; "
+            f"add executors, set train.workers={max(slots, 1)}, or lower spark.task.cpus "
+            f"(now {conf.get('spark.task.cpus', '1')})"
+        )
+    return Placement(ranks, chosen, profile)
+
+
+def expected_slots(conf: Any) -> int:
+    """How many slots the configuration promises once every executor has registered; 1 where it does not say."""
+    cpus = int(conf.get("spark.task.cpus", "1"))
+    cluster = re.fullmatch(r"local-cluster\[\s*(\d+)\s*,\s*(\d+)\s*,\s*\d+\s*\]", conf.get("spark.master", ""))
+    if cluster:
+        return int(cluster[1]) * (int(cluster[2]) // cpus)
+    instances = conf.get("spark.executor.instances")
+    if instances is None:
+        return 1
+    return int(instances) * (int(conf.get("spark.executor.cores", "1")) // cpus)
+
+
+def available_slots(spark: SparkSession, profile: Any, wanted: int) -> int:
+    """Tasks that can run at the same time; waits for executors that are still registering."""
+    context = spark.sparkContext._jsc.sc()
+    manager = context.resourceProfileManager()
+    java_profile = manager.defaultResourceProfile() if profile is None else _java_profile(spark, profile)
+    deadline = time.monotonic() + EXECUTORS_WAIT_S
+    while True:
+        slots = int(context.maxNumConcurrentTasks(java_profile))
+        if slots >= wanted or time.monotonic() > deadline:
+            return slots
+        time.sleep(0.2)
+
+
+def _java_profile(spark: SparkSession, profile: Any) -> Any:
+    # The Java twin of a profile that was built before the session is made on first use.
+    from pyspark.resource import ExecutorResourceRequests, TaskResourceRequests
+
+    jvm = spark.sparkContext._jvm
+    builder = jvm.org.apache.spark.resource.ResourceProfileBuilder()
+    tasks = TaskResourceRequests(jvm, profile.taskResources)
+    builder.require(tasks._java_task_resource_requests)
+    if profile.executorResources:
+        builder.require(ExecutorResourceRequests(jvm, profile.executorResources)._java_executor_resource_requests)
+        java_profile = builder.build()
+    else:
+        java_profile = jvm.org.apache.spark.resource.TaskResourceProfile(builder.taskResources())
+    return java_profile
+
+
+def local_gpus() -> int:
+    """GPUs of this machine that this process may use; asked without touching CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0

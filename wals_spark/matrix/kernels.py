@@ -1,0 +1,83 @@
+"""Compiled loops of the CSR construction; `wals_spark.matrix.csr` holds the interface.
+
+Importing this module imports numba, so it is imported inside functions. Compiled code is cached on disk.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+OVERFLOW = -1
+
+
+@njit(cache=True, nogil=True)
+def count_rows(rows, counts):  # type: ignore[no-untyped-def]  # numba infers the types
+    """``counts[r] += 1`` for every cell."""
+    for t in range(len(rows)):
+        counts[rows[t]] += 1
+
+
+@njit(cache=True, nogil=True)
+def scatter(rows, cols, values, cursor, out_cols, out_values):  # type: ignore[no-untyped-def]
+    """Append every cell to its row: a stable counting sort by row."""
+    for t in range(len(rows)):
+        at = cursor[rows[t]]
+        out_cols[at] = cols[t]
+        out_values[at] = values[t]
+        cursor[rows[t]] = at + 1
+
+
+@njit(cache=True, nogil=True)
+def order_rows(indptr, cols, values):  # type: ignore[no-untyped-def]
+    """Sort every row by (column, value) where it is not sorted yet; returns the number of repeated cells."""
+    repeated = 0
+    for i in range(len(indptr) - 1):
+        start, stop = indptr[i], indptr[i + 1]
+        rising = True
+        for t in range(start + 1, stop):
+            if cols[t] <= cols[t - 1]:
+                rising = False
+                break
+        if rising:
+            continue
+        # By value first, then stably by column, so that sums of repeated cells do not depend on arrival.
+        by_value = np.argsort(values[start:stop], kind="mergesort")
+        order = by_value[np.argsort(cols[start:stop][by_value], kind="mergesort")]
+        cols[start:stop] = cols[start:stop][order]
+        values[start:stop] = values[start:stop][order]
+        for t in range(start + 1, stop):
+            if cols[t] == cols[t - 1]:
+                repeated += 1
+    return repeated
+
+
+@njit(cache=True, nogil=True)
+def merge_repeated(indptr, cols, values, new_indptr, checked):  # type: ignore[no-untyped-def]
+    """Sum repeated cells in place; returns the cells left, or `OVERFLOW` when an integer sum wraps."""
+    at = 0
+    for i in range(len(indptr) - 1):
+        begin = at
+        for t in range(indptr[i], indptr[i + 1]):
+            if at > begin and cols[at - 1] == cols[t]:
+                total = values[at - 1] + values[t]
+                if checked and total < values[t]:
+                    return OVERFLOW
+                values[at - 1] = total
+            else:
+                cols[at] = cols[t]
+                values[at] = values[t]
+                at += 1
+        new_indptr[i + 1] = at
+    return at
+
+
+@njit(cache=True, nogil=True)
+def add_at(index, values, sums, checked):  # type: ignore[no-untyped-def]
+    """``sums[index] += values``; False when an integer sum wraps."""
+    for t in range(len(index)):
+        total = sums[index[t]] + values[t]
+        if checked and total < values[t]:
+            return False
+        sums[index[t]] = total
+    return True

@@ -1,0 +1,218 @@
+"""Checkpoints of a training: Parquet shards by range of ids, one manifest written last.
+
+::
+
+    <directory>/half-00007/row-00000.parquet ...   id, vector: the side solved in half-sweep 7
+    <directory>/half-00007/_manifest.json          written when every shard of every rank is there
+
+A manifest names the shards of both sides; those of the side that was held fixed stand in the directory of the
+half-sweep before. A directory without a manifest does not exist for a resume. Nothing depends on the number of
+ranks, so a training may resume with another one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import posixpath
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wals_spark import storage
+from wals_spark.cluster.group import Group
+from wals_spark.errors import InputError
+from wals_spark.wals.sides import SIDES
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MANIFEST = "_manifest.json"
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a training stands.
+
+    Attributes
+    ----------
+    half : int
+        Half-sweeps done.
+    losses : list of float
+        After each of them.
+    factors : mapping of side to array of shape (size, width)
+    """
+
+    half: int
+    losses: list[float]
+    factors: dict[str, np.ndarray]
+
+
+def directory_of(directory: str, half: int) -> str:
+    """Where the checkpoint after `half` half-sweeps stands."""
+    return storage.join(directory, f"half-{half:05d}")
+
+
+def shard_range(size: int, rank: int, ranks: int) -> slice:
+    """The ids that a rank writes."""
+    return slice(size * rank // ranks, size * (rank + 1) // ranks)
+
+
+def encode_shard(first_id: int, vectors: np.ndarray) -> bytes:
+    """Rows of factors as a Parquet file of (id int64, vector list<float or double>)."""
+    width = vectors.shape[1]
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * width) if width * len(vectors) < 2**31 else None
+    lists = (
+        pa.ListArray.from_arrays(offsets, flat)
+        if offsets is not None
+        else pa.LargeListArray.from_arrays(pa.array(np.arange(len(vectors) + 1, dtype=np.int64) * width), flat)
+    )
+    ids = pa.array(np.arange(first_id, first_id + len(vectors), dtype=np.int64))
+    sink = pa.BufferOutputStream()
+    # Factors are noise to a compressor and to a dictionary.
+    pq.write_table(pa.table({"id": ids, "vector": lists}), sink, compression="none", use_dictionary=False)
+    return sink.getvalue().to_pybytes()
+
+
+def decode_shard(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and vectors of a shard."""
+    table = pq.read_table(pa.BufferReader(content)).combine_chunks()
+    ids = table["id"].to_numpy()
+    flat = table["vector"].combine_chunks().flatten().to_numpy()
+    return ids, flat.reshape(len(ids), -1)
+
+
+def save(
+    group: Group,
+    directory: str,
+    state: State,
+    solved: Sequence[str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the sides in `solved`, every rank its range of ids, then the manifest; then remove old checkpoints.
+
+    Parameters
+    ----------
+    group : Group
+    directory : str
+        Of all checkpoints of this training.
+    state : State
+    solved : sides that have changed since the checkpoint before
+    facts : mapping
+        What must be equal for a resume, and is compared: see `load`.
+    """
+    here = directory_of(directory, state.half)
+    entries: list[dict[str, Any]] = []
+    for side in solved:
+        vectors = state.factors[side]
+        ids = shard_range(len(vectors), group.rank, group.size)
+        name = f"{side}-{group.rank:05d}.parquet"
+        content = encode_shard(ids.start, vectors[ids])
+        storage.write_bytes(storage.join(here, name), content)
+        path = posixpath.join(posixpath.basename(here), name)
+        entries.append({"side": side, "path": path, "bytes": len(content), "crc32": zlib.crc32(content)})
+    shards = [entry for text in group.gather_text(json.dumps(entries)) for entry in json.loads(text)]
+    if group.rank != 0:
+        return
+    for side in SIDES:
+        if side not in solved:
+            shards += [entry for entry in _manifest(directory, state.half - 1)["shards"] if entry["side"] == side]
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "half": state.half,
+        "losses": state.losses,
+        "sizes": {side: len(state.factors[side]) for side in SIDES},
+        "facts": dict(facts),
+        "shards": shards,
+    }
+    storage.write_json(storage.join(here, MANIFEST), manifest)
+    _remove_old(directory, manifest)
+
+
+def _manifest(directory: str, half: int) -> dict[str, Any]:
+    return storage.read_json(storage.join(directory_of(directory, half), MANIFEST))
+
+
+def _remove_old(directory: str, manifest: Mapping[str, Any]) -> None:
+    """Remove the checkpoints that neither the last `KEPT` nor the shards of the newest need."""
+    needed = {entry["path"].split("/")[0] for entry in manifest["shards"]}
+    halves = [half for half in halves_in(directory) if half <= manifest["half"]]
+    needed |= {posixpath.basename(directory_of(directory, half)) for half in halves[-KEPT:]}
+    for half in halves:
+        path = directory_of(directory, half)
+        if posixpath.basename(path) not in needed:
+            storage.remove(path)
+
+
+def halves_in(directory: str) -> list[int]:
+    """The numbers of the directories of checkpoints, rising, complete or not."""
+    names = (posixpath.basename(info.path) for info in storage.list_files(directory) if not info.is_file)
+    return sorted(int(name.removeprefix("half-")) for name in names if name.startswith("half-"))
+
+
+def load(directory: str, facts: Mapping[str, Any]) -> State | None:
+    """The newest whole checkpoint, or None.
+
+    A checkpoint whose shards are lost or damaged is passed over for the one before, with a warning: what was
+    computed since is computed again.
+
+    Raises
+    ------
+    InputError
+        The checkpoint belongs to another matrix, objective or width.
+    """
+    for half in reversed(halves_in(directory)):
+        path = storage.join(directory_of(directory, half), MANIFEST)
+        if not storage.exists(path):
+            continue
+        manifest = storage.read_json(path)
+        different = {
+            name: (manifest["facts"].get(name), value)
+            for name, value in facts.items()
+            if manifest["facts"].get(name) != value
+        }
+        if different:
+            found = "; ".join(f"{name} {old} there, {new} here" for name, (old, new) in different.items())
+            raise InputError(
+                f"the checkpoints in {directory} belong to another training: {found}; use another run id or "
+                "remove that directory"
+            )
+        try:
+            return State(half, list(manifest["losses"]), _read_factors(directory, manifest))
+        except _DamagedError as error:
+            logger.warning("checkpoint after half-sweep %d is damaged and passed over: %s", half, error)
+    return None
+
+
+class _DamagedError(Exception):
+    """A shard is not what its manifest says."""
+
+
+def _read_factors(directory: str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    factors: dict[str, np.ndarray] = {}
+    for side in SIDES:
+        size = manifest["sizes"][side]
+        seen = 0
+        for entry in (entry for entry in manifest["shards"] if entry["side"] == side):
+            path = storage.join(directory, entry["path"])
+            if not storage.exists(path):
+                raise _DamagedError(f"{path} is not there")
+            content = storage.read_bytes(path)
+            if len(content) != entry["bytes"] or zlib.crc32(content) != entry["crc32"]:
+                raise _DamagedError(f"{path} has {len(content)} bytes, {entry['bytes']} with another content expected")
+            ids, vectors = decode_shard(content)
+            if side not in factors:
+                factors[side] = np.zeros((size, vectors.shape[1]), vectors.dtype)
+            if len(ids):
+                factors[side][ids] = vectors
+            seen += len(ids)
+        if seen != size:
+            raise _DamagedError(f"side {side} has {seen} of {size} rows")
+    return factors

@@ -1,0 +1,169 @@
+"""The exact half-step on a CPU: per row, a weighted Gramian by ``syrk`` and a Cholesky solve.
+
+Importing this module imports numba; `wals_spark.wals.reference` is its NumPy twin.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from wals_spark.wals.lapack import call_by_address
+
+LOWER, PLAIN = ord("L"), ord("N")
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
+    functions, rows, indptr, indices, m, d, features, h, gramian, g, ridge, rho, held, out, row_loss, failed, tile
+):
+    """Solve ``A_i u_i = rhs_i`` for some rows.
+
+    ::
+
+        A_i   = rho g_i G + sum_t d_t z_t z_t^T + lambda_i I
+        rhs_i = sum_t (d_t + rho g_i h_t) m_t z_t - A_i[:, held] x_held
+        loss  = c_i - rhs_i.u - u.(rhs_i - A_i u)
+
+    Parameters
+    ----------
+    functions : uintp array of shape (3,)
+        See `wals_spark.wals.lapack.addresses`; of the dtype of `features`.
+    rows : int64 array
+        Which rows to solve.
+    indptr, indices, m, d : CSR of targets and extra weights
+    features : array of shape (n, K)
+        z_j; its last ``held.shape[1]`` coordinates have a given value on the solved side.
+    h : array of shape (n,)
+    gramian : array of shape (K, K)
+        G = sum_j h_j z_j z_j^T.
+    g : array of shape (rows,)
+    ridge : array of shape (rows, free)
+        The diagonal that is added, lambda_i for factors and 0 for a bias.
+    rho : float
+    held : float64 array of shape (rows, K - free)
+    out : array of shape (rows, free), written
+    row_loss : float64 array of shape (rows,), written
+        The row's part of the objective, its regularisation included.
+    failed : int8 array of shape (rows,), written
+        1 where A_i is not positive definite.
+    tile : int
+        Cells that are gathered at once.
+    """
+    width = features.shape[1]
+    fixed = held.shape[1]
+    free = width - fixed
+    dtype = features.dtype
+    a = np.empty((width, width), dtype)  # column-major for BLAS; its lower triangle is ours upper
+    factor = np.empty((free, free), dtype)
+    gathered = np.empty((tile, width), dtype)
+    partial = np.empty(width, dtype)
+    rhs = np.empty(width, np.float64)
+    reduced = np.empty(free, np.float64)
+    x = np.empty(free, dtype)
+    residual = np.empty(free, np.float64)
+    one = np.ones(1, dtype)
+    sign = np.ones(1, dtype)
+    sizes = np.zeros(4, np.int32)
+    sizes[0], sizes[2], sizes[3] = width, free, 1
+    info = np.zeros(1, np.int32)
+    lower = np.full(1, LOWER, np.uint8)
+    plain = np.full(1, PLAIN, np.uint8)
+    at_width, at_count = sizes.ctypes.data, sizes[1:].ctypes.data
+    at_free, at_single = sizes[2:].ctypes.data, sizes[3:].ctypes.data
+    for i in rows:
+        start, stop = indptr[i], indptr[i + 1]
+        if start == stop:
+            out[i, :] = 0
+            row_loss[i] = 0.0
+            continue
+        scale = rho * g[i]
+        for p in range(width):
+            for q in range(p, width):
+                a[p, q] = scale * gramian[p, q]
+        rhs[:] = 0.0
+        constant = 0.0
+        begin = start
+        while begin < stop:
+            end = min(begin + tile, stop)
+            front, back = 0, tile
+            partial[:] = 0
+            for t in range(begin, end):
+                j = indices[t]
+                weight = d[t]
+                coefficient = (weight + scale * h[j]) * m[t]
+                constant += float(coefficient) * m[t]
+                # Negative extra weights are gathered from the back and subtracted.
+                if weight >= 0:
+                    at = front
+                    front += 1
+                else:
+                    back -= 1
+                    at = back
+                root = np.sqrt(abs(weight))
+                for q in range(width):
+                    z = features[j, q]
+                    partial[q] += coefficient * z
+                    gathered[at, q] = root * z
+            for q in range(width):
+                rhs[q] += partial[q]
+            if front > 0:
+                sizes[1], sign[0] = front, 1
+                call_by_address(
+                    functions[0],
+                    (
+                        lower.ctypes.data, plain.ctypes.data, at_width, at_count, one.ctypes.data,
+                        gathered.ctypes.data, at_width, one.ctypes.data, a.ctypes.data, at_width,
+                    ),
+                )  # fmt: skip
+            if back < tile:
+                sizes[1], sign[0] = tile - back, -1
+                call_by_address(
+                    functions[0],
+                    (
+                        lower.ctypes.data, plain.ctypes.data, at_width, at_count, sign.ctypes.data,
+                        gathered[back:].ctypes.data, at_width, one.ctypes.data, a.ctypes.data, at_width,
+                    ),
+                )  # fmt: skip
+            begin = end
+        for p in range(free):
+            shift = 0.0
+            for q in range(fixed):
+                shift += a[p, free + q] * held[i, q]
+            reduced[p] = rhs[p] - shift
+        for p in range(fixed):
+            constant -= 2.0 * rhs[free + p] * held[i, p]
+            for q in range(p, fixed):
+                twice = 1.0 if p == q else 2.0
+                constant += twice * a[free + p, free + q] * held[i, p] * held[i, q]
+        for p in range(free):
+            a[p, p] += ridge[i, p]
+            x[p] = reduced[p]
+            for q in range(p, free):
+                factor[p, q] = a[p, q]
+        call_by_address(functions[1], (lower.ctypes.data, at_free, factor.ctypes.data, at_free, info.ctypes.data))
+        if info[0] != 0:
+            failed[i] = 1
+            continue
+        call_by_address(
+            functions[2],
+            (
+                lower.ctypes.data, at_free, at_single, factor.ctypes.data, at_free,
+                x.ctypes.data, at_free, info.ctypes.data,
+            ),
+        )  # fmt: skip
+        for p in range(free):
+            residual[p] = reduced[p]
+        for p in range(free):
+            upper = 0.0
+            value = float(x[p])
+            for q in range(p + 1, free):
+                entry = float(a[p, q])
+                upper += entry * x[q]
+                residual[q] -= entry * value
+            residual[p] -= upper + float(a[p, p]) * value
+        loss = constant
+        for p in range(free):
+            out[i, p] = x[p]
+            loss -= (reduced[p] + residual[p]) * x[p]
+        row_loss[i] = loss

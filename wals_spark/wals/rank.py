@@ -1,0 +1,391 @@
+"""The program of one rank: read, exchange, alternate, checkpoint, write. Imports no pyspark.
+
+Every rank runs the same half-sweeps: the Gramian of the fixed side, the own rows of the other side, the solved
+rows to everyone, the loss. All decisions are taken from numbers that are equal on all ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wals_spark import storage
+from wals_spark.cluster.group import Group
+from wals_spark.errors import InputError, WalsSparkError
+from wals_spark.factors import gauge
+from wals_spark.matrix.cells import read_share
+from wals_spark.wals import checkpoint
+from wals_spark.wals.exchange import gramian, over_pieces, publish
+from wals_spark.wals.initial import initial_factors
+from wals_spark.wals.objective import Objective
+from wals_spark.wals.sides import SIDES, Side, make_sides
+from wals_spark.wals.solver import CpuSolver, Solver, System
+
+logger = logging.getLogger(__name__)
+
+RISE_ALLOWED = {"float32": 1e-5, "float64": 1e-9}
+
+
+class DivergedError(WalsSparkError):
+    """The loss of an exact solver rose, or is not a number: a bug or a broken machine, never the data."""
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """What every rank is told; plain JSON values.
+
+    Attributes
+    ----------
+    files : tuple of str
+        The matrix, in any order.
+    value : str
+        Column of the values.
+    shape : (m, n)
+    symmetric : bool
+    unit : int
+        Values are divided by it.
+    objective : Objective
+    k, sweeps, tolerance, seed, precision, gauge_power
+        See the configuration.
+    directory : str
+        Of checkpoints, status and result.
+    facts : dict
+        Identity of the training, compared on resume.
+    threads : int
+    device : {"cpu", "cuda"}
+    checkpoint_every : int
+        Half-sweeps.
+    duplicates : {"sum", "refuse"}
+    """
+
+    files: tuple[str, ...]
+    shape: tuple[int, int]
+    symmetric: bool
+    unit: int
+    objective: Objective
+    k: int
+    sweeps: int
+    tolerance: float
+    seed: int
+    directory: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    value: str = "units"
+    precision: str = "float32"
+    gauge_power: float = 0.5
+    threads: int = 1
+    device: str = "cpu"
+    checkpoint_every: int = 1
+    duplicates: str = "sum"
+
+    def to_json(self) -> str:
+        """As text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> RankTask:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        return cls(
+            **{
+                **data,
+                "files": tuple(data["files"]),
+                "shape": tuple(data["shape"]),
+                "objective": Objective(**data["objective"]),
+            }
+        )
+
+    @property
+    def status_path(self) -> str:
+        """The file that rank 0 rewrites after every half-sweep."""
+        return storage.join(self.directory, "status.json")
+
+    @property
+    def checkpoints(self) -> str:
+        """Directory of the checkpoints."""
+        return storage.join(self.directory, "checkpoints")
+
+    @property
+    def result(self) -> str:
+        """Directory of the final factors."""
+        return storage.join(self.directory, "result")
+
+
+class Phases:
+    """Seconds spent in each kind of work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+class Model:
+    """Both sides' factors as every rank holds them.
+
+    A row of `arrays["row"]` is ``[u_i]``, or ``[u_i, b_i]`` with biases; of `arrays["col"]` likewise. Seen from
+    the other side it becomes ``[u_i, 1, b_i]``: its last coordinate meets a held 1.
+    """
+
+    def __init__(self, k: int, bias: bool, arrays: dict[str, np.ndarray]) -> None:
+        self.k, self.bias, self.arrays = k, bias, arrays
+
+    def features(self, side: str) -> np.ndarray:
+        """z_j of a side; shape (size, k), or (size, k + 2) with biases."""
+        x = self.arrays[side]
+        if not self.bias:
+            return x
+        return np.hstack([x[:, : self.k], np.ones((len(x), 1), x.dtype), x[:, self.k :]])
+
+    def held(self, rows: int) -> np.ndarray:
+        """The values of the held coordinates; shape (rows, 0), or (rows, 1) with biases."""
+        return np.ones((rows, int(self.bias)))
+
+    def ridge(self, lambdas: np.ndarray) -> np.ndarray:
+        """The added diagonal: lambda_i for factors, nothing for a bias."""
+        ridge = np.repeat(lambdas[:, None], self.k + int(self.bias), axis=1)
+        ridge[:, self.k :] = 0.0
+        return ridge
+
+    def regularization(self, group: Group, side: str, lambdas: np.ndarray) -> float:
+        """``sum_i lambda_i |u_i|^2`` in float64."""
+        x = self.arrays[side]
+
+        def part(piece: slice) -> np.ndarray:
+            return lambdas[piece] @ (x[piece, : self.k].astype(np.float64) ** 2).sum(1)
+
+        return float(np.sum(over_pieces(group, len(x), (), part)))
+
+
+def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Train, from the newest checkpoint if there is one; returns facts, the same on every rank.
+
+    Parameters
+    ----------
+    task : RankTask
+    group : Group
+    after_half : callable, optional
+        Called with the number of half-sweeps done, after their checkpoint.
+    """
+    from threadpoolctl import threadpool_limits
+
+    phases = Phases()
+    with threadpool_limits(task.threads, user_api="blas"):
+        with phases("read"):
+            cells = read_share(task.files, group.rank, group.size, task.shape, task.value)
+        with phases("place"):
+            row, col = make_sides(
+                group,
+                cells,
+                task.shape,
+                task.objective,
+                symmetric=task.symmetric,
+                unit=task.unit,
+                k=task.k,
+                dtype=np.dtype(task.precision),
+                duplicates=task.duplicates,
+            )
+            del cells
+        sides = {"row": row, "col": col}
+        state = checkpoint.load(task.checkpoints, task.facts)
+        resumed_at = state.half if state is not None else 0
+        if state is None:
+            state = checkpoint.State(0, [], _start(task, sides))
+        else:
+            logger.info("rank %d resumes after half-sweep %d", group.rank, state.half)
+        model = Model(task.k, task.objective.bias == "free", state.factors)
+        state = _alternate(task, group, sides, model, state, phases, after_half)
+        with phases("write"):
+            written, singular = _write_result(task, group, model)
+    empty = {f"empty_{side}s": int((sides[side].cells == 0).sum()) for side in SIDES}
+    return {
+        "half_sweeps": state.half,
+        "losses": state.losses,
+        "converged": state.half < 2 * task.sweeps or _converged(state.losses, task.tolerance),
+        "resumed_at": resumed_at,
+        "nnz": int(row.cells.sum()),
+        **empty,
+        "singular_values": singular,
+        "files": written,
+        "seconds": {name: round(seconds, 3) for name, seconds in phases.seconds.items()},
+        "peak_memory_bytes": peak_memory(),
+        "ranks": group.size,
+    }
+
+
+def _start(task: RankTask, sides: dict[str, Side]) -> dict[str, np.ndarray]:
+    """Random columns, zero rows: rows are solved first. Empty columns are zero from the start."""
+    width = task.k + int(task.objective.bias == "free")
+    arrays = {side: np.zeros((sides[side].size, width), task.precision) for side in SIDES}
+    filled = np.flatnonzero(sides["col"].cells)
+    arrays["col"][filled, : task.k] = initial_factors(task.seed, "col", filled, task.k)
+    return arrays
+
+
+def _alternate(
+    task: RankTask,
+    group: Group,
+    sides: dict[str, Side],
+    model: Model,
+    state: checkpoint.State,
+    phases: Phases,
+    after_half: Callable[[int], None] | None,
+) -> checkpoint.State:
+    """Half-sweeps until the loss stands still or the sweeps are used up."""
+    solver: Solver = make_solver(task)
+    losses = list(state.losses)
+    half = state.half
+    saved = half
+    started, first = time.monotonic(), half
+    while half < 2 * task.sweeps and not (half % 2 == 0 and _converged(losses, task.tolerance)):
+        name, other = SIDES[half % 2], SIDES[1 - half % 2]
+        side, fixed = sides[name], sides[other]
+        with phases("gramian"):
+            features = model.features(other)
+            g = gramian(group, features, fixed.weights)
+        system = System(
+            features,
+            fixed.weights,
+            g,
+            task.objective.rho,
+            model.held(len(side.rows)),
+            model.ridge(side.ridge[side.rows]),
+        )
+        with phases("solve"):
+            solved, row_loss = solver.solve(side, system)
+        with phases("exchange"):
+            publish(group, side.owner, side.rows, solved, model.arrays[name])
+            all_losses = np.zeros(side.size)
+            publish(group, side.owner, side.rows, row_loss, all_losses)
+            loss = float(all_losses.sum()) + model.regularization(group, other, fixed.ridge)
+        half += 1
+        _check_loss(loss, losses, task, half)
+        losses.append(loss)
+        last = half == 2 * task.sweeps or (half % 2 == 0 and _converged(losses, task.tolerance))
+        if half - saved >= task.checkpoint_every or last:
+            with phases("checkpoint"):
+                changed = (name,) if half - saved == 1 and saved > 0 else SIDES
+                state = checkpoint.State(half, losses, model.arrays)
+                checkpoint.save(group, task.checkpoints, state, changed, task.facts)
+            saved = half
+        if group.rank == 0:
+            storage.write_json(
+                task.status_path, _status(task, losses, half, first, time.monotonic() - started, side, phases)
+            )
+        if after_half is not None:
+            after_half(half)
+    return checkpoint.State(half, losses, model.arrays)
+
+
+def make_solver(task: RankTask) -> Solver:
+    """The solver for the device of the task."""
+    if task.device == "cuda":
+        from wals_spark.wals.kernels_torch import TorchSolver
+
+        return TorchSolver("cuda")
+    return CpuSolver(task.threads)
+
+
+def _converged(losses: list[float], tolerance: float) -> bool:
+    """Whether the last sweep lowered the loss by less than the tolerance, relatively."""
+    return len(losses) >= 4 and losses[-3] - losses[-1] < tolerance * abs(losses[-3])
+
+
+def _check_loss(loss: float, losses: list[float], task: RankTask, half: int) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss after half-sweep {half} is {loss}; expected a finite number")
+    if losses and loss > losses[-1] + RISE_ALLOWED[task.precision] * abs(losses[-1]):
+        raise DivergedError(
+            f"the loss rose from {losses[-1]!r} to {loss!r} in half-sweep {half} although every row was solved "
+            f"exactly; try train.precision: float64 (now {task.precision}) or more regularisation, and report this"
+        )
+
+
+def _status(
+    task: RankTask, losses: list[float], half: int, first: int, seconds: float, side: Side, phases: Phases
+) -> dict[str, Any]:
+    per_half = seconds / max(1, half - first)
+    change = (losses[-2] - losses[-1]) / abs(losses[-2]) if len(losses) > 1 and losses[-2] else None
+    return {
+        "half_sweep": half,
+        "half_sweeps": 2 * task.sweeps,
+        "sweep": (half + 1) // 2,
+        "side": SIDES[(half - 1) % 2],
+        "loss": losses[-1],
+        "relative_change": change,
+        "seconds_per_half_sweep": round(per_half, 3),
+        "cells_per_s": int(side.cells.sum() / per_half) if per_half > 0 else None,
+        "eta_s": round(per_half * (2 * task.sweeps - half), 1),
+        "peak_memory_bytes": peak_memory(),
+        "seconds": {name: round(value, 3) for name, value in phases.seconds.items()},
+    }
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _write_result(task: RankTask, group: Group, model: Model) -> tuple[list[dict[str, Any]], list[float]]:
+    """Both sides in the canonical gauge, every rank its range of ids; returns the shards and singular values."""
+    k = task.k
+    u, v = model.arrays["row"], model.arrays["col"]
+    r_u, r_v = (_triangular_factor(group, x[:, :k]) for x in (u, v))
+    t_u, t_v, singular = gauge.gauge_transforms(r_u, r_v, task.gauge_power)
+    extremes = over_pieces(group, len(u), (k,), lambda piece: gauge.column_extremes(u[piece, :k] @ t_u))
+    t_u, t_v = gauge.fix_signs(t_u, t_v, gauge.column_extremes(np.stack(extremes)))
+    entries = []
+    for side, x, t in (("row", u, t_u), ("col", v, t_v)):
+        ids = checkpoint.shard_range(len(x), group.rank, group.size)
+        vectors = (x[ids, :k] @ t).astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise DivergedError(f"factors of side {side} are not finite after the change of gauge")
+        bias = x[ids, k] if model.bias else np.zeros(len(vectors), np.float32)
+        path = storage.join(task.result, f"{side}-{group.rank:05d}.parquet")
+        storage.write_bytes(path, encode_result(ids.start, vectors, bias.astype(np.float32)))
+        entries.append({"side": side, "path": path, "rows": len(vectors)})
+    shards = [entry for text in group.gather_text(json.dumps(entries)) for entry in json.loads(text)]
+    return shards, [float(value) for value in singular]
+
+
+def _triangular_factor(group: Group, x: np.ndarray) -> np.ndarray:
+    k = x.shape[1]
+    parts = over_pieces(group, len(x), (k, k), lambda piece: gauge.triangular_factor(x[piece]))
+    return gauge.stack_factors(parts, k)
+
+
+def encode_result(first_id: int, vectors: np.ndarray, bias: np.ndarray) -> bytes:
+    """Rows of the result as a Parquet file of (token_id int32, vector list<float>, bias float)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count, width = vectors.shape
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width).cast(pa.list_(pa.float32()))
+    ids = pa.array(np.arange(first_id, first_id + count, dtype=np.int32))
+    sink = pa.BufferOutputStream()
+    table = pa.table({"token_id": ids, "vector": lists, "bias": pa.array(bias)})
+    pq.write_table(table, sink, compression="none", use_dictionary=False)
+    return sink.getvalue().to_pybytes()
+
+
+def check_shape(k: int, shape: tuple[int, int]) -> None:
+    """`InputError` when there are more factors than rows or columns."""
+    if k > min(shape):
+        raise InputError(
+            f"train.k is {k}, but the matrix has {shape[0]:,} rows and {shape[1]:,} columns; "
+            f"k may be at most {min(shape):,}"
+        )

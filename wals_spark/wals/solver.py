@@ -1,0 +1,137 @@
+"""One half-step on a rank: choose the kernel, feed it rows, check what comes back."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from wals_spark.errors import InputError
+from wals_spark.wals.sides import Side
+
+logger = logging.getLogger(__name__)
+
+TILE_BYTES = 1 << 18
+CHUNKS_PER_THREAD = 32
+
+
+@dataclass(frozen=True)
+class System:
+    """What a half-step needs beside the own rows.
+
+    Attributes
+    ----------
+    features : array of shape (n, K)
+        z_j: the factors of the fixed side, then the coordinates of the biases; the last ``held.shape[1]``
+        coordinates have a given value on the solved side.
+    h : float64 array of shape (n,)
+        Popularity of the fixed side.
+    gramian : float64 array of shape (K, K)
+        G = sum_j h_j z_j z_j^T.
+    rho : float
+    held : float64 array of shape (r, fixed)
+    ridge : float64 array of shape (r, K - fixed)
+    """
+
+    features: np.ndarray
+    h: np.ndarray
+    gramian: np.ndarray
+    rho: float
+    held: np.ndarray
+    ridge: np.ndarray
+
+
+class Solver(ABC):
+    """Solves the own rows of a side."""
+
+    @abstractmethod
+    def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
+        """The solution and the loss of every own row.
+
+        Returns
+        -------
+        x : array of shape (r, K - fixed), of the dtype of the features
+        row_loss : float64 array of shape (r,)
+            The row's part of the objective, its own regularisation included, that of the fixed side not.
+
+        Raises
+        ------
+        InputError
+            A system is not positive definite even in float64; the rows are named.
+        """
+
+
+class CpuSolver(Solver):
+    """Exact solution by Cholesky, in compiled code on some threads; every row by one thread alone.
+
+    A row's result does not depend on the threads, on the ranks or on the other rows.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
+        out, row_loss, failed = self._solve(side, system, np.arange(len(side.rows)))
+        again = np.flatnonzero(failed)
+        if len(again):
+            logger.warning("%d rows are nearly singular in %s, solved in float64", len(again), system.features.dtype)
+            double = System(
+                system.features.astype(np.float64), system.h, system.gramian, system.rho, system.held, system.ridge
+            )
+            exact, exact_loss, failed = self._solve(side, double, again)
+            out[again], row_loss[again] = exact[again], exact_loss[again]
+        refuse_singular(side, np.flatnonzero(failed))
+        return out, row_loss
+
+    def _solve(self, side: Side, system: System, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        from wals_spark.wals.kernels_cpu import solve_rows
+        from wals_spark.wals.lapack import addresses
+
+        dtype = system.features.dtype
+        count, free = len(side.rows), system.ridge.shape[1]
+        out, row_loss, failed = np.zeros((count, free), dtype), np.zeros(count), np.zeros(count, np.int8)
+        width = system.features.shape[1]
+        tile = int(np.clip(TILE_BYTES // (width * dtype.itemsize), 64, 1024))
+        functions = addresses(dtype)
+        h, gramian = system.h.astype(dtype), system.gramian.astype(dtype)
+        g, ridge = side.g.astype(dtype), system.ridge.astype(dtype)
+        m, d = side.m.astype(dtype, copy=False), side.d.astype(dtype, copy=False)
+
+        def work(chunk: np.ndarray) -> None:
+            solve_rows(
+                functions, chunk, side.indptr, side.indices, m, d, system.features, h, gramian, g, ridge,
+                dtype.type(system.rho), system.held, out, row_loss, failed, tile,
+            )  # fmt: skip
+
+        chunks = self._chunks(side, rows, width)
+        if self.threads == 1 or len(chunks) == 1:
+            for chunk in chunks:
+                work(chunk)
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(work, chunks))
+        return out, row_loss, failed
+
+    def _chunks(self, side: Side, rows: np.ndarray, width: int) -> list[np.ndarray]:
+        """Rows in falling order of cost, cut into pieces of nearly equal cost."""
+        cost = np.diff(side.indptr)[rows] + width / 3
+        order = np.argsort(-cost, kind="stable")
+        pieces = self.threads * CHUNKS_PER_THREAD
+        ends = np.cumsum(cost[order])
+        if not len(ends):
+            return []
+        bounds = np.unique(np.searchsorted(ends, ends[-1] * np.arange(1, pieces) / pieces))
+        return [piece for piece in np.split(rows[order], bounds) if len(piece)]
+
+
+def refuse_singular(side: Side, failed: np.ndarray) -> None:
+    """Raise for rows without a unique solution."""
+    if len(failed):
+        ids = ", ".join(str(int(side.rows[i])) for i in failed[:5])
+        raise InputError(
+            f"{len(failed)} rows have no unique solution (ids {ids}{', ...' if len(failed) > 5 else ''}): fewer cells "
+            "than factors and hardly any regularisation; raise train.regularization or train.rho, or lower train.k"
+        )

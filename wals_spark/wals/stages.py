@@ -1,0 +1,174 @@
+"""The train stage: co-occurrence counts in, factors out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from wals_spark import schemas, storage
+from wals_spark.config import Config
+from wals_spark.errors import InputError
+from wals_spark.runs import Manifest, ManifestStore
+from wals_spark.stage import Context, Metric, Outcome, Stage
+from wals_spark.wals.objective import from_config
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+logger = logging.getLogger(__name__)
+
+AGREED = ("unit", "symmetric", "vocabulary_size", "vocabulary_hash", "semantics")
+
+
+def _check(config: Config) -> None:
+    from_config(config.train)
+
+
+def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+    batches = config.train.batches
+    if batches == ("all",):
+        batches = tuple(manifests.keys("cooccurrence")) or (config.corpus.batch_id,)
+    return [("cooccurrence", batch) for batch in batches]
+
+
+def _run(context: Context) -> Outcome:
+    from wals_spark.cluster.preflight import preflight
+    from wals_spark.wals.driver import train
+    from wals_spark.wals.rank import RankTask, check_shape
+
+    config = context.config.train
+    counts = agreed_facts(context.inputs_of("cooccurrence"))
+    size = int(counts["vocabulary_size"])
+    check_shape(config.k, (size, size))
+    batches = [manifest.key for manifest in context.inputs_of("cooccurrence")]
+    files = [file for batch in batches for file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": batch})]
+    placement = preflight(context.spark, workers=config.workers, device=config.device)
+    directory = _directory(context)
+    task = RankTask(
+        files=tuple(file.path for file in files),
+        shape=(size, size),
+        symmetric=bool(counts["symmetric"]),
+        unit=int(counts["unit"]),
+        objective=from_config(config),
+        k=config.k,
+        sweeps=config.sweeps,
+        tolerance=config.tolerance,
+        seed=context.config.seed,
+        directory=directory,
+        facts={"fingerprint": context.fingerprint},
+        precision=config.precision,
+        gauge_power=config.gauge_power,
+        device=placement.device,
+        checkpoint_every=config.checkpoint_every,
+    )
+    logger.info(
+        "train: %s, %d x %d, about %s cells of %d batches, k=%d, %d ranks on %s",
+        config.objective, size, size, f"{sum(file.rows for file in files):,}", len(batches), config.k,
+        placement.ranks, placement.device,
+    )  # fmt: skip
+    result = train(
+        context.spark,
+        task,
+        placement,
+        threads=config.threads,
+        max_attempts=config.max_attempts,
+        timeout_s=config.timeout_s,
+    )
+    where = {"run_id": context.config.run_id}
+    context.tables.replace(schemas.FACTORS, factors_frame(context, result, size), where)
+    storage.remove(task.result)
+    losses = result["losses"]
+    outputs = {
+        "k": config.k,
+        "objective": task.objective.to_dict(),
+        "batches": batches,
+        "vocabulary_hash": counts["vocabulary_hash"],
+        "vocabulary_size": size,
+        "sweeps": result["half_sweeps"] / 2,
+        "converged": result["converged"],
+        "loss": losses[-1],
+        **{name: result[name] for name in ("nnz", "empty_rows", "empty_cols", "singular_values", "ranks", "seconds")},
+        "tables": context.table_output(schemas.FACTORS, where),
+    }
+    metrics = [Metric("loss", loss, step=step) for step, loss in enumerate(losses, 1)]
+    metrics += [Metric(f"seconds_{name}", seconds) for name, seconds in result["seconds"].items()]
+    metrics += [Metric("peak_memory_bytes", result["peak_memory_bytes"]), Metric("nnz", result["nnz"])]
+    metrics += [Metric("empty_rows", result["empty_rows"]), Metric("empty_cols", result["empty_cols"])]
+    lines = [
+        f"{result['nnz']:,} cells, k={config.k}, {result['half_sweeps'] / 2:g} sweeps"
+        f"{' (converged)' if result['converged'] else ''}, loss {losses[0]:.6g} -> {losses[-1]:.6g}"
+    ]
+    if result["empty_rows"] or result["empty_cols"]:
+        lines.append(
+            f"{result['empty_rows']:,} tokens have no co-occurrence and get zero vectors (as columns "
+            f"{result['empty_cols']:,})"
+        )
+    return Outcome(outputs, metrics, lines)
+
+
+def _directory(context: Context) -> str:
+    """Where this training keeps its checkpoints; those of trainings with another fingerprint are removed."""
+    root = context.run.path("train")
+    for info in storage.list_files(root):
+        name = info.path.rstrip("/").rpartition("/")[2]
+        if name != context.fingerprint:
+            logger.info("train: removing the checkpoints of another configuration, %s", info.path)
+            storage.remove(storage.join(root, name))
+    return storage.join(root, context.fingerprint)
+
+
+def agreed_facts(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """The facts of co-occurrence batches that must be equal for their counts to be added.
+
+    Raises
+    ------
+    InputError
+        Two batches were counted in different ways; names both and what differs.
+    """
+    first = manifests[0]
+    facts = {name: first.outputs.get(name) for name in AGREED}
+    for other in manifests[1:]:
+        for name, value in facts.items():
+            if other.outputs.get(name) != value:
+                raise InputError(
+                    f"co-occurrence batches {first.key!r} and {other.key!r} cannot be added: {name} is {value!r} and "
+                    f"{other.outputs.get(name)!r}; count both with one configuration, or set train.batches"
+                )
+    return facts
+
+
+def factors_frame(context: Context, result: dict[str, Any], size: int) -> DataFrame:
+    """The rows of the factors table: vectors that the ranks wrote, with tokens and counts of the vocabulary.
+
+    Raises
+    ------
+    InputError
+        The vocabulary table does not have the rows 0 .. size - 1.
+    """
+    from pyspark.sql import functions as F
+
+    vocabulary = context.tables.read(schemas.VOCABULARY).select("token_id", "token", "count")
+    extent = vocabulary.agg(F.count("token_id").alias("rows"), F.max("token_id").alias("last")).first()
+    if extent["rows"] != size or extent["last"] != size - 1:
+        raise InputError(
+            f"the vocabulary table has {extent['rows']} rows up to id {extent['last']}, but the counts were made with "
+            f"{size} tokens; run the co-occurrence stage again"
+        )
+    sides = []
+    for side in ("row", "col"):
+        paths = [entry["path"] for entry in result["files"] if entry["side"] == side]
+        vectors = context.spark.read.schema("token_id int, vector array<float>, bias float").parquet(*paths)
+        sides.append(vectors.withColumn("side", F.lit(side)))
+    frame = sides[0].unionByName(sides[1]).join(vocabulary, "token_id")
+    return frame.select("token_id", "token", "count", "vector", "bias", "side").repartition(1, "side")
+
+
+TRAIN = Stage(
+    name="train",
+    sections=("train",),
+    key=lambda config: config.run_id,
+    inputs=_inputs,
+    run=_run,
+    check=_check,
+)
