@@ -62,7 +62,7 @@ class CorpusConfig(Section):
         "auto goes by the file ending (.txt is text_files). .gz and .zst are read for the text formats.",
     )
     id_column: str | None = Field(
-        None, description="Column of unique document ids; none = position-derived ids (text formats only)."
+        None, description="Column of unique document ids; none = the file's name and the position in it."
     )
     text_column: str = Field("text", description="Column of the text.")
     batch_id: Name = Field("default", description="The increment that these documents belong to.")
@@ -70,7 +70,12 @@ class CorpusConfig(Section):
         "refuse", description="Bytes that are not UTF-8: stop, replace by U+FFFD and count, or skip and count."
     )
     corrupt_files: Literal["refuse", "skip"] = Field(
-        "refuse", description="A file that cannot be decoded: stop and name it, or skip and count it."
+        "refuse",
+        description="A file, Parquet row group or JSON line that cannot be decoded: stop and name it, "
+        "or skip and count it.",
+    )
+    normalize: bool = Field(
+        True, description="Unicode NFC, one kind of space and of line break, no control characters."
     )
     duplicate_ids: Literal["refuse", "keep_first"] = Field(
         "refuse", description="Documents with the same id: stop and name some, or keep the first and count."
@@ -306,12 +311,19 @@ class EvaluateConfig(Section):
     execution_keys = frozenset({"batch_size"})
 
     similarity: tuple[str, ...] = Field((), description="Files of word pairs with ratings: word1 word2 score.")
-    analogies: tuple[str, ...] = Field((), description="Files of analogy questions.")
+    analogies: tuple[str, ...] = Field((), description="Files of analogy questions: four words per line.")
+    combine: Literal["u", "v", "sum", "concat"] = Field("u", description="Vectors that these files are tried on.")
+    search_vocabulary: int = Field(
+        30_000, ge=4, description="Analogy answers are sought among so many of the most frequent tokens."
+    )
     masked_lm: bool = Field(True, description="Masked-LM loss and rare-token accuracy, where there is a checkpoint.")
     documents: int = Field(400, ge=1, description="Held-out documents used at most.")
     sequence_length: int = Field(128, ge=8, le=512, description="Tokens per sequence.")
     sequences: int = Field(512, ge=1, description="Sequences used at most.")
     mask_fraction: float = Field(0.15, gt=0, lt=1, description="Share of tokens predicted; masks depend on the seed.")
+    probe_targets: int = Field(
+        500, ge=0, description="Rare-token probes: targets per bucket of counts at most; 0 = no probes."
+    )
     bootstrap: int = Field(2000, ge=100, description="Resamples of the intervals.")
     batch_size: int = Field(16, ge=1, description="Sequences per forward pass.")
 

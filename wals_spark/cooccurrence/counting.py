@@ -1,0 +1,286 @@
+"""The distributed part: count in tasks, shuffle packed rows by block, sum and write one block per task.
+
+Spark carries blobs of packed rows; no pair is a row of a DataFrame before the sorted output, and with
+Parquet tables none ever is: the merging tasks write the files themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wals_spark import schemas, storage
+from wals_spark.cooccurrence.merge import BlockMerger, Cells
+from wals_spark.cooccurrence.semantics import Semantics
+from wals_spark.cooccurrence.window import Tally, WindowCounter
+from wals_spark.encoded import Boundary, Chunk, Span, read_spans
+from wals_spark.errors import InputError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+PACKED_DDL = "row_block int, `rows` int, payload binary"
+PACKED = pa.schema([("row_block", pa.int32()), ("rows", pa.int32()), ("payload", pa.binary())])
+TALLY_ROWS = -1
+"""In place of a number of rows: the payload is a task's `Tally`."""
+BATCH_BYTES = 8 << 20
+"""Bytes of packed rows handed over at a time."""
+CELLS_DDL = "row_id int, col_id int, units bigint, row_block int"
+WRITTEN_DDL = "row_block int, cells bigint"
+
+WRITE_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["units"],
+    "column_encoding": {"row_id": "DELTA_BINARY_PACKED", "col_id": "DELTA_BINARY_PACKED"},
+    "write_statistics": True,
+}
+"""Ids are sorted, so their differences are small; units repeat (most pairs are seen once or twice)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task must know.
+
+    Attributes
+    ----------
+    semantics : Semantics
+    block_of : int32 array of shape (V,)
+    memory : int
+    counts : int64 array of shape (V,) or None
+        For subsampling only.
+    scratch : str
+        Directory for the facts that merging tasks leave for the driver.
+    """
+
+    semantics: Semantics
+    block_of: np.ndarray
+    memory: int
+    scratch: str
+    counts: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """V."""
+        return len(self.block_of)
+
+
+@dataclass
+class BlockFacts:
+    """What a merging task leaves for the driver."""
+
+    block: int
+    cells: int
+    pruned_cells: int
+    pruned_units: int
+    blobs: int
+    spilled_bytes: int
+    tallies: list[Tally] = field(default_factory=list)
+
+
+def packed_frame(spark: SparkSession, job: Job, tasks: Sequence[Sequence[Span]]) -> DataFrame:
+    """Count: a DataFrame of packed rows, one partition per task."""
+    spans = [list(task) for task in tasks]
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for task in batch.column(0).to_pylist():
+                yield from _packed_batches(count_spans(job, spans[task]))
+
+    return spark.range(0, len(spans), 1, len(spans)).mapInArrow(run, PACKED_DDL)
+
+
+def count_spans(job: Job, spans: Sequence[Span]) -> Iterator[tuple[int, int, bytes]]:
+    """(block, rows, payload) of all packed rows of a task, then its tally."""
+    semantics = job.semantics
+    counter = WindowCounter(semantics, job.size, job.block_of, job.memory, job.counts)
+    for blob in counter.count(_chunks(spans, semantics)):
+        yield blob.block, blob.rows, blob.payload
+    yield 0, TALLY_ROWS, json.dumps(asdict(counter.tally)).encode()
+
+
+def _chunks(spans: Sequence[Span], semantics: Semantics) -> Iterator[Chunk]:
+    boundary: Boundary = semantics.boundary  # type: ignore[assignment]  # the configuration allows these three only
+    return read_spans(spans, boundary=boundary, context=semantics.window)
+
+
+def _packed_batches(blobs: Iterator[tuple[int, int, bytes]]) -> Iterator[pa.RecordBatch]:
+    """Arrow batches of about `BATCH_BYTES`."""
+    held: list[tuple[int, int, bytes]] = []
+    size = 0
+    for blob in blobs:
+        held.append(blob)
+        size += len(blob[2])
+        if size >= BATCH_BYTES:
+            yield _packed_batch(held)
+            held, size = [], 0
+    if held:
+        yield _packed_batch(held)
+
+
+def _packed_batch(blobs: list[tuple[int, int, bytes]]) -> pa.RecordBatch:
+    blocks, rows, payloads = zip(*blobs, strict=True)
+    return pa.RecordBatch.from_arrays(
+        [pa.array(blocks, pa.int32()), pa.array(rows, pa.int32()), pa.array(payloads, pa.binary())], schema=PACKED
+    )
+
+
+def by_block(frame: DataFrame, blocks: int) -> DataFrame:
+    """The shuffle: block b to partition b."""
+    from pyspark.sql import functions as F
+
+    return frame.repartitionById(blocks, F.col("row_block"))
+
+
+def write_blocks(frame: DataFrame, job: Job, directory: str) -> DataFrame:
+    """Merge every block and write it below `directory` as a Parquet file; a row per block comes back.
+
+    Names and content are the same in every attempt of a task, so a repeated or speculative attempt
+    replaces a file by itself.
+    """
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        block = _block()
+        cells = 0
+        path = storage.join(directory, f"row_block={block}", "part-00000.parquet")
+        with _cell_writer(path) as write:
+            for part in _merged(job, block, batches):
+                write(part)
+                cells += len(part)
+        yield pa.RecordBatch.from_pydict({"row_block": [block], "cells": [cells]}, schema=_WRITTEN)
+
+    return frame.mapInArrow(run, WRITTEN_DDL)
+
+
+_WRITTEN = pa.schema([("row_block", pa.int32()), ("cells", pa.int64())])
+
+
+def merged_cells(frame: DataFrame, job: Job) -> DataFrame:
+    """Merge every block; its sorted cells come back as rows, one partition per block."""
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        block = _block()
+        for part in _merged(job, block, batches):
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array(part.rows),
+                    pa.array(part.cols),
+                    pa.array(part.units),
+                    pa.array(np.full(len(part), block, np.int32)),
+                ],
+                names=["row_id", "col_id", "units", "row_block"],
+            )
+
+    return frame.mapInArrow(run, CELLS_DDL)
+
+
+def _block() -> int:
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    assert context is not None
+    return int(context.partitionId())
+
+
+def _merged(job: Job, block: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Cells]:
+    """The sorted cells of a block; its facts and marginals go to the scratch directory."""
+    tallies: list[Tally] = []
+
+    def blobs() -> Iterator[tuple[int, bytes]]:
+        for batch in batches:
+            found = batch.column("row_block").to_numpy()
+            assert (found == block).all(), f"blocks {sorted(set(found.tolist()))} in partition {block}"
+            payloads = batch.column("payload")
+            for index, rows in enumerate(batch.column("rows").to_pylist()):
+                payload = payloads[index].as_buffer().to_pybytes()
+                if rows == TALLY_ROWS:
+                    tallies.append(Tally(**json.loads(payload)))
+                else:
+                    yield rows, payload
+
+    merger = BlockMerger(job.semantics, job.size, job.memory)
+    yield from merger.merge(blobs())
+    totals = merger.totals
+    facts = BlockFacts(
+        block, totals.cells, totals.pruned_cells, totals.pruned_units, totals.blobs, totals.spilled_bytes, tallies
+    )
+    _leave_facts(job, facts, totals.row_units, totals.col_units)
+
+
+def _facts_path(scratch: str, block: int) -> str:
+    return storage.join(scratch, f"block-{block:05d}.facts")
+
+
+def _leave_facts(job: Job, facts: BlockFacts, row_units: np.ndarray, col_units: np.ndarray) -> None:
+    """Facts, then the marginals of the block: ids and sums that are not zero."""
+    parts = []
+    for units in (row_units, col_units):
+        ids = np.flatnonzero(units)
+        parts += [ids.astype(np.int64), units[ids]]
+    head = json.dumps({"facts": asdict(facts), "lengths": [len(part) for part in parts]}).encode()
+    body = b"".join(part.tobytes() for part in parts)
+    storage.write_bytes(_facts_path(job.scratch, facts.block), len(head).to_bytes(8, "little") + head + body)
+
+
+def collect_facts(job: Job, blocks: int) -> tuple[list[BlockFacts], np.ndarray, np.ndarray]:
+    """What the merging tasks left: facts per block, row sums and column sums of shape (V,)."""
+    row_units = np.zeros(job.size, np.int64)
+    col_units = np.zeros(job.size, np.int64)
+    all_facts = []
+    for block in range(blocks):
+        content = storage.read_bytes(_facts_path(job.scratch, block))
+        start = 8 + int.from_bytes(content[:8], "little")
+        head = json.loads(content[8:start])
+        facts = BlockFacts(**{**head["facts"], "tallies": [Tally(**tally) for tally in head["facts"]["tallies"]]})
+        arrays = np.split(np.frombuffer(content, np.int64, offset=start), np.cumsum(head["lengths"])[:-1])
+        row_units[arrays[0]] += arrays[1]
+        col_units[arrays[2]] += arrays[3]
+        all_facts.append(facts)
+    if job.semantics.symmetric:
+        col_units = row_units
+    elif (col_units < 0).any():
+        raise InputError("column sums overflow an int64; set a lower cooccurrence.unit_bits or count smaller batches")
+    return all_facts, row_units, col_units
+
+
+@contextmanager
+def _cell_writer(path: str) -> Iterator[Any]:
+    """Write cells to a Parquet file that appears when it is whole; none appears without cells."""
+    fs, target = storage.filesystem(path)
+    schema = schemas.COOCCURRENCE.arrow(partitions=False)
+    local = storage.is_local(path)
+    directory, name = posixpath.split(target)
+    temporary = posixpath.join(directory, f"_{name}.{os.getpid()}") if local else target
+    writer: pq.ParquetWriter | None = None
+
+    def write(cells: Cells) -> None:
+        nonlocal writer
+        if writer is None:
+            fs.create_dir(directory, recursive=True)
+            writer = pq.ParquetWriter(temporary, schema, filesystem=fs, **WRITE_OPTIONS)
+        writer.write_table(
+            pa.Table.from_arrays([pa.array(cells.rows), pa.array(cells.cols), pa.array(cells.units)], schema=schema)
+        )
+
+    with storage.explained(f"cannot write {path}"):
+        try:
+            yield write
+            if writer is not None:
+                writer.close()
+                if local:
+                    fs.move(temporary, target)
+        except BaseException:
+            if writer is not None:
+                writer.close()
+                if local:
+                    fs.delete_file(temporary)
+            raise

@@ -1,0 +1,294 @@
+"""Sum packed rows of one block, within a bound of memory, without Spark.
+
+Blobs are collected; when they exceed the bound they are summed and spilled to a local file as a sorted
+run. At the end the runs are merged window by window, so that memory holds one piece of every run.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wals_spark.cooccurrence import kernels
+from wals_spark.cooccurrence.semantics import Semantics
+from wals_spark.errors import InputError, TransientError
+
+INDEX_BYTES = 24
+"""Memory per packed row: id, place, length, order."""
+MAXIMUM_UNITS = 2**63 - 1
+MAXIMUM_RUNS = 16
+SMALLEST_OUTPUT = 1 << 12
+LARGEST_OUTPUT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Sorted cells: int32 rows, int32 cols, int64 units, each of shape (cells,)."""
+
+    rows: np.ndarray
+    cols: np.ndarray
+    units: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass
+class MergeTotals:
+    """Sums over a block.
+
+    Attributes
+    ----------
+    row_units : int64 array of shape (V,)
+        Row sums of what is kept; 0 for rows of other blocks.
+    col_units : int64 array of shape (V,) or (0,)
+        Column sums, where they differ from the row sums.
+    cells, pruned_cells, pruned_units : int
+    blobs, spilled_bytes : int
+    """
+
+    row_units: np.ndarray
+    col_units: np.ndarray
+    cells: int = 0
+    pruned_cells: int = 0
+    pruned_units: int = 0
+    blobs: int = 0
+    spilled_bytes: int = 0
+
+
+@dataclass
+class _Piece:
+    """A sorted stretch of a run in the spill file."""
+
+    offset: int
+    size: int
+    rows: int
+
+
+@dataclass
+class _Run:
+    pieces: list[_Piece] = field(default_factory=list)
+
+
+class BlockMerger:
+    """Sums the packed rows of one block.
+
+    Parameters
+    ----------
+    semantics : Semantics
+    size : int
+        V.
+    memory : int
+        Bytes of packed rows to hold at most, the output included.
+    limit : int
+        The largest sum allowed; below 2^63 - 1 only in tests.
+    directory : str, optional
+        For spilled runs; None = the system's temporary directory.
+    """
+
+    def __init__(
+        self,
+        semantics: Semantics,
+        size: int,
+        memory: int,
+        *,
+        limit: int = MAXIMUM_UNITS,
+        directory: str | None = None,
+    ) -> None:
+        self.semantics, self.size, self.limit = semantics, size, limit
+        self._bound = max(1 << 18, memory // 2)
+        # Writing compressed Parquet holds about as much again as the cells handed to it.
+        self._output = int(max(size + 1, min(LARGEST_OUTPUT, max(SMALLEST_OUTPUT, memory // 256))))
+        self._directory = directory
+        self._wide = np.zeros(size + 1, np.int64)
+        self._touched = np.empty(size + 2, np.uint32)
+        self._words = np.zeros((size >> 6) + 1, np.uint64)
+        self._summary = np.zeros((size >> 12) + 1, np.uint64)
+        columns = 0 if semantics.symmetric else size
+        self.totals = MergeTotals(np.zeros(size, np.int64), np.zeros(columns, np.int64))
+
+    def merge(self, blobs: Iterable[tuple[int, bytes]]) -> Iterator[Cells]:
+        """Sorted cells of all blobs, each given with its number of rows.
+
+        Raises
+        ------
+        InputError
+            A sum exceeds what an int64 holds.
+        TransientError
+            The spill file cannot be written.
+        """
+        held: list[bytes] = []
+        size = rows = 0
+        with _SpillFile(self._directory) as spill:
+            runs: list[_Run] = []
+            for count, blob in blobs:
+                self.totals.blobs += 1
+                weight = len(blob) + INDEX_BYTES * count
+                if held and size + weight > self._bound:
+                    runs.append(self._spill(self._sum(held, rows, final=False), spill))
+                    held, size, rows = [], 0, 0
+                    if len(runs) >= MAXIMUM_RUNS:
+                        runs = [self._spill(self._merge_runs(runs, spill, final=False), spill)]
+                held.append(blob)
+                size += weight
+                rows += count
+            if not runs:
+                yield from self._counted(self._sum(held, rows, final=True))
+                return
+            if held:
+                runs.append(self._spill(self._sum(held, rows, final=False), spill))
+                held = []
+            yield from self._counted(self._merge_runs(runs, spill, final=True))
+
+    def _counted(self, cells: Iterator[Cells]) -> Iterator[Cells]:
+        for part in cells:
+            self.totals.cells += len(part)
+            yield part
+
+    def _sum(
+        self, blobs: list[bytes], rows: int, *, final: bool, low: int = 0, high: int = 2**32 - 1
+    ) -> Iterator[Cells]:
+        """Sum the rows low .. high of all blobs."""
+        buffer = np.frombuffer(b"".join(blobs), np.uint8)
+        ids = np.empty(rows, np.uint32)
+        places = np.empty(rows, np.uint64)
+        lengths = np.empty(rows, np.uint32)
+        at = filled = 0
+        for blob in blobs:
+            filled = kernels.index_rows(buffer, at, at + len(blob), ids, places, lengths, filled)
+            at += len(blob)
+        assert filled == rows, f"{filled} packed rows, {rows} announced"
+        order = np.argsort(ids, kind="stable")
+        first, last = np.searchsorted(ids[order], [low, high + 1])
+        order = order[first:last]
+        out = Cells(
+            np.empty(self._output, np.int32), np.empty(self._output, np.int32), np.empty(self._output, np.int64)
+        )
+        # Sums of a spilled run are not final: no halving, no pruning, no totals.
+        row_units = self.totals.row_units if final else np.zeros(self.size, np.int64)
+        col_units = self.totals.col_units if final else np.zeros(0, np.int64)
+        pruned = np.zeros(2, np.int64)
+        index, state = 0, 1
+        while state == 1:
+            index, written, state = kernels.merge_rows(
+                order,
+                index,
+                ids,
+                places,
+                lengths,
+                buffer,
+                final and self.semantics.diagonal == "once",
+                max(self.semantics.minimum_units, 1) if final else 1,
+                self.limit,
+                self._wide,
+                self._touched,
+                self._words,
+                self._summary,
+                out.rows,
+                out.cols,
+                out.units,
+                row_units,
+                col_units,
+                pruned,
+            )
+            if state == 2:
+                raise InputError(
+                    f"counts overflow: a sum of token {int(ids[order[index]])} exceeds {self.limit:,} units of "
+                    f"1/{self.semantics.unit:,}; set a lower cooccurrence.unit_bits or count smaller batches"
+                )
+            if written:
+                yield Cells(out.rows[:written].copy(), out.cols[:written].copy(), out.units[:written].copy())
+        if final:
+            self.totals.pruned_cells += int(pruned[0])
+            self.totals.pruned_units += int(pruned[1])
+
+    def _spill(self, cells: Iterator[Cells], spill: _SpillFile) -> _Run:
+        run = _Run()
+        limit = max(1 << 14, self._bound // (2 * MAXIMUM_RUNS))
+        for part in cells:
+            index = 0
+            buffer = np.empty(limit, np.uint8)
+            while index < len(part):
+                index, used, packed = kernels.pack_rows(part.rows, part.cols, part.units, index, buffer)
+                if packed == 0:
+                    stop = int(np.searchsorted(part.rows, part.rows[index], side="right"))
+                    buffer = np.empty((stop - index) * kernels.MAXIMUM_ENTRY + kernels.ROW_HEADER, np.uint8)
+                    continue
+                run.pieces.append(_Piece(spill.write(buffer[:used]), int(used), int(packed)))
+                self.totals.spilled_bytes += int(used)
+        return run
+
+    def _merge_runs(self, runs: list[_Run], spill: _SpillFile, *, final: bool) -> Iterator[Cells]:
+        """Merge sorted runs, holding one piece of each: all rows below the lowest end are complete."""
+        upcoming = [iter(run.pieces) for run in runs]
+        current: dict[int, tuple[np.ndarray, bytes]] = {}
+        active = set(range(len(runs)))
+        low = 0
+        while active:
+            for number in sorted(active):
+                if number not in current:
+                    piece = next(upcoming[number], None)
+                    if piece is None:
+                        active.discard(number)
+                        continue
+                    payload = spill.read(piece.offset, piece.size)
+                    current[number] = (_row_ids(payload, piece.rows), payload)
+            if not current:
+                return
+            high = min(int(ids[-1]) for ids, _ in current.values())
+            blobs = [payload for _, payload in current.values()]
+            rows = sum(len(ids) for ids, _ in current.values())
+            yield from self._sum(blobs, rows, final=final, low=low, high=high)
+            low = high + 1
+            current = {number: held for number, held in current.items() if int(held[0][-1]) > high}
+
+
+def _row_ids(payload: bytes, rows: int) -> np.ndarray:
+    ids = np.empty(rows, np.uint32)
+    kernels.index_rows(
+        np.frombuffer(payload, np.uint8), 0, len(payload), ids, np.empty(rows, np.uint64), np.empty(rows, np.uint32), 0
+    )
+    return ids
+
+
+class _SpillFile:
+    """A temporary file of this task, made when first written."""
+
+    def __init__(self, directory: str | None) -> None:
+        self._directory = directory
+        self._descriptor: int | None = None
+        self._size = 0
+
+    def write(self, data: np.ndarray) -> int:
+        try:
+            if self._descriptor is None:
+                self._descriptor, path = tempfile.mkstemp(prefix="wals-spark-spill-", dir=self._directory)
+                os.unlink(path)
+            offset, view = self._size, memoryview(data.data)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            where = self._directory or tempfile.gettempdir()
+            raise TransientError(
+                f"cannot spill counts to {where}: {error}; free space there, set TMPDIR to a larger disk, or raise "
+                "cooccurrence.memory_per_task"
+            ) from error
+        self._size += len(data)
+        return offset
+
+    def read(self, offset: int, size: int) -> bytes:
+        assert self._descriptor is not None
+        data = os.pread(self._descriptor, size, offset)
+        assert len(data) == size, f"spill file cut short: {len(data)} of {size} bytes"
+        return data
+
+    def __enter__(self) -> _SpillFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)

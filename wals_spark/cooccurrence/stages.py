@@ -1,0 +1,250 @@
+"""The stage: encoded documents of a batch to its slice of the co-occurrence table and its marginals."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wals_spark import schemas, storage
+from wals_spark.config import Config
+from wals_spark.encoded import list_shards
+from wals_spark.errors import InputError
+from wals_spark.runs import ManifestStore
+from wals_spark.stage import Context, Metric, Outcome, Stage
+from wals_spark.tables.parquet import ParquetTables
+from wals_spark.tokenizer import vocabulary_hash
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the counting needs of the vocabulary table: tokens and counts by id."""
+
+    tokens: list[str]
+    counts: np.ndarray
+
+
+def read_vocabulary(context: Context) -> Vocabulary:
+    """The vocabulary table in the order of the ids.
+
+    Raises
+    ------
+    InputError
+        Ids are missing or doubled.
+    """
+    parts = []
+    for data_file in context.tables.files(schemas.VOCABULARY):
+        fs, path = storage.filesystem(data_file.path)
+        with fs.open_input_file(path) as source:
+            parts.append(pq.ParquetFile(source).read(columns=["token_id", "token", "count"]))
+    table = pa.concat_tables(parts).sort_by("token_id")
+    ids = table["token_id"].to_numpy()
+    if not np.array_equal(ids, np.arange(len(ids))):
+        raise InputError(
+            f"the vocabulary table has ids other than 0 .. {len(ids) - 1}, once each; run vocabulary again"
+        )
+    return Vocabulary(table["token"].to_pylist(), table["count"].to_numpy())
+
+
+def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+    return [("vocabulary", config.corpus.batch_id)]
+
+
+def _run(context: Context) -> Outcome:
+    from wals_spark.cooccurrence import counting
+    from wals_spark.cooccurrence.plan import blocks_by_rank, make_plan
+    from wals_spark.cooccurrence.semantics import semantics_of
+
+    config = context.config
+    settings = config.cooccurrence
+    vocabulary_facts = context.input("vocabulary").outputs
+    vocabulary = read_vocabulary(context)
+    semantics = semantics_of(settings, config.seed)
+    semantics.check_head_room(int(vocabulary.counts.max(initial=0)))
+    facts = {"vocabulary_hash": vocabulary_facts["vocabulary_hash"], "vocabulary_size": len(vocabulary.tokens)}
+    refuse_other_meaning(context, semantics.facts(), facts, vocabulary.tokens)
+    spark = context.spark
+    plan = make_plan(
+        list_shards(vocabulary_facts["encoded"]),
+        vocabulary.counts,
+        semantics,
+        slots=spark.sparkContext.defaultParallelism,
+        memory=settings.memory_per_task,
+        blocks=settings.blocks,
+    )
+    if not plan.tasks:
+        raise InputError(f"batch {config.corpus.batch_id!r} has no tokens to count")
+    where = {"batch_id": config.corpus.batch_id}
+    with _scratch(context) as scratch, _bounded_batches(context):
+        job = counting.Job(
+            semantics,
+            blocks_by_rank(vocabulary.counts, plan.blocks),
+            settings.memory_per_task,
+            scratch,
+            vocabulary.counts if semantics.subsample is not None else None,
+        )
+        packed = counting.by_block(counting.packed_frame(spark, job, plan.tasks), plan.blocks)
+        if isinstance(context.tables, ParquetTables):
+            with context.tables.staged(schemas.COOCCURRENCE, where) as directory:
+                written = counting.write_blocks(packed, job, directory).collect()
+            assert len(written) == plan.blocks, f"{len(written)} of {plan.blocks} blocks were written"
+        else:
+            context.tables.replace(schemas.COOCCURRENCE, counting.merged_cells(packed, job), where)
+        blocks, row_units, col_units = counting.collect_facts(job, plan.blocks)
+    _write_marginals(context, row_units, col_units, where)
+    return _outcome(context, semantics, facts, plan, blocks, row_units, where)
+
+
+def refuse_other_meaning(
+    context: Context, semantics: dict[str, Any], facts: dict[str, Any], tokens: Sequence[str]
+) -> None:
+    """Batches of one table must mean the same: their sum is what is factorised.
+
+    A vocabulary that has only grown at its end since another batch was counted is the same vocabulary.
+
+    Raises
+    ------
+    InputError
+        Another batch has another vocabulary, window, weighting or unit; the message has both values.
+    """
+    for key in context.manifests.keys("cooccurrence"):
+        if key == context.config.corpus.batch_id:
+            continue
+        other = context.manifests.require("cooccurrence", key).outputs
+        differences = [
+            f"{name} is {semantics.get(name)!r} here and {value!r} there"
+            for name, value in other["semantics"].items()
+            if semantics.get(name) != value
+        ]
+        size = other["vocabulary_size"]
+        if vocabulary_hash(tokens[:size]) != other["vocabulary_hash"]:
+            differences.append(
+                f"the vocabulary is {facts['vocabulary_hash']} ({len(tokens):,} tokens) here and "
+                f"{other['vocabulary_hash']} ({size:,} tokens) there"
+            )
+        if differences:
+            raise InputError(
+                f"batch {context.config.corpus.batch_id!r} cannot stand beside batch {key!r} in "
+                f"{context.tables.path(schemas.COOCCURRENCE)}: {'; '.join(differences)}. Count it with the same "
+                "settings, drop the other batch (wals-spark drop-batch), or use another warehouse"
+            )
+
+
+@contextmanager
+def _scratch(context: Context) -> Iterator[str]:
+    """A directory of this batch that is gone afterwards; what a killed command left is removed first."""
+    base = storage.join(context.manifests.warehouse, "_scratch", f"cooccurrence-{context.config.corpus.batch_id}")
+    storage.remove(base)
+    directory = storage.join(base, uuid.uuid4().hex[:8])
+    storage.make_directory(directory)
+    try:
+        yield directory
+    finally:
+        storage.remove(base)
+
+
+@contextmanager
+def _bounded_batches(context: Context) -> Iterator[None]:
+    """Spark hands packed rows to Python in batches by bytes: 10,000 blobs at a time would be gigabytes."""
+    key = "spark.sql.execution.arrow.maxBytesPerBatch"
+    conf = context.spark.conf
+    before = conf.get(key)
+    conf.set(key, str(16 << 20))
+    try:
+        yield
+    finally:
+        if before is not None:
+            conf.set(key, before)
+
+
+def _write_marginals(context: Context, row_units: np.ndarray, col_units: np.ndarray, where: dict[str, str]) -> None:
+    rows = pa.table(
+        {"token_id": np.arange(len(row_units), dtype=np.int32), "row_units": row_units, "col_units": col_units}
+    )
+    context.tables.replace_rows(schemas.MARGINALS, rows, where)
+
+
+def _outcome(
+    context: Context,
+    semantics: Any,
+    facts: dict[str, Any],
+    plan: Any,
+    blocks: Sequence[Any],
+    row_units: np.ndarray,
+    where: dict[str, str],
+) -> Outcome:
+    tallies = [tally for block in blocks for tally in block.tallies]
+    nnz = sum(block.cells for block in blocks)
+    total_units = sum(int(units) for units in row_units)
+    pruned_cells = sum(block.pruned_cells for block in blocks)
+    pruned_units = sum(block.pruned_units for block in blocks)
+    numbers = {
+        name: sum(getattr(tally, name) for tally in tallies) for name in ("documents", "tokens", "kept", "subsampled")
+    }
+    work = {
+        "tasks": len(plan.tasks),
+        "pieces": sum(tally.chunks for tally in tallies),
+        "packed_bytes": sum(tally.packed_bytes for tally in tallies),
+        "spilled_bytes": sum(block.spilled_bytes for block in blocks),
+    }
+    files = context.tables.files(schemas.COOCCURRENCE, where) if nnz else []
+    stored = sum(data_file.bytes for data_file in files)
+    rows = sum(data_file.rows for data_file in files)
+    if rows != nnz:
+        raise InputError(f"the table holds {rows:,} cells of this batch, {nnz:,} were counted; run again (--force)")
+    outputs = {
+        "unit": semantics.unit,
+        "symmetric": semantics.symmetric,
+        **facts,
+        "blocks": plan.blocks,
+        "nnz": nnz,
+        "total_units": total_units,
+        "pruned_cells": pruned_cells,
+        "pruned_units": pruned_units,
+        "bytes": stored,
+        **numbers,
+        "semantics": semantics.facts(),
+        "work": work,
+        "tables": {
+            **context.table_output(schemas.COOCCURRENCE, where),
+            **context.table_output(schemas.MARGINALS, where),
+        },
+    }
+    weight = total_units / semantics.unit
+    metrics = [
+        *(Metric(name, float(number)) for name, number in numbers.items()),
+        Metric("nnz", float(nnz)),
+        Metric("weight", weight),
+        Metric("pruned_cells", float(pruned_cells)),
+        Metric("pruned_weight", pruned_units / semantics.unit),
+        Metric("bytes", float(stored)),
+        *(Metric(name, float(number)) for name, number in work.items()),
+    ]
+    lines = [
+        f"{numbers['documents']:,} documents, {numbers['tokens']:,} tokens ({numbers['kept']:,} in the vocabulary "
+        "and counted)",
+        f"{nnz:,} non-zeros, weight {weight:,.1f}, in {plan.blocks} blocks; {stored / 1e6:,.1f} MB, "
+        f"{stored / max(nnz, 1):.2f} bytes each",
+    ]
+    if pruned_cells:
+        share = pruned_units / max(pruned_units + total_units, 1)
+        lines.append(f"min_pair_count dropped {pruned_cells:,} pairs with {share:.2%} of the weight")
+    return Outcome(outputs, metrics, lines)
+
+
+COOCCURRENCE = Stage(
+    name="cooccurrence",
+    sections=("cooccurrence",),
+    key=lambda config: config.corpus.batch_id,
+    inputs=_inputs,
+    run=_run,
+)

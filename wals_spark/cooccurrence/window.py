@@ -1,0 +1,268 @@
+"""Count the co-occurrences of token arrays, without Spark.
+
+X(i, j) = sum over positions p of token i, over d = 1 .. W_left with token j at p - d, of w_left(d)
+        + the same over d = 1 .. W_right with token j at p + d, of w_right(d)
+
+in units of 1 / unit. The result comes as *packed rows*, see `PackedRows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from wals_spark.cooccurrence import kernels
+from wals_spark.cooccurrence.semantics import Semantics, keep_thresholds
+from wals_spark.encoded import Chunk
+from wals_spark.errors import InputError
+
+TOKEN_BYTES = 12
+"""Memory per token of a chunk being counted: id, position, reach."""
+VOCABULARY_BYTES = 40
+"""Memory per token of the vocabulary: accumulators, list starts, rows, thresholds."""
+SMALLEST_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of one block, ascending, without repeats.
+
+    A row is: difference of its id to the row before, number of bytes of what follows (4 bytes, low first),
+    then for every cell the difference of the column to the one before and the units. Differences and
+    units are unsigned, 7 bits per byte, low bits first, the high bit set on all bytes but the last.
+
+    Attributes
+    ----------
+    block : int
+    rows, cells : int
+    payload : bytes
+    """
+
+    block: int
+    rows: int
+    cells: int
+    payload: bytes
+
+
+@dataclass
+class Tally:
+    """What was read."""
+
+    documents: int = 0
+    tokens: int = 0
+    kept: int = 0
+    subsampled: int = 0
+    chunks: int = 0
+    cells: int = 0
+    packed_bytes: int = 0
+
+
+class WindowCounter:
+    """Counts chunks of tokens into packed rows, within a bound of memory.
+
+    Parameters
+    ----------
+    semantics : Semantics
+    size : int
+        V: ids are 0 .. V-1.
+    block_of : int array of shape (V,)
+        Block of every row.
+    memory : int
+        Bytes to hold at most; more memory means fewer, larger pieces, never another result.
+    counts : int64 array of shape (V,), optional
+        Occurrences in the whole batch; needed for subsampling.
+
+    Raises
+    ------
+    InputError
+        `memory` is too small for the vocabulary.
+    """
+
+    def __init__(
+        self, semantics: Semantics, size: int, block_of: np.ndarray, memory: int, counts: np.ndarray | None = None
+    ) -> None:
+        self.semantics, self.size = semantics, size
+        self.tally = Tally()
+        self._left, self._right = semantics.weights()
+        self._actions = np.array(
+            [
+                0,
+                {
+                    "keep_distance": kernels.HOLD,
+                    "close_gap": kernels.REMOVE,
+                    "boundary": kernels.BREAK,
+                }[semantics.oov],
+                kernels.BREAK if semantics.boundary in ("paragraph", "sentence") else kernels.REMOVE,
+                kernels.BREAK if semantics.boundary == "sentence" else kernels.REMOVE,
+                kernels.BREAK,
+            ],
+            np.int64,
+        )
+        self._dropped = kernels.REMOVE if semantics.oov == "close_gap" else kernels.HOLD
+        self._thresholds = np.zeros(0, np.uint64)
+        if semantics.subsample is not None:
+            if counts is None:
+                raise ValueError("subsampling needs the counts of the tokens")
+            self._thresholds = keep_thresholds(counts, semantics.subsample)
+        self.capacity = chunk_capacity(memory, size)
+        self._blob_bytes = max(1 << 14, min(4 << 20, memory // 16))
+        order = np.argsort(block_of, kind="stable")
+        bounds = np.flatnonzero(np.diff(block_of[order])) + 1
+        self._rows = [rows.astype(np.uint32) for rows in np.split(order, bounds)] if size else []
+        self._blocks = [int(block_of[rows[0]]) for rows in self._rows]
+        self._ids = np.empty(self.capacity, np.uint32)
+        self._filled = 0
+        self._bounds: list[np.ndarray] = [np.zeros(1, np.int64)]
+        self._owned: list[np.ndarray] = []
+        self._narrow = np.zeros(size + 1, np.uint32)
+        self._wide = np.zeros(size + 1, np.int64)
+        self._touched = np.empty(size + 2, np.uint32)
+        self._words = np.zeros((size >> 6) + 1, np.uint64)
+        self._summary = np.zeros((size >> 12) + 1, np.uint64)
+
+    def count(self, chunks: Iterator[Chunk]) -> Iterator[PackedRows]:
+        """The packed rows of all chunks; rows of a block may come several times."""
+        for chunk in chunks:
+            ids, bounds, overlap = self._clean(chunk)
+            if self._filled and self._filled + len(ids) > self.capacity:
+                yield from self._flush()
+            if len(ids) > len(self._ids):
+                self._ids = np.empty(len(ids), np.uint32)
+            self._append(ids, bounds, overlap)
+        yield from self._flush()
+
+    def _clean(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray, int]:
+        """Ids that hold a place, segment bounds, and how many ids at the start are context only."""
+        ids, bounds = self._cleaned(chunk.tokens, chunk.offsets, chunk.keys, chunk.first, count=True)
+        self.tally.documents += int(chunk.first == 0) + len(chunk.keys) - 1
+        self.tally.tokens += len(chunk.tokens) - chunk.overlap
+        if not chunk.overlap:
+            return ids, bounds, 0
+        context, _ = self._cleaned(
+            chunk.tokens[: chunk.overlap],
+            np.array([0, chunk.overlap], np.int64),
+            chunk.keys[:1],
+            chunk.first,
+            count=False,
+        )
+        return ids, bounds, len(context)
+
+    def _cleaned(
+        self, tokens: np.ndarray, offsets: np.ndarray, keys: np.ndarray, first: int, *, count: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        breaking = [-code for code in range(1, 5) if self._actions[code] == kernels.BREAK]
+        breaks = sum(int(np.count_nonzero(tokens == marker)) for marker in breaking)
+        out = np.empty(len(tokens), np.uint32)
+        bounds = np.empty(1 + len(keys) + breaks, np.int64)
+        filled, segments, kept, subsampled, bad = kernels.clean(
+            tokens,
+            offsets,
+            keys,
+            first,
+            self._actions,
+            self.size,
+            self._thresholds,
+            self.semantics.seed,
+            self._dropped,
+            out,
+            bounds,
+        )
+        if bad >= 0:
+            raise InputError(
+                f"the encoded documents hold the id {int(tokens[bad])}, expected 0 .. {self.size - 1} or a marker "
+                "-4 .. -1: they belong to another vocabulary; run the vocabulary stage again (--force)"
+            )
+        if count:
+            self.tally.kept += int(kept)
+            self.tally.subsampled += int(subsampled)
+        return out[: int(filled)], bounds[: int(segments)]
+
+    def _append(self, ids: np.ndarray, bounds: np.ndarray, overlap: int) -> None:
+        at = self._filled
+        self._ids[at : at + len(ids)] = ids
+        self._filled = at + len(ids)
+        self._bounds.append(bounds[1:] + at)
+        self._owned.append(np.maximum(bounds[:-1], overlap) + at)
+
+    def _flush(self) -> Iterator[PackedRows]:
+        """Count what was collected."""
+        n = self._filled
+        if n == 0:
+            return
+        ids = self._ids[:n]
+        bounds, owned = np.concatenate(self._bounds), np.concatenate(self._owned)
+        self._bounds, self._owned, self._filled = [np.zeros(1, np.int64)], [], 0
+        start = np.zeros(self.size + 2, np.int64)
+        positions = np.empty(n + kernels.AHEAD, np.uint32)
+        reach = np.empty(n + kernels.AHEAD, np.uint32)
+        kernels.list_positions(ids, bounds, owned, len(self._left) - 1, len(self._right) - 1, start, positions, reach)
+        owners = self._owners(ids, bounds, owned)
+        light = (2**32 - 2) // max(self.semantics.units_per_occurrence, 1)
+        narrow_fits = light > 0
+        left32 = self._left.astype(np.uint32) if narrow_fits else np.zeros_like(self._left, np.uint32)
+        right32 = self._right.astype(np.uint32) if narrow_fits else np.zeros_like(self._right, np.uint32)
+        self.tally.chunks += 1
+        for block, rows in zip(self._blocks, self._rows, strict=True):
+            index = pending = 0
+            buffer = np.empty(self._blob_bytes, np.uint8)
+            while index < len(rows):
+                index, pending, used, packed, cells = kernels.count_rows(
+                    rows,
+                    index,
+                    pending,
+                    ids,
+                    start,
+                    positions,
+                    reach,
+                    left32,
+                    right32,
+                    self._left,
+                    self._right,
+                    self.semantics.self_units,
+                    owners,
+                    self.semantics.diagonal == "drop",
+                    light,
+                    self._narrow,
+                    self._wide,
+                    self._touched,
+                    self._words,
+                    self._summary,
+                    buffer,
+                )
+                if packed:
+                    self.tally.cells += cells
+                    self.tally.packed_bytes += used
+                    yield PackedRows(block, packed, cells, buffer[:used].tobytes())
+                needed = pending * kernels.MAXIMUM_ENTRY + kernels.ROW_HEADER
+                if pending:
+                    buffer = np.empty(max(self._blob_bytes, needed), np.uint8)
+
+    def _owners(self, ids: np.ndarray, bounds: np.ndarray, owned: np.ndarray) -> np.ndarray:
+        """Occurrences of every token that belong to this chunk, where the diagonal needs them."""
+        if not self.semantics.self_units:
+            return np.zeros(0, np.int64)
+        occurrences = np.bincount(ids, minlength=self.size + 1)
+        for segment in np.flatnonzero(owned > bounds[:-1]):
+            context = ids[bounds[segment] : min(owned[segment], bounds[segment + 1])]
+            occurrences -= np.bincount(context, minlength=self.size + 1)
+        return occurrences.astype(np.int64)
+
+
+def chunk_capacity(memory: int, size: int) -> int:
+    """Tokens counted at a time within `memory` bytes; half of it is left to reading and writing.
+
+    Raises
+    ------
+    InputError
+        Not even a small chunk fits.
+    """
+    needed = VOCABULARY_BYTES * size + TOKEN_BYTES * SMALLEST_CHUNK
+    if 2 * needed > max(memory, 4 << 20):
+        raise InputError(
+            f"cooccurrence.memory_per_task is {memory:,} bytes; a vocabulary of {size:,} tokens needs at least "
+            f"{2 * needed:,}"
+        )
+    room = (memory // 2 - VOCABULARY_BYTES * size) // TOKEN_BYTES
+    return int(min(max(room, SMALLEST_CHUNK), 2**31))
