@@ -1,0 +1,142 @@
+"""Tiny models and tokenizers, made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+TEXT = (
+    "the cat sat on the mat while a dog ran over green hills and rivers flow down to seas where ships sail under "
+    "stars that shine on quiet harbours full of boats nets fish gulls ropes sails masts lamps and tired sailors"
+)
+
+
+def train_tokenizer(size: int = 400) -> Tokenizer:
+    """A byte-level BPE over generated text."""
+    generator = np.random.default_rng(0)
+    lines = [" ".join(generator.choice(TEXT.split(), 12)) for _ in range(400)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer_json() -> str:
+    """A small byte-level BPE as JSON."""
+    return train_tokenizer().to_str()
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path, tokenizer_json: str) -> Callable[..., Path]:
+    """Save a tiny model of a class of transformers with the tokenizer; keyword arguments go to its config."""
+
+    def make(
+        name: str = "model",
+        class_name: str = "RobertaForMaskedLM",
+        edit: Callable[[Any], None] | None = None,
+        dtype: str | None = None,
+        **values: Any,
+    ) -> Path:
+        import torch
+        import transformers
+
+        size = Tokenizer.from_str(tokenizer_json).get_vocab_size()
+        model_class = getattr(transformers, class_name)
+        settings = {
+            "vocab_size": size,
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+            "max_position_embeddings": 40,
+            "type_vocab_size": 1,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+        }
+        if class_name.startswith("DistilBert"):
+            settings = {"vocab_size": size, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24, "pad_token_id": 1}
+        config = model_class.config_class(**{**settings, **values})
+        torch.manual_seed(0)
+        model = model_class(config)
+        if edit is not None:
+            with torch.no_grad():
+                edit(model)
+        if dtype is not None:
+            model = model.to(getattr(torch, dtype))
+        directory = tmp_path / name
+        model.save_pretrained(directory)
+        (directory / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def make_factors(tokenizer_json: str) -> Callable[..., Any]:
+    """Factors of which a share of the embedding is a linear image, so that alignment has something to find."""
+
+    def make(embedding: np.ndarray, k: int = 8, noise: float = 0.1, seed: int = 0) -> Any:
+        from wals_spark.inject.methods import Factors
+
+        generator = np.random.default_rng(seed)
+        size = len(embedding)
+        counts = np.sort(generator.zipf(1.3, size).clip(0, 100_000))[::-1].astype(np.int64) + 5
+        counts[:5] = 0
+        counts[-1] = 0
+        directions = generator.standard_normal((embedding.shape[1], k))
+        matrix = embedding @ directions + noise * embedding.std() * generator.standard_normal((size, k))
+        return Factors(matrix.astype(np.float32), counts)
+
+    return make
+
+
+@pytest.fixture
+def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callable[..., Any]) -> Callable[..., Any]:
+    """Inject factors that fit the checkpoint, without Spark; returns the directory and injection.json."""
+
+    def run(checkpoint: Path, mode: str = "blend", *, factors: Any = None, name: str = "out", **values: Any) -> Any:
+        from wals_spark.factors.store import Vectors
+        from wals_spark.inject import place, writer
+        from wals_spark.inject.checkpoint import embedding_values, open_checkpoint
+        from wals_spark.inject.make import prepare
+        from wals_spark.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(str(checkpoint))
+        if factors is None:
+            if mode == "init":
+                E = np.random.default_rng(5).standard_normal((len(tokenizer.tokens), 16)).astype(np.float32)
+            else:
+                E = embedding_values(open_checkpoint(str(checkpoint)))[: len(tokenizer.tokens)]
+            factors = make_factors(E)
+        settings = {"vocabulary__tokenizer": str(checkpoint), "inject__anchor_min_count": 1, **values}
+        config = make_config(inject__mode=mode, inject__checkpoint=str(checkpoint), **settings)
+        bias = np.zeros(len(tokenizer.tokens), np.float32)
+        vectors = Vectors(list(tokenizer.tokens), factors.counts, factors.matrix, bias)
+        base, change, used = prepare(config, vectors)
+        described = {
+            "mode": mode,
+            "parameters": {"seed": config.seed, **config.inject.result_keys()},
+            "factors": {"run_id": "test", "vocabulary_hash": tokenizer.hash, "k": 8, "combine": "u"},
+        }
+        directory = tmp_path / name
+        with place.staged_directory(str(directory), replace=False) as staging:
+            manifest = writer.write(staging, base, change, used, described)
+        return directory, manifest
+
+    return run

@@ -1,0 +1,321 @@
+r"""From the factors' space to the model's: frequency-weighted, centred ridge regression.
+
+With anchors A, weights w_i, X = U - mu_u, Y = E - mu_e, D = diag(w)::
+
+    W      = (X^T D X + lambda I)^-1 X^T D Y ,   lambda = lambda_0 tr(X^T D X) / k      (k x d)
+    P_i    = mu_e + (u_i - mu_u) W
+
+lambda_0 comes from K-fold cross-validation over the anchors, folds stratified by frequency. All of it
+needs only `Sums`, which add: one pass over the rows per fold, wherever they are. Everything here is fp64
+except the rows themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wals_spark.errors import InputError
+
+LAMBDA_GRID = tuple(10.0**power for power in np.arange(-6.0, 2.01, 0.5))
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The weighted moments of pairs (x, y).
+
+    Attributes
+    ----------
+    count : int
+    weight : float
+        sum w
+    x, y : float64 arrays (k,), (d,)
+        sum w x, sum w y
+    xx, xy : float64 arrays (k, k), (k, d)
+        sum w x x^T, sum w x y^T
+    yy : float
+        sum w |y|^2
+    """
+
+    count: int
+    weight: float
+    x: np.ndarray
+    y: np.ndarray
+    xx: np.ndarray
+    xy: np.ndarray
+    yy: float
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.count + other.count,
+            self.weight + other.weight,
+            self.x + other.x,
+            self.y + other.y,
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
+
+    def __sub__(self, other: Sums) -> Sums:
+        return Sums(
+            self.count - other.count,
+            self.weight - other.weight,
+            self.x - other.x,
+            self.y - other.y,
+            self.xx - other.xx,
+            self.xy - other.xy,
+            self.yy - other.yy,
+        )
+
+    def centred(self) -> Centred:
+        """Moments about the weighted means."""
+        mu_u, mu_e = self.x / self.weight, self.y / self.weight
+        xx = self.xx - np.outer(mu_u, self.x)
+        xy = self.xy - np.outer(mu_u, self.y)
+        return Centred(mu_u, mu_e, (xx + xx.T) / 2, xy, float(self.yy - mu_e @ self.y))
+
+
+@dataclass(frozen=True)
+class Centred:
+    """`Sums` about the means: X^T D X (k, k), X^T D Y (k, d), tr(Y^T D Y)."""
+
+    mu_u: np.ndarray
+    mu_e: np.ndarray
+    xx: np.ndarray
+    xy: np.ndarray
+    yy: float
+
+
+def accumulate(U: np.ndarray, E: np.ndarray, weight: np.ndarray) -> Sums:
+    """`Sums` over rows.
+
+    Parameters
+    ----------
+    U : array (n, k)
+    E : array (n, d)
+    weight : array (n,), not negative
+    """
+    k, d = U.shape[1], E.shape[1]
+    x, y, xx, xy, yy = np.zeros(k), np.zeros(d), np.zeros((k, k)), np.zeros((k, d)), 0.0
+    for begin in range(0, len(U), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        u, e, w = U[part].astype(np.float64), E[part].astype(np.float64), weight[part].astype(np.float64)
+        wu = u * w[:, None]
+        x += wu.sum(axis=0)
+        y += w @ e
+        xx += wu.T @ u
+        xy += wu.T @ e
+        yy += float(w @ np.einsum("ij,ij->i", e, e))
+    return Sums(len(U), float(weight.sum(dtype=np.float64)), x, y, xx, xy, yy)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """An affine map from factors to embedding rows.
+
+    Attributes
+    ----------
+    mu_u : float64 array (k,)
+    mu_e : float64 array (d,)
+    W : float64 array (k, d)
+    regularization : float
+        lambda_0, relative to the mean eigenvalue of X^T D X.
+    """
+
+    mu_u: np.ndarray
+    mu_e: np.ndarray
+    W: np.ndarray
+    regularization: float
+
+    def predict(self, U: np.ndarray) -> np.ndarray:
+        """P = mu_e + (U - mu_u) W, float32 (n, d)."""
+        offset = (self.mu_e - self.mu_u @ self.W).astype(np.float32)
+        predicted = U.astype(np.float32, copy=False) @ self.W.astype(np.float32)
+        predicted += offset
+        return predicted
+
+
+def _spectrum(sums: Sums) -> tuple[Centred, np.ndarray, np.ndarray]:
+    """Moments about the means, and the eigenvalues and eigenvectors of X^T D X.
+
+    Directions in which the factors do not vary beyond rounding get the eigenvalue infinity, so that no
+    map uses them whatever lambda is.
+    """
+    centred = sums.centred()
+    eigenvalues, Q = np.linalg.eigh(centred.xx)
+    floor = len(eigenvalues) * np.finfo(np.float64).eps * float(np.trace(sums.xx))
+    return centred, np.where(eigenvalues > floor, eigenvalues, np.inf), Q
+
+
+def _mean_eigenvalue(eigenvalues: np.ndarray) -> float:
+    return float(eigenvalues[np.isfinite(eigenvalues)].sum()) / len(eigenvalues)
+
+
+def ridge(sums: Sums, regularization: float) -> Alignment:
+    """Solve the normal equations in the eigenbasis of X^T D X; see the formula at the head of the module."""
+    centred, eigenvalues, Q = _spectrum(sums)
+    shrink = 1 / (eigenvalues + regularization * _mean_eigenvalue(eigenvalues))
+    W = (Q * shrink) @ (Q.T @ centred.xy)
+    return Alignment(centred.mu_u, centred.mu_e, W, regularization)
+
+
+def anchor_weights(counts: np.ndarray, half: float) -> np.ndarray:
+    """w_i = c_i / (c_i + half): rises with the count and saturates."""
+    counts = counts.astype(np.float64)
+    return counts / (counts + half)
+
+
+def stratified_folds(counts: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """A fold number per row; rows of similar count are spread evenly over the folds."""
+    generator = np.random.default_rng([seed, 11])
+    order = np.lexsort((generator.random(len(counts)), counts))
+    assigned = np.empty(len(counts), np.int64)
+    for begin in range(0, len(order), folds):
+        group = order[begin : begin + folds]
+        assigned[group] = generator.permutation(folds)[: len(group)]
+    return assigned
+
+
+def deciles(counts: np.ndarray) -> np.ndarray:
+    """Decile of the count per row, 0 (rarest) to 9; ties stay together where that is possible."""
+    edges = np.quantile(counts, np.arange(1, 10) / 10)
+    return np.searchsorted(edges, counts, side="left")
+
+
+def permute_within(strata: np.ndarray, seed: int) -> np.ndarray:
+    """A permutation of the rows that keeps each in its stratum."""
+    generator = np.random.default_rng([seed, 12])
+    permutation = np.arange(len(strata))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        permutation[members] = generator.permutation(members)
+    return permutation
+
+
+def frequency_features(counts: np.ndarray) -> np.ndarray:
+    """Powers 1 to 3 of the standardised log count: what frequency alone can say, float64 (n, 3)."""
+    logs = np.log1p(counts.astype(np.float64))
+    scaled = (logs - logs.mean()) / max(float(logs.std()), 1e-12)
+    return np.stack([scaled, scaled**2, scaled**3], axis=1)
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What held-out anchors say.
+
+    Attributes
+    ----------
+    grid : tuple of float
+        The lambda_0 tried.
+    error : float64 array (len(grid),)
+        Held-out sum of w |e - p|^2.
+    total : float
+        Held-out sum of w |e - mu_e|^2, mu_e from the other folds.
+    best : float
+    """
+
+    grid: tuple[float, ...]
+    error: np.ndarray
+    total: float
+    best: float
+
+    @property
+    def r2(self) -> float:
+        """1 - error / total at the best lambda_0."""
+        return float(1 - self.error.min() / self.total) if self.total > 0 else 0.0
+
+
+def cross_validate(per_fold: Sequence[Sums], grid: Sequence[float] = LAMBDA_GRID) -> CrossValidation:
+    """Choose lambda_0 from the sums of the folds alone.
+
+    With S the sums of a fold about the *training* means, its error under W is
+    tr(Y^T D Y) - 2 tr(W^T X^T D Y) + tr(W^T X^T D X W); in the eigenbasis Q of the training X^T D X every
+    lambda_0 costs one pass over a k x d matrix.
+    """
+    everything = per_fold[0]
+    for part in per_fold[1:]:
+        everything = everything + part
+    error, total = np.zeros(len(grid)), 0.0
+    for part in per_fold:
+        train = everything - part
+        if train.weight <= 0:
+            raise InputError("the anchors of all folds but one have no weight: too few tokens to align on")
+        centred, eigenvalues, Q = _spectrum(train)
+        mu_u, mu_e = centred.mu_u, centred.mu_e
+        xx = part.xx - np.outer(mu_u, part.x) - np.outer(part.x, mu_u) + part.weight * np.outer(mu_u, mu_u)
+        xy = part.xy - np.outer(mu_u, part.y) - np.outer(part.x, mu_e) + part.weight * np.outer(mu_u, mu_e)
+        yy = part.yy - 2 * float(mu_e @ part.y) + part.weight * float(mu_e @ mu_e)
+        target = Q.T @ centred.xy  # (k, d)
+        held_xy = Q.T @ xy
+        held_xx = Q.T @ xx @ Q
+        mean = _mean_eigenvalue(eigenvalues)
+        gram = target @ target.T  # (k, k)
+        cross = np.einsum("ij,ij->i", target, held_xy)
+        for index, value in enumerate(grid):
+            shrink = 1 / (eigenvalues + value * mean)
+            fitted = float(np.einsum("ij,ij->", held_xx * np.outer(shrink, shrink), gram))
+            error[index] += yy - 2 * float(shrink @ cross) + fitted
+        total += yy
+    return CrossValidation(tuple(grid), error, total, float(grid[int(error.argmin())]))
+
+
+def held_out_predictions(
+    U: np.ndarray, fold: np.ndarray, per_fold: Sequence[Sums], regularization: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """For every anchor the prediction, and the mean row, of a map fitted without its fold.
+
+    Returns
+    -------
+    predicted : float32 (n, d)
+    means : float32 (folds, d)
+    """
+    everything = per_fold[0]
+    for part in per_fold[1:]:
+        everything = everything + part
+    d = len(everything.y)
+    predicted = np.empty((len(U), d), np.float32)
+    means = np.empty((len(per_fold), d), np.float32)
+    for number, part in enumerate(per_fold):
+        alignment = ridge(everything - part, regularization)
+        rows = fold == number
+        predicted[rows] = alignment.predict(U[rows])
+        means[number] = alignment.mu_e
+    return predicted, means
+
+
+def sums_by_fold(U: np.ndarray, E: np.ndarray, weight: np.ndarray, fold: np.ndarray, folds: int) -> list[Sums]:
+    """`accumulate` for each fold."""
+    return [accumulate(U[fold == number], E[fold == number], weight[fold == number]) for number in range(folds)]
+
+
+def match_norms(
+    predicted: np.ndarray, mu_e: np.ndarray, counts: np.ndarray, profile: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Stretch what ridge shrank: P <- mu + (P - mu) clip(rho(c) / |P - mu|, 1/2, 2).
+
+    Parameters
+    ----------
+    predicted : float32 (n, d)
+    mu_e : (d,)
+    counts : (n,)
+    profile : from `norm_profile`: rho at log counts, interpolated
+    """
+    at, rho = profile
+    centred = predicted - mu_e.astype(np.float32)
+    norm = np.linalg.norm(centred, axis=1)
+    wanted = np.interp(np.log1p(counts.astype(np.float64)), at, rho)
+    factor = np.clip(wanted / np.maximum(norm, 1e-12), 0.5, 2.0).astype(np.float32)
+    return mu_e.astype(np.float32) + centred * factor[:, None]
+
+
+def norm_profile(E: np.ndarray, mu_e: np.ndarray, counts: np.ndarray, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """rho(c): median of |E_j - mu_e| among tokens of similar count, at the median log count of each bin."""
+    norms = np.linalg.norm(E - mu_e.astype(np.float32), axis=1)
+    logs = np.log1p(counts.astype(np.float64))
+    order = np.argsort(logs, kind="stable")
+    groups = [group for group in np.array_split(order, min(bins, len(order))) if len(group)]
+    at = np.array([np.median(logs[group]) for group in groups])
+    return at, np.array([np.median(norms[group]) for group in groups])

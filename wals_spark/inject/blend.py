@@ -1,0 +1,101 @@
+r"""How much of a row comes from the factors: precision weighting by two frequencies.
+
+A pretrained row is the truth plus noise that falls with n_i, how often pretraining saw the token; a
+predicted row is the truth plus the lack of fit of the map plus noise that falls with c_i, how often the
+corpus saw it. In units of the typical squared row length rho^2 of the token's frequency::
+
+    |E_i - P_i|^2 / rho_i^2  =  v_E / n_i + s^2 + v_U / c_i            (fitted on frequency strata)
+    b_i = (v_E / n_i) / (v_E / n_i + s^2 + v_U / c_i),  at most b_max, 0 for protected rows and c_i = 0
+    E'_i = (1 - b_i) E_i + b_i P_i
+
+Rare in pretraining and frequent in the corpus: b is large. Rare in both: v_U / c_i keeps it small.
+Dividing by rho^2 matters: rows of rare tokens are shorter, so their raw errors are smaller, not larger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+_STRATA = 12
+_MIN_EXPOSURE = 0.5
+
+
+@dataclass(frozen=True)
+class Variances:
+    """v_E, s^2, v_U of the module's formula, in units of the squared row length."""
+
+    pretrained: float
+    mapping: float
+    factors: float
+
+    def to_json(self) -> dict[str, float]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def fit_variances(relative_error: np.ndarray, exposure: np.ndarray, counts: np.ndarray) -> Variances:
+    """Non-negative least squares of the strata means on 1/n, 1, 1/c.
+
+    Parameters
+    ----------
+    relative_error : float64 (n,)
+        |E_i - P_i|^2 / rho_i^2 of tokens whose own row did not fit the map.
+    exposure, counts : (n,)
+        n_i and c_i.
+
+    Notes
+    -----
+    Strata are cells of a grid of log n by log c, weighted by their tokens. Where n and c are
+    proportional (the corpus is the pretraining text) v_E and v_U cannot be told apart; a small ridge on
+    their scaled coefficients then splits the sum evenly.
+    """
+    from scipy.optimize import nnls
+
+    n = np.maximum(exposure.astype(np.float64), _MIN_EXPOSURE)
+    c = np.maximum(counts.astype(np.float64), _MIN_EXPOSURE)
+    cell = _quantile_bins(np.log(n)) * _STRATA + _quantile_bins(np.log(c))
+    _, cell = np.unique(cell, return_inverse=True)
+    size = np.bincount(cell).astype(np.float64)
+    mean = np.bincount(cell, relative_error) / size
+    columns = np.stack([np.bincount(cell, 1 / n) / size, np.ones_like(size), np.bincount(cell, 1 / c) / size], axis=1)
+    scale = np.sqrt((size[:, None] * columns**2).sum(axis=0) / size.sum())
+    root = np.sqrt(size / size.sum())[:, None]
+    tie = 1e-3 * np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    solution, _ = nnls(np.vstack([root * columns / scale, tie]), np.concatenate([root[:, 0] * mean, [0.0, 0.0]]))
+    v_e, s2, v_u = solution / scale
+    return Variances(float(v_e), float(s2), float(v_u))
+
+
+def _quantile_bins(values: np.ndarray) -> np.ndarray:
+    edges = np.quantile(values, np.arange(1, _STRATA) / _STRATA)
+    return np.searchsorted(edges, values, side="left")
+
+
+def blend_shares(
+    variances: Variances, exposure: np.ndarray, counts: np.ndarray, protected: np.ndarray, b_max: float
+) -> np.ndarray:
+    """b_i, float32 (V,).
+
+    Parameters
+    ----------
+    variances : Variances
+    exposure, counts : (V,)
+    protected : ids whose share is 0
+    b_max : largest share
+    """
+    own = variances.pretrained / np.maximum(exposure.astype(np.float64), _MIN_EXPOSURE)
+    other = variances.mapping + variances.factors / np.maximum(counts.astype(np.float64), _MIN_EXPOSURE)
+    with np.errstate(invalid="ignore"):
+        share = np.where(own + other > 0, own / (own + other), 0.0)
+    share = np.minimum(share, b_max)
+    share[counts <= 0] = 0.0
+    share[protected] = 0.0
+    return share.astype(np.float32)
+
+
+def blend_rows(E: np.ndarray, P: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(1 - b) E + b P, float32 (n, d); rows with b = 0 are E itself."""
+    mixed = E + share[:, None] * (P - E)
+    return np.where(share[:, None] > 0, mixed, E)

@@ -1,0 +1,229 @@
+"""The stages ``inject`` and ``verify``."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from wals_spark import storage
+from wals_spark.config import Config
+from wals_spark.errors import ConfigError, GateError, InputError
+from wals_spark.factors.store import read_vectors
+from wals_spark.inject import checkpoint as ckpt
+from wals_spark.inject import frequency, methods, place, writer
+from wals_spark.inject.make import check_vocabulary, init_tokenizer, prepare, source_of
+from wals_spark.inject.verify import read_manifest, verify
+from wals_spark.runs import ManifestStore, Run
+from wals_spark.stage import Context, Metric, Outcome, Stage
+from wals_spark.tokenizer import load_tokenizer, vocabulary_hash
+
+logger = logging.getLogger(__name__)
+
+
+def output_directory(config: Config) -> str:
+    """Where the injected checkpoint goes."""
+    if config.inject.output is not None:
+        return storage.absolute(config.inject.output)
+    return Run(storage.absolute(config.warehouse), config.run_id).path(f"model-{config.inject.mode}")
+
+
+def _key(config: Config) -> str:
+    return f"{config.run_id}.{config.inject.mode}"
+
+
+def _label(name: str) -> Any:
+    return lambda config: f"{name}.{config.inject.mode}"
+
+
+def _enabled(config: Config) -> bool:
+    return config.inject.mode != "none"
+
+
+def _check(config: Config) -> None:
+    source = source_of(config)
+    if config.vocabulary.kind != "tokenizer":
+        raise ConfigError(
+            "inject needs factors of a tokenizer's tokens, but vocabulary.kind is words: an embedding's rows are of "
+            "tokens. Set vocabulary.kind to tokenizer and vocabulary.tokenizer to the model's"
+        )
+    frequency.check_exposure(config.inject.exposure)
+    if config.inject.mode == "init":
+        rows = int(ckpt.read_config(ckpt.locate(source, weights=False)).get("vocab_size", 0))
+        tokenizer = init_tokenizer(config, source)
+    else:
+        opened = ckpt.open_checkpoint(source)
+        rows = opened.size
+        if config.inject.head_bias > 0 and opened.head_bias is None:
+            raise InputError(
+                f"inject.head_bias is {config.inject.head_bias}, but {source} is a {opened.architecture} without a "
+                "masked-LM head: set it to 0, or give the checkpoint with its head"
+            )
+        tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
+    ckpt.check_tokenizer(tokenizer, rows, source)
+    if config.vocabulary.tokenizer is not None and config.inject.mode != "init":
+        check_vocabulary(
+            load_tokenizer(config.vocabulary.tokenizer).hash, tokenizer, config.vocabulary.tokenizer, source
+        )
+    place.refuse_existing(output_directory(config), replace=_may_replace(config))
+
+
+def _may_replace(config: Config) -> bool:
+    """Whether an existing output may be exchanged: on demand, or because it is this run's own."""
+    output = output_directory(config)
+    if config.inject.overwrite or config.inject.output is None:
+        return True
+    if storage.is_local(output) and ckpt.is_ours(output):
+        try:
+            made = read_manifest(Path(output))
+        except InputError:
+            return False
+        return bool(
+            made.get("run", {}).get("run_id") == config.run_id and made.get("run", {}).get("stage") == _key(config)
+        )
+    return False
+
+
+def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+    return [("train", config.run_id)]
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    source = source_of(config)
+    found: dict[str, Any] = {
+        "checkpoint": ckpt.identity(source, weights=config.inject.mode != "init"),
+        "output": output_directory(config) if config.inject.output else None,
+    }
+    how = config.inject.exposure
+    if how not in ("auto", "corpus", "rank"):
+        fs, path = storage.filesystem(how)
+        info = fs.get_file_info(path)
+        found["exposure"] = [info.size, info.mtime_ns]
+    return found
+
+
+def _run(context: Context) -> Outcome:
+    config = context.config
+    train = context.input("train")
+    vectors = read_vectors(context.tables, config.run_id, config.inject.combine)
+    found, recorded = vocabulary_hash(vectors.tokens), train.outputs.get("vocabulary_hash")
+    if found != recorded:
+        raise InputError(
+            f"the factors of run {config.run_id!r} have tokens of the hash {found}, the train manifest says "
+            f"{recorded}: run `wals-spark train --force`"
+        )
+    base, change, factors = prepare(config, vectors)
+    described = {
+        "mode": config.inject.mode,
+        "parameters": {"seed": config.seed, **config.inject.result_keys()},
+        "factors": {
+            "run_id": config.run_id,
+            "train_fingerprint": train.fingerprint,
+            "vocabulary_hash": found,
+            "k": int(factors.matrix.shape[1]),
+            "combine": config.inject.combine,
+        },
+        "run": {"run_id": config.run_id, "stage": _key(config), "fingerprint": context.fingerprint},
+    }
+    output = output_directory(config)
+    with place.staged_directory(output, replace=_may_replace(config)) as staging:
+        manifest = writer.write(staging, base, change, factors, described)
+    return _outcome(output, manifest, change)
+
+
+def _outcome(output: str, manifest: dict[str, Any], change: methods.Change) -> Outcome:
+    embedding = manifest["embedding"]
+    metrics = [
+        Metric("rows_changed", embedding["rows_changed"]),
+        Metric("displacement_median", embedding["displacement"]["median"]),
+    ]
+    lines = [
+        f"{embedding['rows_changed']:,} of {embedding['shape'][0]:,} rows changed, head bias "
+        f"{'moved' if manifest['head_bias']['changed'] else 'as it was'}: {output}"
+    ]
+    if change.gate is not None:
+        metrics += [Metric(f"r2_{name}", value) for name, value in change.gate.r2.items()]
+        metrics.append(Metric("gate_gain", change.gate.gain, change.gate.low, change.gate.high))
+        lines.append(change.gate.reason if change.gate.passed else f"written by force though {change.gate.reason}")
+    return Outcome(
+        {
+            "paths": [output],
+            "directory": output,
+            "rows_changed": embedding["rows_changed"],
+            "head_bias_changed": manifest["head_bias"]["changed"],
+            "gate": manifest["gate"],
+            "injection_sha256": manifest["sha256"],
+        },
+        metrics,
+        lines,
+    )
+
+
+def _verify_inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+    return [("inject", _key(config))]
+
+
+@contextmanager
+def _local(directory: str) -> Iterator[Path]:
+    if storage.is_local(directory):
+        yield Path(directory)
+        return
+    fs, path = storage.filesystem(directory)
+    with tempfile.TemporaryDirectory(prefix="wals-spark-") as name:
+        pafs.copy_files(path, name, source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+        yield Path(name)
+
+
+def _run_verify(context: Context) -> Outcome:
+    config = context.config
+    directory = context.input("inject").outputs["directory"]
+    with _local(directory) as local:
+        report = verify(local, source_of(config))
+    for line in report.lines():
+        logger.info("verify: %s", line)
+    if not report.passed:
+        raise GateError(
+            f"verify: {directory} failed {len(report.failures)} of {len(report.checks)} checks: "
+            f"{'; '.join(report.failures)}. Make it again with `wals-spark inject --force`",
+            details={"failures": report.failures},
+        )
+    return Outcome(
+        {"directory": directory, "checks": {check.name: check.detail for check in report.checks}, **report.facts},
+        [Metric("checks_passed", len(report.checks)), Metric("rows_changed", report.facts["rows_changed"])],
+        [f"all {len(report.checks)} checks passed, {report.facts['rows_changed']:,} rows changed: {directory}"],
+    )
+
+
+def _check_verify(config: Config) -> None:
+    source = source_of(config)
+    ckpt.read_config(ckpt.locate(source, weights=config.inject.mode != "init"))
+
+
+INJECT = Stage(
+    name="inject",
+    sections=("inject",),
+    key=_key,
+    inputs=_inputs,
+    run=_run,
+    check=_check,
+    identity=_identity,
+    enabled=_enabled,
+    label=_label("inject"),
+)
+
+VERIFY = Stage(
+    name="verify",
+    sections=(),
+    key=_key,
+    inputs=_verify_inputs,
+    run=_run_verify,
+    check=_check_verify,
+    identity=_identity,
+    enabled=_enabled,
+    label=_label("verify"),
+)

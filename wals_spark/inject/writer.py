@@ -1,0 +1,189 @@
+"""The artefact: a plain checkpoint with its proof beside it.
+
+::
+
+    config.json, tokenizer files    as they came
+    model.safetensors               dense, native class, tied head; only declared tensors differ
+    factors.safetensors             vectors, counts, shares b, displacements, map, row hashes of the base
+    injection.json                  inputs, hashes, changed rows, gate: what `verify` recomputes
+    README.md                       the model card
+
+Row hashes of the base let `verify` prove which rows moved without having the base at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wals_spark.inject import card
+from wals_spark.inject.checkpoint import WEIGHTS
+from wals_spark.inject.methods import Change, Factors
+from wals_spark.inject.rawtensor import (
+    RawTensor,
+    as_mapping,
+    file_sha256,
+    from_values,
+    hash_all,
+    replace_rows,
+    row_hashes,
+    write_safetensors,
+)
+from wals_spark.runs import now, package_versions
+
+FORMAT = "wals_spark injection"
+FORMAT_VERSION = 1
+MANIFEST = "injection.json"
+FACTORS = "factors.safetensors"
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the change is applied to.
+
+    Attributes
+    ----------
+    tensors : dict of name -> RawTensor
+    dropped : tuple of str
+        Stored copies of tied tensors that are not written again.
+    metadata : dict of str
+        Of the base's safetensors file.
+    config : dict
+        Of its config.json.
+    embedding : str
+    head_bias : str or None
+    protected : int64 array
+        Ids whose rows must not move.
+    files : list of Path
+        Configuration and tokenizer files to copy.
+    config_text : str or None
+        Content of config.json where it is not among `files`.
+    source : dict
+        How the base is described in injection.json.
+    """
+
+    tensors: Mapping[str, RawTensor]
+    dropped: tuple[str, ...]
+    metadata: Mapping[str, str]
+    config: Mapping[str, Any]
+    embedding: str
+    head_bias: str | None
+    protected: np.ndarray
+    files: tuple[Path, ...]
+    config_text: str | None
+    source: Mapping[str, Any]
+
+
+def apply(base: Base, change: Change) -> dict[str, RawTensor]:
+    """The tensors of the result: declared rows and the head bias replaced, every other bit kept."""
+    tensors = dict(base.tensors)
+    tensors[base.embedding] = replace_rows(base.tensors[base.embedding], change.ids, change.rows)
+    if change.head_bias is not None:
+        assert base.head_bias is not None
+        tensors[base.head_bias] = from_values(change.head_bias, base.tensors[base.head_bias].dtype)
+    return tensors
+
+
+def write(
+    directory: Path, base: Base, change: Change, factors: Factors, described: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the artefact into an empty directory; returns the content of injection.json.
+
+    Parameters
+    ----------
+    directory : Path
+    base : Base
+    change : Change
+    factors : Factors
+    described : mapping
+        ``mode``, ``parameters`` and ``factors`` (where the vectors come from) for injection.json.
+    """
+    tensors = apply(base, change)
+    for path in base.files:
+        shutil.copyfile(path, directory / path.name)
+    if base.config_text is not None:
+        (directory / "config.json").write_text(base.config_text, encoding="utf-8")
+    write_safetensors(directory / WEIGHTS, tensors, base.metadata)
+
+    old, new = base.tensors[base.embedding], tensors[base.embedding]
+    before, after = row_hashes(old), row_hashes(new)
+    changed = np.flatnonzero(before != after)
+    moved = new.values()[changed].astype(np.float32) - old.values()[changed].astype(np.float32)
+    displacement = np.zeros(old.shape[0], np.float32)
+    displacement[changed] = np.linalg.norm(moved, axis=1)
+    arrays = {
+        "vectors": factors.matrix,
+        "counts": factors.counts,
+        "share": change.share,
+        "displacement": displacement,
+        "base_row_hashes": before,
+        "protected": base.protected.astype(np.int64),
+        **change.map,
+    }
+    write_safetensors(directory / FACTORS, as_mapping(arrays.items()), {"source": FORMAT})
+
+    base_hashes = hash_all(base.tensors)
+    unchanged = {name for name in tensors if tensors[name].data is base.tensors[name].data}
+    hashes = {name: base_hashes[name] if name in unchanged else tensor.sha256 for name, tensor in tensors.items()}
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "created_at": now(),
+        "packages": package_versions(),
+        **described,
+        "base": {**base.source, "tensors": base_hashes, "dropped_copies": list(base.dropped)},
+        "embedding": {
+            "tensor": base.embedding,
+            "shape": list(old.shape),
+            "dtype": old.dtype,
+            "rows_changed": len(changed),
+            "changed_ids_sha256": ids_sha256(changed),
+            "displacement": distribution(displacement[changed]),
+            "row_norm": distribution(np.linalg.norm(old.values().astype(np.float32, copy=False), axis=1)),
+            "protected": base.protected.tolist(),
+        },
+        "head_bias": {
+            "tensor": base.head_bias,
+            "changed": base.head_bias is not None and hashes[base.head_bias] != base_hashes[base.head_bias],
+        },
+        "fit": change.facts,
+        "gate": change.gate.to_json() if change.gate is not None else None,
+        "tensors": hashes,
+    }
+    (directory / CARD).write_text(card.render(manifest, base.config), encoding="utf-8")
+    manifest["files"] = {path.name: file_sha256(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST}
+    manifest["sha256"] = manifest_sha256(manifest)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    return manifest
+
+
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of injection.json without its own ``sha256``."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def ids_sha256(ids: np.ndarray) -> str:
+    """SHA-256 of a list of row ids."""
+    return hashlib.sha256(np.ascontiguousarray(ids, "<i8").tobytes()).hexdigest()
+
+
+def distribution(values: np.ndarray) -> dict[str, float]:
+    """Minimum, quartiles, 99th percentile, maximum and mean; zeros where there are no values."""
+    if len(values) == 0:
+        return dict.fromkeys(("min", "q25", "median", "q75", "q99", "max", "mean"), 0.0)
+    points = np.quantile(values.astype(np.float64), [0, 0.25, 0.5, 0.75, 0.99, 1])
+    return {
+        **dict(zip(("min", "q25", "median", "q75", "q99", "max"), map(float, points), strict=True)),
+        "mean": float(values.mean(dtype=np.float64)),
+    }
