@@ -58,6 +58,26 @@ def load_masked_lm(source: str) -> Any:
     return model.eval()
 
 
+def fresh_masked_lm(source: str, seed: int) -> Any:
+    """A masked-LM model with random weights from a config.json, the same for the same seed.
+
+    Raises
+    ------
+    InputError
+        There is no configuration that transformers reads.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read a model configuration from {source}: {error}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForMaskedLM.from_config(config, dtype=torch.float32).eval()
+
+
 def masked_logits(model: Any, inputs: Any, flat: Any) -> Any:
     """Logits at chosen positions only.
 

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from wals_spark.evaluate.charts import Line, Point, Row, bars, interval_plot, line_chart, number, ticks
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 10, [0, 2, 4, 6, 8, 10]), (0.1, 0.36, [0.1, 0.15, 0.2, 0.25, 0.3, 0.35]), (-1, 1, [-1, -0.5, 0, 0.5, 1])],
+)
+def test_ticks_are_round_numbers_inside(low, high, expected):
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_ticks_of_nothing():
+    assert ticks(math.nan, 1) == []
+    assert ticks(2, 2) == [2]
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (1234.0, "1,234"), (0.25, "0.25"), (3e7, "3e7")])
+def test_numbers_are_short(value, text):
+    assert number(value) == text
+
+
+def test_a_line_chart_places_the_extremes_inside_the_frame():
+    page = line_chart([Line("a", [Point(0, 1.0), Point(10, 3.0)])], x_label="steps", y_label="loss")
+    assert 'style="left:0.00%;top:94.64%"' in page
+    assert 'style="left:100.00%;top:5.36%"' in page
+    assert "legend" not in page
+
+
+def test_bands_and_a_legend_come_with_intervals_and_several_lines():
+    lines = [Line(name, [Point(0, 1, 0.9, 1.1), Point(1, 2, 1.9, 2.1)]) for name in "ab"]
+    page = line_chart(lines, x_label="x", y_label="y")
+    assert page.count("<polygon") == 2
+    assert page.count('class="key') == 2
+    assert "a, x 0: 1 [0.9, 1.1]" in page
+
+
+def test_names_are_escaped():
+    evil = '<script>"&'
+    pages = [
+        line_chart([Line(evil, [Point(0, 1), Point(1, 2)])] * 2, x_label=evil, y_label=evil),
+        interval_plot([Row(evil, 1, 0, 2, evil, note=evil)], zero=True, scale_label=evil),
+        bars([(evil, 1.0, evil)]),
+    ]
+    for page in pages:
+        assert "<script" not in page
+        assert "&lt;script&gt;&#34;&amp;" in page
+
+
+def test_numbers_that_are_none_are_left_out():
+    assert "Nothing was measured" in line_chart([Line("a", [Point(0, math.nan)])], x_label="x", y_label="y")
+    assert "Nothing was measured" in interval_plot([Row("a", math.nan, 0, 1, "")], zero=False, scale_label="")
+    assert (
+        "bar" not in interval_plot([Row("a", 1.0, math.nan, math.nan, "")], zero=False, scale_label="").split("axis")[0]
+    )
+
+
+def test_a_constant_line_and_a_single_point_can_be_drawn():
+    assert "nan" not in line_chart([Line("a", [Point(0, 2.0), Point(1, 2.0)])], x_label="x", y_label="y")
+    assert "nan" not in line_chart([Line("a", [Point(3, 0.0)])], x_label="x", y_label="y")
+
+
+def test_a_logarithmic_axis_leaves_out_what_is_not_positive():
+    page = line_chart([Line("a", [Point(0, 1000), Point(1, 1), Point(2, 0)])], x_label="x", y_label="y", y_log=True)
+    assert page.count('class="dot') == 2
+    assert ">100<" in page
+
+
+def test_zero_is_marked_where_asked_for():
+    rows = [Row("a", 2.0, 1.0, 3.0, "")]
+    assert 'class="zero"' in interval_plot(rows, zero=True, scale_label="")
+    assert 'class="zero"' not in interval_plot(rows, zero=False, scale_label="")

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from wals_spark.evaluate.charts import Point
+from wals_spark.evaluate.intrinsic import Analogy, Geometry, Similarity
+from wals_spark.evaluate.masked import Bucket, MaskedResult
+from wals_spark.evaluate.report import ReportData, StageTime, Training, between, render, seconds, signed, verdict
+from wals_spark.mlm.statistics import Interval
+
+VOID = {"meta", "line", "polyline", "polygon", "br"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is closed in the wrong place."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids |= {found["id"]} if "id" in found else set()
+        self.links |= {found["href"]} if tag == "a" else set()
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+
+def interval(value, half=0.1):
+    return Interval(value, value - half, value + half, 100, 40)
+
+
+@pytest.fixture
+def masked():
+    figures = {name: interval(2.0) for name in ("nll", "top1", "top5", "mrr")}
+    change = {name: interval(-0.3) for name in ("nll", "top1", "top5", "mrr", "macro_nll")}
+    arms, changes = {"before": figures, "after": figures}, {"after": change}
+    buckets = [Bucket(probe, name, 40, 90, arms, changes) for probe in ("target", "context") for name in ("0", "1-4")]
+    return MaskedResult("before", 1000, 40, 60, interval(7.0), arms, changes, buckets)
+
+
+@pytest.fixture
+def full(masked):
+    return ReportData(
+        run_id="demo",
+        mode="blend",
+        made_at="2026-01-01",
+        fingerprint="abc",
+        subtitle="8,192 vectors.",
+        loss=[Point(1, 100.0), Point(2, 60.0)],
+        objective="ppmi",
+        trainings=[Training(name, [Point(0, 9, 8.9, 9.1), Point(10, 7, 6.9, 7.1)]) for name in ("random", "factors")],
+        training_differences=[("factors − random", interval(-0.2))],
+        similarity=[Similarity("WS-353", interval(0.6), 353, 300)],
+        analogies=[Analogy("google", interval(0.5), interval(0.6), 100, 80, {"capitals": (80, 0.5, 0.6)})],
+        geometry=Geometry(0.05, 60.0, 0.1, 8000),
+        masked=masked,
+        neighbours={
+            "style": "byte_level",
+            "lists": [{"shown": "river", "count": 12, "neighbours": [{"shown": "<lake>", "cosine": 0.8}]}],
+        },
+        injection={"checkpoint": "model"},
+        stages=[StageTime("corpus", 1.0, "now", "documents 10")],
+        versions={"python": "3.11"},
+        configuration="a: <b>\n",
+    )
+
+
+def parse(page):
+    checker = Balanced()
+    checker.feed(page)
+    assert checker.open == []
+    return checker
+
+
+def test_the_page_is_well_formed_and_every_link_leads_somewhere(full):
+    checker = parse(render(full))
+    assert {link.removeprefix("#") for link in checker.links} <= checker.ids
+    assert {"masked-lm", "rare", "training", "vectors", "neighbours", "factorisation", "run"} <= checker.ids
+
+
+def test_the_page_needs_nothing_from_outside(full):
+    page = render(full)
+    assert not re.search(r"https?://|src=|@import|url\(|<script|<link", page)
+
+
+def test_text_from_data_is_escaped(full):
+    page = render(full)
+    assert "&lt;lake&gt;" in page
+    assert "<lake>" not in page
+    assert "a: &lt;b&gt;" in page
+
+
+def test_the_page_says_what_is_better_and_what_is_not_distinguishable(full, masked):
+    page = render(full)
+    assert "−0.300" in page
+    assert 'class="chip better">better' in page
+    unclear = {name: interval(-0.05) for name in ("nll", "top1", "top5", "mrr", "macro_nll")}
+    same = ReportData(
+        **{**full.__dict__, "masked": MaskedResult(**{**masked.__dict__, "differences": {"after": unclear}})}
+    )
+    assert 'class="chip unclear">not distinguishable' in render(same)
+
+
+def test_a_run_without_evaluation_has_a_page_too():
+    page = render(ReportData("r", "none", "now", "abc", "nothing"))
+    assert parse(page).ids == {"run"}
+
+
+def test_light_and_dark_are_both_there(full):
+    page = render(full)
+    assert "prefers-color-scheme: dark" in page
+    assert 'content="width=device-width' in page
+
+
+@pytest.mark.parametrize(
+    ("value", "figure", "expected"),
+    [
+        (-0.3, "nll", "better"),
+        (0.3, "nll", "worse"),
+        (0.3, "top1", "better"),
+        (-0.3, "top1", "worse"),
+        (0.05, "nll", "unclear"),
+    ],
+)
+def test_verdicts_know_which_way_is_better(value, figure, expected):
+    assert verdict(interval(value), figure) == expected
+
+
+def test_numbers_are_written_with_a_true_minus_and_no_negative_zero():
+    assert signed(-0.3) == "−0.300"
+    assert signed(0.3) == "+0.300"
+    assert signed(-0.0001) == "0.000"
+    assert signed(float("nan")) == "–"
+    assert between(interval(0.0), sign=True) == "[−0.100, +0.100]"
+    assert between(Interval(1.0, float("nan"), float("nan"), 1, 1)) == ""
+
+
+@pytest.mark.parametrize(("value", "text"), [(3.21, "3.2 s"), (75, "1 min 15 s"), (7300, "2 h 01 min")])
+def test_durations(value, text):
+    assert seconds(value) == text
