@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import wals_spark
 from wals_spark.config import Config, load_config, reference_markdown
-from wals_spark.errors import EXIT_BUG, EXIT_DONE, EXIT_TRANSIENT, WalsSparkError
+from wals_spark.errors import EXIT_BUG, EXIT_DONE, EXIT_GATE, EXIT_TRANSIENT, WalsSparkError
 from wals_spark.pipeline import STAGES, run_stages
 from wals_spark.progress import setup_logging
 
@@ -133,9 +133,8 @@ def _verify_directory(options: argparse.Namespace) -> int:
     from wals_spark.inject.verify import verify
 
     report = verify(options.directory, options.base)
-    sys.stdout.write(report.to_text())
-    report.raise_if_bad()
-    return EXIT_DONE
+    sys.stdout.write("\n".join(report.lines()) + "\n")
+    return EXIT_DONE if report.passed else EXIT_GATE
 
 
 if __name__ == "__main__":
