@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -128,7 +129,7 @@ class ShardWriter:
         self.path = path
         self.batches: list[int] = []
         self.documents = 0
-        self._temporary = f"{path}.tmp"
+        self._temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
         fs, target = storage.filesystem(self._temporary)
         fs.create_dir(posixpath.dirname(target), recursive=True)
         self._sink = fs.open_output_stream(target)

@@ -1,0 +1,312 @@
+"""The vocabulary stage: documents -> encoded shards and the table ``vocabulary``, in one pass over the text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import posixpath
+import uuid
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wals_spark import encoded, storage
+from wals_spark.config import Config, VocabularyConfig, fingerprint
+from wals_spark.corpus.batch import Batch, from_arrow
+from wals_spark.corpus.exchange import Blob, exchange, pack_table, unpack_table
+from wals_spark.corpus.subwords import SubwordEncoder
+from wals_spark.corpus.vocabulary import (
+    HashCollisionError,
+    Ranked,
+    merge_counts,
+    pack_counts,
+    rank,
+    vocabulary_rows,
+)
+from wals_spark.corpus.words import Encoded, Tally, WordIndex
+from wals_spark.encoded import Shard, ShardWriter
+from wals_spark.errors import InputError
+from wals_spark.schemas import DOCUMENTS, VOCABULARY
+from wals_spark.stage import Context, Metric, Outcome
+from wals_spark.tables import DataFile
+from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
+
+logger = logging.getLogger(__name__)
+
+ENCODED = "_encoded"
+HASH_SEEDS = 8
+HASH_BITS = 64
+"""Of the words' hashes; tests make it small to force collisions."""
+TASK_BYTES = (1 << 20, 64 << 20)
+"""Least and most compressed bytes of documents a task is planned for; between them, two tasks per slot."""
+
+
+def check(config: Config) -> None:
+    """Raise where the tokenizer is missing or is none."""
+    section = config.vocabulary
+    if section.kind == "tokenizer":
+        _tokenizer(section)
+
+
+def _tokenizer(section: VocabularyConfig) -> LoadedTokenizer:
+    if section.tokenizer is None:
+        raise InputError(
+            "vocabulary.kind is tokenizer and vocabulary.tokenizer is not set: give a tokenizer.json, a directory "
+            "holding one or a hub name, or set vocabulary.kind=words"
+        )
+    return load_tokenizer(section.tokenizer)
+
+
+def tokenizer_identity(config: Config) -> Any:
+    """Hash of the tokenizer's tokens and of all its rules."""
+    if config.vocabulary.kind == "words":
+        return None
+    loaded = _tokenizer(config.vocabulary)
+    return {"vocabulary_hash": loaded.hash, "rules": fingerprint(json.loads(loaded.tokenizer.to_str()))}
+
+
+def run(context: Context) -> Outcome:
+    """Encode and count the documents of the batch that are not held out."""
+    config = context.config
+    batch_id = config.corpus.batch_id
+    tasks = plan(context)
+    target = storage.join(context.manifests.warehouse, ENCODED, batch_id)
+    staging = storage.join(context.manifests.warehouse, ENCODED, f"_staging-{uuid.uuid4().hex[:16]}")
+    storage.make_directory(staging)
+    try:
+        make = _encode_words if config.vocabulary.kind == "words" else _encode_subwords
+        rows, facts, shards = make(context, tasks, staging)
+        if not facts["documents"]:
+            raise InputError(
+                f"batch {batch_id!r} has no documents to count: all are held out; lower corpus.held_out_fraction"
+            )
+        encoded.write_listing(staging, shards)
+        _remove_temporary(staging)
+        storage.remove(target)
+        storage.move(staging, target)
+    finally:
+        storage.remove(staging)
+    context.tables.replace_rows(VOCABULARY, rows, {})
+    known = facts["tokens"] - facts["oov"]
+    outputs = {
+        "kind": config.vocabulary.kind,
+        "size": len(rows),
+        **facts,
+        "encoded": target,
+        "shards": len(shards),
+        "paths": [target],
+        "tables": context.table_output(VOCABULARY, {}),
+    }
+    metrics = [Metric(name, float(outputs[name])) for name in ("size", "tokens", "documents", "oov", "shards")]
+    line = (
+        f"{outputs['tokens']:,} tokens of {outputs['documents']:,} documents, vocabulary of {outputs['size']:,}, "
+        f"{known / max(outputs['tokens'], 1):.2%} of the tokens in it"
+    )
+    return Outcome(outputs, metrics, [line])
+
+
+def plan(context: Context) -> list[list[str]]:
+    """Files of documents of every task."""
+    files = context.tables.files(DOCUMENTS, {"batch_id": context.config.corpus.batch_id})
+    low, high = TASK_BYTES
+    slots = context.spark.sparkContext.defaultParallelism
+    total = sum(file.bytes for file in files)
+    target = min(max(total // (2 * slots), low), high)
+    return _pack(files, max(1, round(total / target)))
+
+
+def _pack(files: list[DataFile], tasks: int) -> list[list[str]]:
+    """Largest file first into the least filled task; the order in a task is that of the names."""
+    loads = [0] * min(tasks, len(files))
+    packed: list[list[str]] = [[] for _ in loads]
+    for file in sorted(files, key=lambda file: (-file.bytes, file.path)):
+        lightest = int(np.argmin(loads))
+        loads[lightest] += file.bytes
+        packed[lightest].append(file.path)
+    return sorted(sorted(paths) for paths in packed)
+
+
+def _remove_temporary(directory: str) -> None:
+    for info in storage.list_files(directory):
+        if info.path.endswith(".tmp"):
+            storage.remove(storage.join(directory, posixpath.basename(info.path)))
+
+
+def read_documents(paths: list[str]) -> Iterator[Batch]:
+    """The documents of files that are not held out, a row group at a time."""
+    for location in paths:
+        fs, path = storage.filesystem(location)
+        with pq.ParquetFile(path, filesystem=fs) as source:
+            for group in range(source.num_row_groups):
+                table = source.read_row_group(group, columns=["doc_id", "text", "held_out"])
+                for part in table.to_batches():
+                    held_out = part["held_out"].to_numpy(zero_copy_only=False).astype(bool)
+                    batch = from_arrow(part["doc_id"].to_pylist(), part["text"], location)
+                    yield batch.select(~held_out)
+
+
+def _encode_task(
+    paths: list[str],
+    directory: str,
+    task: int,
+    tally: Tally,
+    encode: Callable[[Batch], Encoded],
+    size: Callable[[], int],
+) -> tuple[Shard, int]:
+    """Write the shard of a task; returns it and the bytes of text read."""
+    writer = ShardWriter(storage.join(directory, f"part-{task:05d}.arrow"))
+    text_bytes = 0
+    try:
+        with storage.explained(f"cannot write encoded documents to {directory}"):
+            for batch in read_documents(paths):
+                found = encode(batch)
+                tally.add(found.tokens, found.offsets, size())
+                writer.write(batch.ids, found.tokens, found.offsets, found.breaks, found.break_offsets)
+                text_bytes += len(batch.data)
+            return writer.close(), text_bytes
+    except BaseException:
+        writer.abort()
+        raise
+
+
+def _written(shard: Shard, text_bytes: int, task: int, reducers: int) -> Blob:
+    facts = {"path": shard.path, "documents": shard.documents, "batches": shard.batches, "text_bytes": text_bytes}
+    return Blob(task % reducers, "shard", json.dumps({"task": task, **facts}).encode())
+
+
+def _shards(blobs: list[Blob]) -> tuple[list[Shard], int]:
+    """The shards in order, and the bytes of text they were made from."""
+    found = sorted(
+        (json.loads(blob.payload) for blob in blobs if blob.kind == "shard"), key=lambda entry: entry["task"]
+    )
+    shards = [Shard(entry["path"], entry["documents"], tuple(entry["batches"])) for entry in found]
+    return shards, sum(entry["text_bytes"] for entry in found)
+
+
+def _reducers(context: Context, tasks: int) -> int:
+    return max(1, min(tasks, context.spark.sparkContext.defaultParallelism))
+
+
+Made = tuple[pa.Table, dict[str, Any], list[Shard]]
+
+
+def _encode_words(context: Context, tasks: list[list[str]], staging: str) -> Made:
+    section = context.config.vocabulary
+    reducers = _reducers(context, len(tasks))
+    for seed in range(HASH_SEEDS):
+        produce = partial(_words_task, tasks, staging, section, seed, HASH_BITS, reducers)
+        blobs = exchange(context.spark, len(tasks), produce, partial(_merge_words, section.min_count), reducers)
+        collisions = [blob.payload.decode() for blob in blobs if blob.kind == "collision"]
+        if not collisions:
+            break
+        logger.info("the words %s share a hash; counting again with another one", collisions[0])
+    else:
+        raise InputError(f"the words {collisions[0]} share a hash with each of {HASH_SEEDS} seeds")
+    shards, text_bytes = _shards(blobs)
+    kept = [unpack_table(blob.payload) for blob in blobs if blob.kind == "kept"]
+    distinct = sum(blob.bucket for blob in blobs if blob.kind == "distinct")
+    ranked: Ranked = rank(pa.concat_tables(kept), (), section.min_count, section.max_vocabulary)
+    if not ranked.tokens:
+        raise InputError(
+            f"no word matching {section.pattern!r} occurs {section.min_count} times "
+            f"({distinct:,} words occur at all); lower vocabulary.min_count or change vocabulary.pattern"
+        )
+    encoded.write_vocabulary(staging, ranked.hashes, ranked.hashed_ids)
+    tokens = sum(shard.tokens for shard in shards)
+    facts = {
+        "vocabulary_hash": vocabulary_hash(ranked.tokens),
+        "tokens": tokens,
+        "documents": sum(shard.documents for shard in shards),
+        "oov": tokens - int(ranked.counts.sum()),
+        "distinct": distinct,
+        "text_bytes": text_bytes,
+    }
+    return vocabulary_rows(ranked.tokens, ranked.counts, ranked.document_counts), facts, shards
+
+
+def _words_task(
+    tasks: list[list[str]],
+    directory: str,
+    section: VocabularyConfig,
+    seed: int,
+    hash_bits: int,
+    reducers: int,
+    task: int,
+) -> Iterator[Blob]:
+    index = WordIndex(section.pattern, section.case, seed, hash_bits)
+    tally = Tally()
+    shard, text_bytes = _encode_task(tasks[task], directory, task, tally, index.encode, lambda: index.size)
+    encoded.write_local_words(shard.path, index.hashes)
+    yield from pack_counts(index, tally, reducers)
+    yield _written(shard, text_bytes, task, reducers)
+
+
+def _merge_words(min_count: int, blobs: Iterator[Blob]) -> Iterator[Blob]:
+    payloads = []
+    for blob in blobs:
+        if blob.kind == "shard":
+            yield blob
+        else:
+            payloads.append(blob.payload)
+    try:
+        merged = merge_counts(payloads, min_count)
+    except HashCollisionError as error:
+        yield Blob(0, "collision", str(error).encode())
+        return
+    yield Blob(merged.distinct, "distinct", b"")
+    yield Blob(0, "kept", pack_table(merged.table))
+
+
+def _encode_subwords(context: Context, tasks: list[list[str]], staging: str) -> Made:
+    loaded = _tokenizer(context.config.vocabulary)
+    size = len(loaded.tokens)
+    reducers = _reducers(context, len(tasks))
+    produce = partial(_subwords_task, tasks, staging, loaded.tokenizer.to_str(), loaded.special_ids, size, reducers)
+    blobs = exchange(context.spark, len(tasks), produce, partial(_merge_subwords, size), reducers)
+    shards, text_bytes = _shards(blobs)
+    totals = np.zeros((2, size), np.int64)
+    for blob in blobs:
+        if blob.kind == "counts":
+            totals += np.frombuffer(blob.payload, "<i8").reshape(2, size)
+    tokens = sum(shard.tokens for shard in shards)
+    facts = {
+        "vocabulary_hash": loaded.hash,
+        "tokens": tokens,
+        "documents": sum(shard.documents for shard in shards),
+        "oov": tokens - int(totals[0].sum()),
+        "text_bytes": text_bytes,
+    }
+    return vocabulary_rows(loaded.tokens, totals[0], totals[1], loaded.special_ids), facts, shards
+
+
+def _subwords_task(
+    tasks: list[list[str]],
+    directory: str,
+    serialized: str,
+    special_ids: frozenset[int],
+    size: int,
+    reducers: int,
+    task: int,
+) -> Iterator[Blob]:
+    # Spark already runs a task per core; it must be set before tokenizers starts its threads.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encoder = SubwordEncoder(serialized, special_ids, size)
+    tally = Tally(size)
+    shard, text_bytes = _encode_task(tasks[task], directory, task, tally, encoder.encode, lambda: size)
+    yield Blob(task % reducers, "counts", np.stack([tally.counts[:size], tally.document_counts[:size]]).tobytes())
+    yield _written(shard, text_bytes, task, reducers)
+
+
+def _merge_subwords(size: int, blobs: Iterator[Blob]) -> Iterator[Blob]:
+    totals = np.zeros((2, size), np.int64)
+    for blob in blobs:
+        if blob.kind == "shard":
+            yield blob
+        else:
+            totals += np.frombuffer(blob.payload, "<i8").reshape(2, size)
+    yield Blob(0, "counts", totals.tobytes())

@@ -1,0 +1,274 @@
+"""Bytes of a unit of work -> batches of documents. Plain Python, run in Spark tasks.
+
+Spark's text readers replace what is not UTF-8 without a word and keep a gzip file's first half, so files
+are read here. Nothing is decoded yet: see `clean`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wals_spark import storage
+from wals_spark.config import CorpusConfig
+from wals_spark.corpus.batch import Batch, from_arrow, from_texts
+from wals_spark.corpus.source import SourceFile, Unit, corrupt, require_columns
+from wals_spark.errors import InputError
+
+BLOCK_BYTES = 8 << 20
+UTF8_BOM = b"\xef\xbb\xbf"
+_NEWLINE, _RETURN = 0x0A, 0x0D
+_DECODE_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError)
+
+
+def read_units(units: list[Unit], config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+    """The documents of units, in order, in batches of about `BLOCK_BYTES`.
+
+    Parameters
+    ----------
+    counts : Counter
+        Gets ``corrupt_files``, ``corrupt_records`` and ``bytes_read``.
+
+    Raises
+    ------
+    InputError
+        A file that cannot be decoded, a missing column, a document without an id.
+    """
+    whole: list[Unit] = []
+    for unit in units:
+        if unit.file.format == "text_files":
+            whole.append(unit)
+            continue
+        yield from _whole_files(whole, config, counts)
+        whole = []
+        yield from READERS[unit.file.format](unit, config, counts)
+    yield from _whole_files(whole, config, counts)
+
+
+def _whole_files(units: list[Unit], config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+    ids: list[str] = []
+    texts: list[bytes] = []
+    held = 0
+    for unit in units:
+        if not _intact(unit.file, config, counts):
+            continue
+        text = b"".join(_blocks(unit, counts)).removeprefix(UTF8_BOM)
+        ids.append(unit.file.name)
+        texts.append(text)
+        held += len(text)
+        if held >= BLOCK_BYTES:
+            yield from_texts(ids, texts, unit.file.path)
+            ids, texts, held = [], [], 0
+    if ids:
+        yield from_texts(ids, texts, units[-1].file.path)
+
+
+def _intact(file: SourceFile, config: CorpusConfig, counts: Counter[str]) -> bool:
+    """Whether a compressed file can be read to its end; only asked for where it would be skipped."""
+    if file.compression is None or config.corrupt_files == "refuse":
+        return True
+    try:
+        for _ in _blocks(Unit(file), Counter()):
+            pass
+    except InputError:
+        counts["corrupt_files"] += 1
+        return False
+    return True
+
+
+def _blocks(unit: Unit, counts: Counter[str]) -> Iterator[bytes]:
+    """The bytes of a file from ``unit.start``, decompressed, in blocks."""
+    file = unit.file
+    fs, path = storage.filesystem(file.path)
+    try:
+        if file.compression is not None:
+            stream = fs.open_input_stream(path, compression=file.compression)
+        else:
+            stream = fs.open_input_file(path)
+            stream.seek(unit.start)
+        with stream:
+            while block := stream.read(BLOCK_BYTES):
+                counts["bytes_read"] += len(block)
+                yield block
+    except _DECODE_ERRORS as error:
+        raise corrupt(file.path, error) from error
+
+
+def _lines(unit: Unit, counts: Counter[str]) -> Iterator[tuple[bytes, int]]:
+    """Blocks of whole lines that start in the unit, each with its position in the (decompressed) file."""
+    # Beginning one byte early tells whether a line starts at unit.start.
+    begin = max(unit.start - 1, 0)
+    position = begin
+    skip_first = unit.start > 0
+    held: list[bytes] = []
+    for block in _blocks(Unit(unit.file, begin), counts):
+        stop = len(block)
+        if unit.stop is not None and position + len(block) >= unit.stop:
+            # The line that holds byte stop - 1 is the last one; it ends at the first line break from there on.
+            found = block.find(b"\n", max(unit.stop - 1 - position, 0))
+            stop = found + 1 if found >= 0 else -1
+        if stop == -1 or (cut := block.rfind(b"\n", 0, stop) + 1) == 0:
+            held.append(block)
+            position += len(block)
+            continue
+        lines = b"".join([*held, block[:cut]])
+        first = position + cut - len(lines)
+        if skip_first:
+            after = lines.index(b"\n") + 1
+            lines, first = lines[after:], first + after
+            skip_first = False
+        if lines:
+            yield lines, first
+        if unit.stop is not None and position + cut >= unit.stop:
+            return
+        held = [block[cut:]]
+        position += len(block)
+    rest = b"".join(held)
+    if rest and not skip_first:
+        yield rest, position - len(rest)
+
+
+def _read_text(unit: Unit, config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+    """A document per line; its id is the file's name and the position of its first byte."""
+    if not _intact(unit.file, config, counts):
+        return
+    for block, start in _lines(unit, counts):
+        position, lines = start, block
+        if position == 0 and lines.startswith(UTF8_BOM):
+            lines, position = lines[len(UTF8_BOM) :], len(UTF8_BOM)
+        data = np.frombuffer(lines if lines.endswith(b"\n") else lines + b"\n", np.uint8)
+        ends = np.flatnonzero(data == _NEWLINE)
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        ids = [f"{unit.file.name}:{position + at}" for at in starts.tolist()]
+        returns = (data[np.maximum(ends - 1, 0)] == _RETURN) & (ends > starts)
+        kept = np.ones(len(data), bool)
+        kept[ends] = kept[ends[returns] - 1] = False
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum(ends - starts - returns, out=offsets[1:])
+        yield Batch(ids, data[kept], offsets, unit.file.path)
+
+
+def _read_jsonl(unit: Unit, config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+    """An object per line."""
+    if not _intact(unit.file, config, counts):
+        return
+    for block, start in _lines(unit, counts):
+        position, lines = start, block
+        if position == 0 and lines.startswith(UTF8_BOM):
+            lines, position = lines[len(UTF8_BOM) :], len(UTF8_BOM)
+        ids: list[str] = []
+        texts: list[bytes] = []
+        for line in lines.split(b"\n"):
+            record = _parse(line, unit.file, position, config, counts) if line.strip() else None
+            if record is not None:
+                where = f"{unit.file.path}, byte {position}"
+                ids.append(_record_id(record, where, config) or f"{unit.file.name}:{position}")
+                texts.append(_record_text(record, where, config))
+            position += len(line) + 1
+        yield from_texts(ids, texts, unit.file.path)
+
+
+def _parse(
+    line: bytes, file: SourceFile, position: int, config: CorpusConfig, counts: Counter[str]
+) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line.decode("utf-8", "surrogateescape"))
+        if not isinstance(record, dict):
+            raise ValueError(f"found a JSON {type(record).__name__}, expected an object")
+    except ValueError as error:
+        if config.corrupt_files == "skip":
+            counts["corrupt_records"] += 1
+            return None
+        raise InputError(
+            f"{file.path}, byte {position}: {error}; correct the line, or set corpus.corrupt_files=skip to leave out "
+            "and count what is not JSON"
+        ) from None
+    return record
+
+
+def _record_id(record: dict[str, Any], where: str, config: CorpusConfig) -> str | None:
+    if config.id_column is None:
+        return None
+    value = record.get(config.id_column)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(
+            f"{where}: corpus.id_column {config.id_column!r} is {json.dumps(value)[:60]}, expected text or an integer; "
+            f"the keys are {', '.join(record)}"
+        )
+    text = str(value)
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{where}: the id {text!a} is not valid Unicode")
+    return text
+
+
+def _record_text(record: dict[str, Any], where: str, config: CorpusConfig) -> bytes:
+    if config.text_column not in record:
+        raise InputError(
+            f"{where}: there is no {config.text_column!r} (corpus.text_column); the keys are {', '.join(record)}"
+        )
+    value = record[config.text_column]
+    if value is None:
+        return b""
+    if not isinstance(value, str):
+        raise InputError(
+            f"{where}: corpus.text_column {config.text_column!r} holds a {type(value).__name__}, expected text"
+        )
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # an escaped half of a surrogate pair: not UTF-8, and not a byte of the file either
+        return value.encode("utf-8", "surrogatepass")
+
+
+def _read_parquet(unit: Unit, config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+    """A document per row; without an id column its id is the file's name and the number of the row."""
+    file = unit.file
+    fs, path = storage.filesystem(file.path)
+    columns = [config.text_column, *([config.id_column] if config.id_column else [])]
+    try:
+        source = pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
+    except _DECODE_ERRORS as error:
+        if config.corrupt_files == "skip":
+            counts["corrupt_files"] += 1 if unit.start == 0 else 0
+            return
+        raise corrupt(file.path, error) from error
+    with source:
+        require_columns(source.schema_arrow, file.path, config)
+        footer = source.metadata
+        row = sum(footer.row_group(index).num_rows for index in range(unit.start))
+        for group in range(unit.start, footer.num_row_groups if unit.stop is None else unit.stop):
+            try:
+                # A group is decoded whole before its first row counts: a corrupt one leaves nothing behind.
+                table = source.read_row_group(group, columns=columns)
+            except _DECODE_ERRORS as error:
+                if config.corrupt_files == "skip":
+                    counts["corrupt_row_groups"] += 1
+                    row += footer.row_group(group).num_rows
+                    continue
+                raise corrupt(f"{file.path}, row group {group},", error) from error
+            counts["bytes_read"] += table.nbytes
+            for part in table.to_batches():
+                ids = _column_ids(part, file, row, config)
+                yield from_arrow(ids, part.column(config.text_column), file.path)
+                row += len(part)
+
+
+def _column_ids(part: pa.RecordBatch, file: SourceFile, row: int, config: CorpusConfig) -> list[str]:
+    if config.id_column is None:
+        return [f"{file.name}:{number}" for number in range(row, row + len(part))]
+    column = part.column(config.id_column)
+    if column.null_count:
+        raise InputError(
+            f"{file.path}: {column.null_count} of {len(part)} rows near row {row} have no id "
+            f"(corpus.id_column {config.id_column!r}); give every document one, or set corpus.id_column to none"
+        )
+    return [str(value, "utf-8") if isinstance(value, bytes) else str(value) for value in column.to_pylist()]
+
+
+Reader = Callable[[Unit, CorpusConfig, "Counter[str]"], Iterator[Batch]]
+READERS: dict[str, Reader] = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}

@@ -1,0 +1,100 @@
+"""Documents through a Hugging Face fast tokenizer, as the model will see them, with paragraph ends."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from wals_spark.corpus.batch import Batch, Longs
+from wals_spark.corpus.reference import SENTENCE_END
+from wals_spark.corpus.words import Encoded
+from wals_spark.encoded import SPECIAL
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Ints = npt.NDArray[np.int32]
+
+
+@lru_cache(maxsize=2)
+def load(serialized: str) -> Tokenizer:
+    """The tokenizer of a worker process, parsed once."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(serialized)
+
+
+class SubwordEncoder:
+    """Encodes batches with a tokenizer; special tokens in the text become `SPECIAL`."""
+
+    def __init__(self, serialized: str, special_ids: frozenset[int], size: int) -> None:
+        self.tokenizer = load(serialized)
+        self.size = size
+        self._special = np.zeros(size, bool)
+        self._special[list(special_ids)] = True
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Token ids of documents, with the ends of paragraphs and sentences."""
+        texts = [batch.text(index).decode() for index in range(len(batch))]
+        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum([len(encoding) for encoding in encodings], out=offsets[1:])
+        tokens = np.empty(int(offsets[-1]), np.int32)
+        breaks: list[Ints] = []
+        for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+            tokens[offsets[index] : offsets[index + 1]] = encoding.ids
+            breaks.append(find_breaks(text, np.array(encoding.offsets, np.int64).reshape(-1, 2)))
+        tokens[self._special[tokens]] = SPECIAL
+        break_offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum([len(ends) for ends in breaks], out=break_offsets[1:])
+        flat = np.concatenate([np.zeros(0, np.int32), *breaks])
+        return Encoded(tokens, offsets, flat, break_offsets)
+
+
+def find_breaks(text: str, spans: Longs) -> Ints:
+    """Where paragraphs and sentences end, as `encoded` codes it.
+
+    Parameters
+    ----------
+    spans : int64 array of shape (tokens, 2)
+        First and last character position + 1 of each token.
+
+    Returns
+    -------
+    int32 array
+        A paragraph ends after the token that holds the line feed (or the last one before it), a sentence
+        before the token that holds the white space after its full stop.
+    """
+    if len(spans) < 2:
+        return np.zeros(0, np.int32)
+    starts, ends = spans[:, 0], spans[:, 1]
+    feeds = np.array([at for at, character in enumerate(text) if character == "\n"], np.int64)
+    stops = np.array([match.end() for match in SENTENCE_END.finditer(text)], np.int64)
+    after_paragraph = np.searchsorted(starts, feeds, side="right") - 1
+    after_sentence = np.searchsorted(ends, stops, side="right") - 1
+    return break_codes(after_paragraph, after_sentence, np.array([0, len(spans)]))[0]
+
+
+def break_codes(after_paragraph: Longs, after_sentence: Longs, offsets: Longs) -> tuple[Ints, Longs]:
+    """Codes and offsets of breaks, from the flat positions of the tokens that paragraphs and sentences end after.
+
+    An end before a document's first token or after its last one is none. Where both end, the paragraph counts.
+    """
+    kinds = np.concatenate([np.ones(len(after_paragraph), np.int64), np.zeros(len(after_sentence), np.int64)])
+    after = np.concatenate([after_paragraph, after_sentence])
+    document = np.clip(np.searchsorted(offsets, after, side="right") - 1, 0, len(offsets) - 2)
+    within = after - offsets[document]
+    kept = (after >= 0) & (within < offsets[document + 1] - offsets[document] - 1)
+    after, kinds = after[kept], kinds[kept]
+    order = np.lexsort((-kinds, after))
+    after, kinds = after[order], kinds[order]
+    first = np.concatenate([[True], after[1:] != after[:-1]]) if len(after) else np.zeros(0, bool)
+    after, kinds = after[first], kinds[first]
+    document = np.searchsorted(offsets, after, side="right") - 1
+    counts = np.bincount(document, minlength=len(offsets) - 1) if len(after) else np.zeros(len(offsets) - 1, np.int64)
+    bounds = np.zeros(len(offsets), np.int64)
+    np.cumsum(counts, out=bounds[1:])
+    return (2 * (after - offsets[document]) + kinds).astype(np.int32), bounds
