@@ -12,6 +12,7 @@ import json
 import os
 import posixpath
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,3 +159,33 @@ def move(source: str, target: str) -> None:
     with explained(f"cannot move {source} to {target}"):
         fs.create_dir(posixpath.dirname(target_path), recursive=True)
         fs.move(source_path, target_path)
+
+
+@contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Hold a short lock among the processes of this machine (and of others that share its file system).
+
+    For steps of milliseconds: it waits. Elsewhere than on a local file system it does nothing; stages hold
+    a lease on their output there (`wals_spark.runs.RunLock`).
+    """
+    if not is_local(uri):
+        yield
+        return
+    import fcntl
+
+    path = local_path(uri)
+    with explained(f"cannot lock {uri}"):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def age_hours(uri: str) -> float:
+    """Hours since a file or directory was changed; 0 where the store does not say."""
+    fs, path = filesystem(uri)
+    changed = fs.get_file_info(path).mtime_ns
+    return max(0.0, time.time() - changed / 1e9) / 3600 if changed else 0.0

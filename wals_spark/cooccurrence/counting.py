@@ -7,8 +7,8 @@ Parquet tables none ever is: the merging tasks write the files themselves.
 from __future__ import annotations
 
 import json
-import os
 import posixpath
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -259,7 +259,7 @@ def _cell_writer(path: str) -> Iterator[Any]:
     schema = schemas.COOCCURRENCE.arrow(partitions=False)
     local = storage.is_local(path)
     directory, name = posixpath.split(target)
-    temporary = posixpath.join(directory, f"_{name}.{os.getpid()}") if local else target
+    temporary = posixpath.join(directory, f"_{name}.{uuid.uuid4().hex[:8]}") if local else target
     writer: pq.ParquetWriter | None = None
 
     def write(cells: Cells) -> None:

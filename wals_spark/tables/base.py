@@ -8,7 +8,7 @@ point and run again, sees the old slice or the new one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,15 +64,18 @@ class TableStore(ABC):
         return storage.join(self.warehouse, table.name)
 
     @abstractmethod
-    def replace(self, table: Table, frame: DataFrame, where: Slice, *, rows_per_file: int = 0) -> str:
+    def replace(
+        self, table: Table, frame: DataFrame, where: Slice, *, rows_per_file: int = 0, instead_of: Sequence[Slice] = ()
+    ) -> str:
         """Replace a slice by `frame`, atomically; returns the version written.
 
         `frame` holds all columns of the table but those fixed by `where`. Its partitions are written as
-        they are; ``rows_per_file`` bounds the rows of a file (0 = no bound).
+        they are; ``rows_per_file`` bounds the rows of a file (0 = no bound). The slices `instead_of` go in
+        the same step.
         """
 
     @abstractmethod
-    def replace_rows(self, table: Table, rows: pa.Table, where: Slice) -> str:
+    def replace_rows(self, table: Table, rows: pa.Table, where: Slice, *, instead_of: Sequence[Slice] = ()) -> str:
         """Replace a slice by a small Arrow table held by the driver."""
 
     @abstractmethod
@@ -92,6 +95,10 @@ class TableStore(ABC):
         """Remove a slice; returns whether there was one."""
 
     @abstractmethod
+    def maintain(self, table: Table, retain_hours: float) -> dict[str, int]:
+        """Tidy up: what nobody reads any more goes, after `retain_hours`; returns counts of what was done."""
+
+    @abstractmethod
     def version(self, table: Table, where: Slice | None = None) -> str | None:
         """The version of the slice (Parquet) or of the table (Delta); None when there is none."""
 
@@ -101,6 +108,11 @@ class TableStore(ABC):
                 f"table {table.name}: a slice is named by its leading partition columns {table.partitions}, "
                 f"found {tuple(where)}"
             )
+
+
+def spark_path(path: str) -> str:
+    """A path as Spark must be given it: a local one with its scheme, or a cluster's default would be added."""
+    return f"file://{path}" if storage.is_local(path) and not path.startswith("file:") else path
 
 
 def open_tables(table_format: str, warehouse: str, session: Callable[[], SparkSession]) -> TableStore:

@@ -1,21 +1,31 @@
-"""Delta tables: one commit per slice, by ``replaceWhere``; the only module that imports ``delta``."""
+"""Delta tables: one commit per slice, by ``replaceWhere``; the only module that imports ``delta``.
+
+Writing is Spark's. What only lists files or versions reads the log itself (`delta_log`), so that it needs
+no Spark job. A reader of the table never sees a part of a slice, and older versions can be read until
+`DeltaTables.maintain` removes their files.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wals_spark import storage
-from wals_spark.errors import InputError
+from wals_spark.errors import ConfigError, InputError
 from wals_spark.schemas import Table
-from wals_spark.tables.base import DataFile, Slice, TableStore
-from wals_spark.tables.parquet import partition_values
+from wals_spark.tables import delta_log
+from wals_spark.tables.base import DataFile, Slice, TableStore, spark_path
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+RETENTION_FLOOR_HOURS = 168.0
+"""Delta's own: a reader or writer that takes longer than this would lose files under its hands."""
+OPEN_WRITERS = 16
+"""Partition directories a task writes at a time before Spark would sort the rows by partition first."""
 
 
 def predicate(where: Slice) -> str:
@@ -32,9 +42,11 @@ class DeltaTables(TableStore):
     format = "delta"
 
     def _exists(self, table: Table) -> bool:
-        return storage.exists(storage.join(self.path(table), "_delta_log"))
+        return delta_log.latest_version(self.path(table)) is not None
 
-    def replace(self, table: Table, frame: DataFrame, where: Slice, *, rows_per_file: int = 0) -> str:
+    def replace(
+        self, table: Table, frame: DataFrame, where: Slice, *, rows_per_file: int = 0, instead_of: Sequence[Slice] = ()
+    ) -> str:
         from pyspark.sql import functions as F
 
         self._check_slice(table, where)
@@ -46,59 +58,113 @@ class DeltaTables(TableStore):
         if table.partitions:
             writer = writer.partitionBy(*table.partitions)
         if where and self._exists(table):
-            writer = writer.option("replaceWhere", predicate(where))
-        writer.save(self.path(table))
+            condition = " OR ".join(f"({predicate(part)})" for part in (where, *instead_of))
+            writer = writer.option("replaceWhere", condition)
+        conf = self.session().conf
+        key = "spark.sql.maxConcurrentOutputFileWriters"
+        before = conf.get(key, "0")
+        conf.set(key, str(OPEN_WRITERS))
+        try:
+            writer.save(spark_path(self.path(table)))
+        finally:
+            conf.set(key, before or "0")
         version = self.version(table)
         assert version is not None
         return version
 
-    def replace_rows(self, table: Table, rows: pa.Table, where: Slice) -> str:
+    def replace_rows(self, table: Table, rows: pa.Table, where: Slice, *, instead_of: Sequence[Slice] = ()) -> str:
         data = rows.select(table.arrow(partitions=False).names).cast(table.arrow(partitions=False))
-        return self.replace(table, self.session().createDataFrame(data), where)
+        frame = self.session().createDataFrame(data).coalesce(1)
+        return self.replace(table, frame, where, instead_of=instead_of)
 
-    def read(self, table: Table, where: Slice | None = None) -> DataFrame:
+    def read(self, table: Table, where: Slice | None = None, *, version: str | None = None) -> DataFrame:
+        """See `TableStore.read`; `version` reads an older version of the table."""
         where = where or {}
         self._check_slice(table, where)
         if not self._exists(table):
             raise InputError(f"table {table.name} is not in {self.warehouse} as Delta")
-        frame = self.session().read.format("delta").load(self.path(table))
+        reader = self.session().read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        frame = reader.load(spark_path(self.path(table)))
         return (frame.where(predicate(where)) if where else frame).select(*table.names)
 
-    def files(self, table: Table, where: Slice | None = None) -> list[DataFile]:
-        paths = sorted(unquote(path) for path in self.read(table, where).inputFiles())
-        if not paths:
-            raise InputError(f"table {table.name} ({predicate(where or {})}) has no rows in {self.warehouse}")
-        files = []
-        for uri in paths:
-            fs, path = storage.filesystem(uri)
-            size = fs.get_file_info(path).size
-            if size is None:
-                raise InputError(f"table {table.name}: {uri} is in the Delta log but not on disk")
-            with fs.open_input_file(path) as source:
+    def files(self, table: Table, where: Slice | None = None, *, version: str | None = None) -> list[DataFile]:
+        """See `TableStore.files`; `version` lists those of an older version of the table."""
+        where = where or {}
+        self._check_slice(table, where)
+        if not self._exists(table):
+            raise InputError(f"table {table.name} is not in {self.warehouse} as Delta")
+        listed = [
+            entry
+            for entry in delta_log.active_files(self.path(table), None if version is None else int(version))
+            if all(entry.values.get(name) == str(value) for name, value in where.items())
+        ]
+        if not listed:
+            raise InputError(f"table {table.name} ({predicate(where)}) has no rows in {self.warehouse}")
+        return [self._data_file(table, entry) for entry in listed]
+
+    def _data_file(self, table: Table, entry: delta_log.LogFile) -> DataFile:
+        path = storage.join(self.path(table), entry.path)
+        fs, inner = storage.filesystem(path)
+        size = fs.get_file_info(inner).size
+        if size != entry.bytes:
+            state = "is not there" if size is None else f"has {size} bytes"
+            raise InputError(
+                f"table {table.name}: {path} {state}, the Delta log says {entry.bytes} bytes; the stage that wrote "
+                "it must run again (--force)"
+            )
+        rows = entry.rows
+        if rows is None:
+            with fs.open_input_file(inner) as source:
                 rows = pq.read_metadata(source).num_rows
-            local = path if storage.is_local(uri) else uri
-            files.append(DataFile(local, rows, size, partition_values(path)))
-        return files
+        return DataFile(path, rows, entry.bytes, entry.values)
 
     def values(self, table: Table) -> list[str]:
         if not self._exists(table):
             return []
-        frame = self.session().read.format("delta").load(self.path(table))
-        return sorted(str(row[0]) for row in frame.select(table.partitions[0]).distinct().collect())
+        return sorted({entry.values[table.partitions[0]] for entry in delta_log.active_files(self.path(table))})
 
     def drop(self, table: Table, where: Slice) -> bool:
         from delta.tables import DeltaTable
 
         self._check_slice(table, where)
-        if not self._exists(table) or self.read(table, where).isEmpty():
+        listed = delta_log.active_files(self.path(table)) if self._exists(table) else []
+        if not any(all(entry.values.get(name) == str(value) for name, value in where.items()) for entry in listed):
             return False
-        DeltaTable.forPath(self.session(), self.path(table)).delete(predicate(where))
+        DeltaTable.forPath(self.session(), spark_path(self.path(table))).delete(predicate(where))
         return True
 
-    def version(self, table: Table, where: Slice | None = None) -> str | None:
+    def maintain(self, table: Table, retain_hours: float) -> dict[str, int]:
+        """``OPTIMIZE`` (small files of a partition become one), then ``VACUUM``.
+
+        Raises
+        ------
+        ConfigError
+            `retain_hours` is below Delta's own floor.
+        """
         from delta.tables import DeltaTable
 
+        if retain_hours < RETENTION_FLOOR_HOURS:
+            raise ConfigError(
+                f"retain_hours is {retain_hours:g}, expected at least {RETENTION_FLOOR_HOURS:g}: files that a running "
+                "reader or writer needs must not be removed"
+            )
         if not self._exists(table):
-            return None
-        history = DeltaTable.forPath(self.session(), self.path(table)).history(1)
-        return str(history.select("version").first()[0])
+            return {}
+        handle = DeltaTable.forPath(self.session(), spark_path(self.path(table)))
+        metrics = handle.optimize().executeCompaction().select("metrics.*").first()
+        before = _data_files(self.path(table))
+        handle.vacuum(retain_hours)
+        return {
+            "optimized_files": int(metrics["numFilesRemoved"]) if metrics is not None else 0,
+            "removed_files": before - _data_files(self.path(table)),
+        }
+
+    def version(self, table: Table, where: Slice | None = None) -> str | None:
+        version = delta_log.latest_version(self.path(table))
+        return None if version is None else str(version)
+
+
+def _data_files(path: str) -> int:
+    return sum(info.is_file and "/_delta_log/" not in info.path for info in storage.list_files(path, recursive=True))

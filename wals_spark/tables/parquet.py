@@ -1,28 +1,34 @@
 """Plain Parquet tables whose slices are replaced atomically by staged directories.
 
 ``<table>/<column>=<value>/...`` holds a slice, as every Parquet reader expects, with a ``_commit.json``
-that lists its files. A slice is first written to ``<table>/_staging/<version>``, its ``_commit.json``
-last; then the old directory is moved aside and the staged one takes its place. A staged directory with
-a ``_commit.json`` is a decision: whoever opens the slice next finishes the move (`recover`). One without
-is rubbish of a killed writer.
+that lists its files. A slice is first written to ``<table>/_staging/<slice>.<version>``, its
+``_commit.json`` last; then the old directory is moved aside and the staged one takes its place. A staged
+directory with a ``_commit.json`` is a decision: whoever opens the table next finishes the move
+(`ParquetTables.recover`). One without is rubbish of a killed writer, which the next writer of the slice
+removes. The moves of one table happen under a lock.
+
+The moves are renames of directories, which object stores do not have; there, use Delta.
 """
 
 from __future__ import annotations
 
 import posixpath
+import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from wals_spark import storage
-from wals_spark.errors import InputError
+from wals_spark.errors import ConfigError, InputError
 from wals_spark.schemas import Table
-from wals_spark.tables.base import DataFile, Slice, TableStore
+from wals_spark.tables.base import DataFile, Slice, TableStore, spark_path
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -30,13 +36,13 @@ if TYPE_CHECKING:
 COMMIT = "_commit.json"
 STAGING = "_staging"
 TRASH = "_trash"
+LOCK = "_lock"
+_NO_RENAME = re.compile(r"^(s3[an]?|gs|gcs):")
 
 
 def partition_directory(values: Mapping[str, str]) -> str:
     """``a=1/b=2``, with the characters escaped that a directory name cannot hold."""
-    return (
-        posixpath.join(*(f"{name}={quote(str(value), safe='-._')}" for name, value in values.items())) if values else ""
-    )
+    return "/".join(f"{name}={quote(str(value), safe='-._')}" for name, value in values.items())
 
 
 def partition_values(relative_path: str) -> dict[str, str]:
@@ -55,86 +61,122 @@ class ParquetTables(TableStore):
         return storage.join(self.path(table), partition_directory(where) or "data")
 
     @contextmanager
-    def staged(self, table: Table, where: Slice) -> Iterator[str]:
+    def staged(self, table: Table, where: Slice, instead_of: Sequence[Slice] = ()) -> Iterator[str]:
         """A directory to write a new slice into; leaving the block without an error publishes it.
 
         Files go below the yielded directory, in sub-directories for the partition columns that `where`
-        does not fix. Tasks may write there directly; the files are listed and checked on leaving.
+        does not fix. Tasks may write there directly; the files are listed and checked on leaving, and
+        names that begin with ``_`` or ``.`` are removed.
+
+        Parameters
+        ----------
+        instead_of : list of Slice
+            Other slices that go when this one comes.
+
+        Raises
+        ------
+        ConfigError
+            The warehouse is in an object store, which cannot rename directories.
+        InputError
+            A staged file has other columns than the table.
         """
         self._check_slice(table, where)
+        if _NO_RENAME.match(self.warehouse):
+            raise ConfigError(
+                f"table_format is parquet and the warehouse is {self.warehouse}: Parquet tables are replaced by "
+                "renaming directories, which this store cannot; set table_format: delta"
+            )
         self.recover(table)
+        self._remove_rubbish(table, where)
         version = uuid.uuid4().hex[:16]
-        staging = storage.join(self.path(table), STAGING, version)
+        staging = storage.join(self.path(table), STAGING, f"{_staging_name(where)}.{version}")
         storage.make_directory(staging)
         try:
             yield staging
-            self._seal(table, staging, where, version)
+            self._seal(table, staging, where, version, instead_of)
         except BaseException:
             storage.remove(staging)
             raise
-        self._publish(table, version)
+        self.recover(table)
 
-    def _seal(self, table: Table, staging: str, where: Slice, version: str) -> None:
+    def _remove_rubbish(self, table: Table, where: Slice) -> None:
+        """Remove what killed writers of this slice have staged and not sealed."""
+        for staging in self._staged(table):
+            name = posixpath.basename(staging).rpartition(".")[0]
+            if name == _staging_name(where) and not storage.exists(storage.join(staging, COMMIT)):
+                storage.remove(staging)
+
+    def _staged(self, table: Table) -> list[str]:
+        root = storage.join(self.path(table), STAGING)
+        return [storage.join(root, posixpath.basename(info.path)) for info in storage.list_files(root)]
+
+    def _seal(self, table: Table, staging: str, where: Slice, version: str, instead_of: Sequence[Slice]) -> None:
         """Write the ``_commit.json`` of a staged slice: from here on it counts."""
         fs, root = storage.filesystem(staging)
         schema = table.arrow(partitions=False)
-        files: list[dict[str, Any]] = []
+        found = []
         for info in storage.list_files(staging, recursive=True):
+            if info.is_file and posixpath.basename(info.path).startswith(("_", ".")):
+                fs.delete_file(info.path)
+            elif info.is_file:
+                found.append(info)
+
+        def entry(info: pafs.FileInfo) -> dict[str, Any]:
             relative = posixpath.relpath(info.path, root)
-            if not info.is_file or posixpath.basename(relative).startswith(("_", ".")):
-                continue
             with fs.open_input_file(info.path) as source:
                 footer = pq.read_metadata(source)
-                stored = footer.schema.to_arrow_schema()
-            if stored.names != schema.names:
-                raise InputError(
-                    f"table {table.name}: a file was staged with columns {stored.names}, expected {schema.names}"
-                )
-            if footer.num_rows:
-                files.append({"path": relative, "rows": footer.num_rows, "bytes": info.size})
-            else:
+            names = footer.schema.to_arrow_schema().names
+            if names != schema.names:
+                raise InputError(f"table {table.name}: {relative} was staged with columns {names}, not {schema.names}")
+            if not footer.num_rows:
                 fs.delete_file(info.path)
-        storage.write_json(
-            storage.join(staging, COMMIT),
-            {"version": version, "table": table.name, "slice": dict(where), "files": files},
-        )
+            return {"path": relative, "rows": footer.num_rows, "bytes": info.size}
 
-    def _publish(self, table: Table, version: str) -> None:
-        """Move a sealed slice to its place; doing it again after a kill finishes it."""
-        staging = storage.join(self.path(table), STAGING, version)
-        commit = storage.read_json(storage.join(staging, COMMIT))
-        target = self.directory(table, commit["slice"])
-        if storage.exists(target):
-            storage.move(target, storage.join(self.path(table), TRASH, uuid.uuid4().hex))
-        storage.move(staging, target)
-        storage.remove(storage.join(self.path(table), TRASH))
+        with ThreadPoolExecutor(8) as pool:
+            files = [described for described in pool.map(entry, found) if described["rows"]]
+        commit = {"version": version, "table": table.name, "slice": dict(where), "files": files}
+        if instead_of:
+            commit["instead_of"] = [dict(other) for other in instead_of]
+        storage.write_json(storage.join(staging, COMMIT), commit)
 
     def recover(self, table: Table) -> None:
-        """Finish the moves a killed writer had decided on, and remove what it had not."""
-        for info in storage.list_files(storage.join(self.path(table), STAGING)):
-            version = posixpath.basename(info.path)
-            staging = storage.join(self.path(table), STAGING, version)
-            if storage.exists(storage.join(staging, COMMIT)):
-                self._publish(table, version)
-        storage.remove(storage.join(self.path(table), TRASH))
+        """Finish the moves that a writer, perhaps a killed one, has decided on."""
+        if not any(storage.exists(storage.join(staging, COMMIT)) for staging in self._staged(table)):
+            return
+        with storage.locked(storage.join(self.path(table), LOCK)):
+            for staging in self._staged(table):
+                if storage.exists(storage.join(staging, COMMIT)):
+                    self._publish(table, staging)
+            storage.remove(storage.join(self.path(table), TRASH))
 
-    def replace(self, table: Table, frame: DataFrame, where: Slice, *, rows_per_file: int = 0) -> str:
+    def _publish(self, table: Table, staging: str) -> None:
+        """Move a sealed slice to its place; doing it again after a kill finishes it."""
+        commit = storage.read_json(storage.join(staging, COMMIT))
+        target = self.directory(table, commit["slice"])
+        for directory in (target, *(self.directory(table, other) for other in commit.get("instead_of", ()))):
+            if storage.exists(directory):
+                storage.move(directory, storage.join(self.path(table), TRASH, uuid.uuid4().hex))
+        storage.move(staging, target)
+
+    def replace(
+        self, table: Table, frame: DataFrame, where: Slice, *, rows_per_file: int = 0, instead_of: Sequence[Slice] = ()
+    ) -> str:
         rest = [name for name in table.partitions if name not in where]
         expected = [name for name in table.names if name not in where]
-        with self.staged(table, where) as staging:
+        with self.staged(table, where, instead_of) as staging:
             writer = frame.select(*expected).write.mode("overwrite").option("maxRecordsPerFile", rows_per_file)
             if rest:
                 writer = writer.partitionBy(*rest)
-            writer.option("compression", "zstd").parquet(staging)
+            writer.option("compression", "zstd").parquet(spark_path(staging))
         version = self.version(table, where)
         assert version is not None
         return version
 
-    def replace_rows(self, table: Table, rows: pa.Table, where: Slice) -> str:
+    def replace_rows(self, table: Table, rows: pa.Table, where: Slice, *, instead_of: Sequence[Slice] = ()) -> str:
         if set(table.partitions) != set(where):
             raise InputError(f"table {table.name}: rows of the driver must fix all of {table.partitions}")
         data = rows.select(table.arrow(partitions=False).names).cast(table.arrow(partitions=False))
-        with self.staged(table, where) as staging:
+        with self.staged(table, where, instead_of) as staging:
             fs, path = storage.filesystem(staging)
             pq.write_table(data, posixpath.join(path, "part-00000.parquet"), filesystem=fs, compression="zstd")
         version = self.version(table, where)
@@ -145,11 +187,11 @@ class ParquetTables(TableStore):
         where = where or {}
         self._check_slice(table, where)
         self.recover(table)
-        reader = self.session().read.schema(table.ddl).option("basePath", self.path(table))
+        reader = self.session().read.schema(table.ddl).option("basePath", spark_path(self.path(table)))
         slices = self._slices(table, where)
         if not slices:
             raise self._missing(table, where)
-        return reader.parquet(*slices).select(*table.names)
+        return reader.parquet(*map(spark_path, slices)).select(*table.names)
 
     def files(self, table: Table, where: Slice | None = None) -> list[DataFile]:
         where = where or {}
@@ -210,11 +252,24 @@ class ParquetTables(TableStore):
         self._check_slice(table, where)
         self.recover(table)
         directory = self.directory(table, where)
-        if not storage.exists(directory):
-            return False
-        storage.move(directory, storage.join(self.path(table), TRASH, uuid.uuid4().hex))
-        storage.remove(storage.join(self.path(table), TRASH))
+        with storage.locked(storage.join(self.path(table), LOCK)):
+            if not storage.exists(directory):
+                return False
+            storage.move(directory, storage.join(self.path(table), TRASH, uuid.uuid4().hex))
+            storage.remove(storage.join(self.path(table), TRASH))
         return True
+
+    def maintain(self, table: Table, retain_hours: float) -> dict[str, int]:
+        """Remove what killed writers left: trash, and staged directories older than `retain_hours`."""
+        self.recover(table)
+        removed = 0
+        with storage.locked(storage.join(self.path(table), LOCK)):
+            for staging in self._staged(table):
+                if storage.age_hours(staging) >= retain_hours:
+                    storage.remove(staging)
+                    removed += 1
+            storage.remove(storage.join(self.path(table), TRASH))
+        return {"removed_directories": removed}
 
     def version(self, table: Table, where: Slice | None = None) -> str | None:
         where = where or {}
@@ -224,3 +279,7 @@ class ParquetTables(TableStore):
     def _missing(self, table: Table, where: Slice) -> InputError:
         what = partition_directory(where)
         return InputError(f"table {table.name}{f' ({what})' if what else ''} is not in {self.warehouse}")
+
+
+def _staging_name(where: Slice) -> str:
+    return quote(partition_directory(where) or "data", safe="-._=")
