@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "_manifest.json"
-KEPT = 2
+KEPT = 3
+"""The newest may turn out damaged; the one before it has shards in the directory before that."""
 
 
 @dataclass(frozen=True)

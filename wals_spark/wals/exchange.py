@@ -6,6 +6,7 @@ Sums go over `PIECES` ranges of ids in a fixed order, so that their bits do not 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +23,7 @@ def pieces(size: int) -> list[slice]:
 
 
 def over_pieces(
-    group: Group, size: int, shape: tuple[int, ...], part: Callable[[slice], np.ndarray]
+    group: Group, size: int, shape: tuple[int, ...], part: Callable[[slice], np.ndarray], threads: int = 1
 ) -> list[np.ndarray]:
     """``[part(piece) for piece in pieces(size)]`` with the pieces dealt to the ranks.
 
@@ -33,16 +34,19 @@ def over_pieces(
     shape : tuple
         Of what `part` returns, as float64.
     part : callable
+    threads : int
     """
     turns = -(-PIECES // group.size)
     mine = np.zeros((turns, *shape))
-    for turn, piece in enumerate(pieces(size)[group.rank :: group.size]):
-        mine[turn] = part(piece)
+    own = pieces(size)[group.rank :: group.size]
+    with ThreadPoolExecutor(threads) as pool:
+        for turn, value in enumerate(pool.map(part, own)):
+            mine[turn] = value
     gathered = group.gather(mine)
     return [gathered[number % group.size][number // group.size] for number in range(PIECES)]
 
 
-def gramian(group: Group, z: np.ndarray, h: np.ndarray) -> np.ndarray:
+def gramian(group: Group, z: np.ndarray, h: np.ndarray, threads: int = 1) -> np.ndarray:
     """``G = sum_j h_j z_j z_j^T`` in float64.
 
     Parameters
@@ -59,7 +63,7 @@ def gramian(group: Group, z: np.ndarray, h: np.ndarray) -> np.ndarray:
         wide = z[piece].astype(np.float64)
         return (wide.T * h[piece]) @ wide
 
-    return np.sum(over_pieces(group, len(z), (z.shape[1], z.shape[1]), part), axis=0)
+    return np.sum(over_pieces(group, len(z), (z.shape[1], z.shape[1]), part, threads), axis=0)
 
 
 def publish(group: Group, owner: np.ndarray, rows: np.ndarray, solved: np.ndarray, full: np.ndarray) -> None:

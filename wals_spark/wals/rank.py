@@ -28,7 +28,7 @@ from wals_spark.wals.exchange import gramian, over_pieces, publish
 from wals_spark.wals.initial import initial_factors
 from wals_spark.wals.objective import Objective
 from wals_spark.wals.sides import SIDES, Side, make_sides
-from wals_spark.wals.solver import CpuSolver, Solver, System
+from wals_spark.wals.solver import CpuSolver, Solver, System, one_blas_thread
 
 logger = logging.getLogger(__name__)
 
@@ -181,10 +181,8 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
     after_half : callable, optional
         Called with the number of half-sweeps done, after their checkpoint.
     """
-    from threadpoolctl import threadpool_limits
-
     phases = Phases()
-    with threadpool_limits(task.threads, user_api="blas"):
+    with one_blas_thread():
         with phases("read"):
             cells = read_share(task.files, group.rank, group.size, task.shape, task.value)
         with phases("place"):
@@ -256,7 +254,7 @@ def _alternate(
         side, fixed = sides[name], sides[other]
         with phases("gramian"):
             features = model.features(other)
-            g = gramian(group, features, fixed.weights)
+            g = gramian(group, features, fixed.weights, task.threads)
         system = System(
             features,
             fixed.weights,
@@ -344,7 +342,7 @@ def _write_result(task: RankTask, group: Group, model: Model) -> tuple[list[dict
     """Both sides in the canonical gauge, every rank its range of ids; returns the shards and singular values."""
     k = task.k
     u, v = model.arrays["row"], model.arrays["col"]
-    r_u, r_v = (_triangular_factor(group, x[:, :k]) for x in (u, v))
+    r_u, r_v = (_triangular_factor(group, x[:, :k], task.threads) for x in (u, v))
     t_u, t_v, singular = gauge.gauge_transforms(r_u, r_v, task.gauge_power)
     extremes = over_pieces(group, len(u), (k,), lambda piece: gauge.column_extremes(u[piece, :k] @ t_u))
     t_u, t_v = gauge.fix_signs(t_u, t_v, gauge.column_extremes(np.stack(extremes)))
@@ -362,9 +360,9 @@ def _write_result(task: RankTask, group: Group, model: Model) -> tuple[list[dict
     return shards, [float(value) for value in singular]
 
 
-def _triangular_factor(group: Group, x: np.ndarray) -> np.ndarray:
+def _triangular_factor(group: Group, x: np.ndarray, threads: int) -> np.ndarray:
     k = x.shape[1]
-    parts = over_pieces(group, len(x), (k, k), lambda piece: gauge.triangular_factor(x[piece]))
+    parts = over_pieces(group, len(x), (k, k), lambda piece: gauge.triangular_factor(x[piece]), threads)
     return gauge.stack_factors(parts, k)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,7 @@ from wals_spark.wals.sides import Side
 logger = logging.getLogger(__name__)
 
 TILE_BYTES = 1 << 18
+TILE_CELLS = (64, 1024)
 CHUNKS_PER_THREAD = 32
 
 
@@ -42,6 +45,16 @@ class System:
     rho: float
     held: np.ndarray
     ridge: np.ndarray
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Threads are ours: a BLAS that starts its own for every small product is slower by a factor of a hundred."""
+    import scipy.linalg  # noqa: F401  # its BLAS must be loaded to be limited
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 class Solver(ABC):
@@ -94,7 +107,7 @@ class CpuSolver(Solver):
         count, free = len(side.rows), system.ridge.shape[1]
         out, row_loss, failed = np.zeros((count, free), dtype), np.zeros(count), np.zeros(count, np.int8)
         width = system.features.shape[1]
-        tile = int(np.clip(TILE_BYTES // (width * dtype.itemsize), 64, 1024))
+        tile = int(np.clip(TILE_BYTES // (width * dtype.itemsize), *TILE_CELLS))
         functions = addresses(dtype)
         h, gramian = system.h.astype(dtype), system.gramian.astype(dtype)
         g, ridge = side.g.astype(dtype), system.ridge.astype(dtype)
@@ -107,12 +120,8 @@ class CpuSolver(Solver):
             )  # fmt: skip
 
         chunks = self._chunks(side, rows, width)
-        if self.threads == 1 or len(chunks) == 1:
-            for chunk in chunks:
-                work(chunk)
-        else:
-            with ThreadPoolExecutor(self.threads) as pool:
-                list(pool.map(work, chunks))
+        with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(work, chunks))
         return out, row_loss, failed
 
     def _chunks(self, side: Side, rows: np.ndarray, width: int) -> list[np.ndarray]:

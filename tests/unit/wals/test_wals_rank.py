@@ -1,0 +1,170 @@
+"""The rank program: loss, resume, any number of ranks, kills."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wals_spark.cluster.group import LocalGroup
+from wals_spark.errors import InputError
+from wals_spark.wals import checkpoint, reference
+from wals_spark.wals.objective import PRESETS
+from wals_spark.wals.rank import run
+
+GROUP = LocalGroup()
+
+
+class StopAfterError(Exception):
+    pass
+
+
+def stop_after(last: int) -> Callable[[int], None]:
+    def hook(half: int) -> None:
+        if half == last:
+            raise StopAfterError
+
+    return hook
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_losses_fall_to_the_loss_of_the_result(make_task, result_of, counts, preset) -> None:
+    task = make_task(counts, preset, precision="float64")
+    result = run(task, GROUP)
+    losses = result["losses"]
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(losses))
+    if preset != "glove":
+        factors = result_of(task)
+        problem = reference.dense_problem(task.objective, counts)
+        zero = np.zeros(len(counts))
+        u, v = factors["row"], factors["col"]
+        residual = problem.weight * (problem.target - u @ v.T.astype(np.float64)) ** 2
+        state = checkpoint.load(task.checkpoints, task.facts)
+        x, y = state.factors["row"], state.factors["col"]
+        assert reference.loss(problem, x, y, zero, zero) == pytest.approx(losses[-1], rel=1e-12)
+        unregularised = problem.weight * (problem.target - x @ y.T) ** 2
+        assert residual.sum() == pytest.approx(unregularised.sum(), rel=1e-5)
+    assert result["empty_rows"] == 1
+
+
+def test_a_factorisable_matrix_is_recovered(make_task, result_of) -> None:
+    rng = np.random.default_rng(3)
+    counts = np.exp(rng.integers(0, 3, (30, 1)) + rng.integers(0, 3, (1, 25))).round().astype(np.int64)
+    objective = replace(PRESETS["glove"], bias="none", regularization=1e-6, weight_exponent=0.0)
+    task = make_task(counts, objective=objective, k=3, sweeps=30, precision="float64")
+    run(task, GROUP)
+    factors = result_of(task)
+    assert np.abs(factors["row"] @ factors["col"].T - np.log(counts)).max() < 0.02
+
+
+def test_training_stops_when_the_loss_stands_still(make_task, counts) -> None:
+    result = run(make_task(counts, sweeps=200, tolerance=1e-3), GROUP)
+    assert result["converged"]
+    assert 4 <= result["half_sweeps"] < 400
+    before, after = result["losses"][-3], result["losses"][-1]
+    assert (before - after) / before < 1e-3
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_stopped_training_resumes_to_the_same_bits(make_task, result_of, counts, every) -> None:
+    whole = make_task(counts, name="whole", checkpoint_every=every)
+    expected = run(whole, GROUP)
+    broken = make_task(counts, name="broken", checkpoint_every=every)
+    with pytest.raises(StopAfterError):
+        run(broken, GROUP, stop_after(5))
+    result = run(broken, GROUP)
+    assert result["resumed_at"] == 5 - 5 % every
+    assert result["losses"] == expected["losses"]
+    assert result_of(broken)["row"].tobytes() == result_of(whole)["row"].tobytes()
+
+
+@pytest.mark.parametrize(("preset", "ranks"), [("glove", 2), ("ppmi", 3)])
+def test_any_number_of_ranks_gives_the_same_factors(make_task, result_of, run_ranks, counts, preset, ranks) -> None:
+    one = make_task(counts[:, :50], preset, name="one")
+    run(one, GROUP)
+    many = make_task(counts[:, :50], preset, name="many")
+    run_ranks(many, ranks)
+    for side in ("row", "col"):
+        assert np.abs(result_of(one)[side] - result_of(many)[side]).max() < 1e-5
+
+
+def test_a_killed_rank_ends_the_others_and_the_resume_with_another_number_is_the_same(
+    make_task, result_of, run_ranks, counts
+) -> None:
+    whole = make_task(counts, name="whole")
+    run(whole, GROUP)
+    killed = make_task(counts, name="killed")
+    run_ranks(killed, 3, kill=(1, 3))
+    result = run_ranks(killed, 2)
+    assert result["resumed_at"] in (3, 4)
+    assert np.abs(result_of(killed)["row"] - result_of(whole)["row"]).max() < 1e-5
+
+
+def test_old_checkpoints_are_removed(make_task, counts) -> None:
+    task = make_task(counts)
+    run(task, GROUP)
+    assert checkpoint.halves_in(task.checkpoints) == [6, 7, 8]
+
+
+def test_a_lost_shard_falls_back_to_the_checkpoint_before(make_task, result_of, counts, caplog) -> None:
+    task = make_task(counts)
+    expected = run(task, GROUP)
+    before = result_of(task)["row"]
+    next(Path(task.checkpoints, "half-00008").glob("col-*")).unlink()
+    result = run(task, GROUP)
+    assert result["resumed_at"] == 7
+    assert "half-sweep 8 is damaged" in caplog.text
+    assert result["losses"] == expected["losses"]
+    assert result_of(task)["row"].tobytes() == before.tobytes()
+
+
+def test_a_truncated_shard_is_not_believed(make_task, counts, caplog) -> None:
+    task = make_task(counts)
+    run(task, GROUP)
+    shard = next(Path(task.checkpoints, "half-00008").glob("col-*"))
+    shard.write_bytes(shard.read_bytes()[:-7])
+    assert run(task, GROUP)["half_sweeps"] == 8
+    assert "is damaged and passed over" in caplog.text
+
+
+def test_a_checkpoint_without_its_manifest_does_not_exist(make_task, counts) -> None:
+    task = make_task(counts)
+    with pytest.raises(StopAfterError):
+        run(task, GROUP, stop_after(3))
+    Path(task.checkpoints, "half-00003", checkpoint.MANIFEST).unlink()
+    assert run(task, GROUP)["resumed_at"] == 2
+
+
+def test_a_checkpoint_of_another_training_is_refused_with_both_fingerprints(make_task, counts) -> None:
+    task = make_task(counts)
+    run(task, GROUP)
+    with pytest.raises(InputError, match="fingerprint f there, g here"):
+        run(replace(task, facts={"fingerprint": "g"}), GROUP)
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1)])
+def test_a_matrix_of_one_row_or_one_column(make_task, result_of, shape) -> None:
+    counts = np.arange(1, 10).reshape(shape)
+    task = make_task(counts, "implicit", k=1, sweeps=5)
+    run(task, GROUP)
+    assert result_of(task)["row"].shape == (shape[0], 1)
+    assert np.isfinite(result_of(task)["col"]).all()
+
+
+def test_an_empty_matrix_is_refused(make_task) -> None:
+    with pytest.raises(InputError, match="no observed cell"):
+        run(make_task(np.zeros((5, 5), np.int64)), GROUP)
+
+
+def test_the_status_file_says_where_the_training_stands(make_task, counts) -> None:
+    task = make_task(counts)
+    result = run(task, GROUP)
+    status = json.loads(Path(task.status_path).read_text())
+    assert status["half_sweep"] == 8
+    assert status["loss"] == result["losses"][-1]
+    assert status["eta_s"] == 0
