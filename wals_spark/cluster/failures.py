@@ -15,7 +15,8 @@ from wals_spark import errors
 from wals_spark.errors import TransientError, WalsSparkError
 
 _OURS = re.compile(
-    r"^(?:\S*: )?wals_spark\.errors\.(\w+): (.*?)(?=^\s*(?:at |Caused by|Driver stack|\.\.\. \d+ more|$))", re.M | re.S
+    r"^(?:\S*: )?wals_spark\.errors\.(\w+): (.*?)(?=^\s*(?:at |Caused by|Driver stack|\.\.\. \d+ more|$)|\Z)",
+    re.M | re.S,
 )
 _TRANSIENT = (
     ("ExecutorLostFailure", "an executor was lost"),

@@ -81,10 +81,6 @@ def run(context: Context) -> Outcome:
     try:
         make = _encode_words if config.vocabulary.kind == "words" else _encode_subwords
         rows, facts, shards = make(context, tasks, staging)
-        if not facts["documents"]:
-            raise InputError(
-                f"batch {batch_id!r} has no documents to count: all are held out; lower corpus.held_out_fraction"
-            )
         encoded.write_listing(staging, shards)
         _remove_temporary(staging)
         storage.remove(target)
@@ -188,6 +184,11 @@ def _shards(blobs: list[Blob]) -> tuple[list[Shard], int]:
     return shards, sum(entry["text_bytes"] for entry in found)
 
 
+def _require_documents(shards: list[Shard]) -> None:
+    if not any(shard.documents for shard in shards):
+        raise InputError("the batch has no documents to count: all are held out; lower corpus.held_out_fraction")
+
+
 def _reducers(context: Context, tasks: int) -> int:
     return max(1, min(tasks, context.spark.sparkContext.defaultParallelism))
 
@@ -208,6 +209,7 @@ def _encode_words(context: Context, tasks: list[list[str]], staging: str) -> Mad
     else:
         raise InputError(f"the words {collisions[0]} share a hash with each of {HASH_SEEDS} seeds")
     shards, text_bytes = _shards(blobs)
+    _require_documents(shards)
     kept = [unpack_table(blob.payload) for blob in blobs if blob.kind == "kept"]
     distinct = sum(blob.bucket for blob in blobs if blob.kind == "distinct")
     ranked: Ranked = rank(pa.concat_tables(kept), (), section.min_count, section.max_vocabulary)
@@ -269,6 +271,7 @@ def _encode_subwords(context: Context, tasks: list[list[str]], staging: str) -> 
     produce = partial(_subwords_task, tasks, staging, loaded.tokenizer.to_str(), loaded.special_ids, size, reducers)
     blobs = exchange(context.spark, len(tasks), produce, partial(_merge_subwords, size), reducers)
     shards, text_bytes = _shards(blobs)
+    _require_documents(shards)
     totals = np.zeros((2, size), np.int64)
     for blob in blobs:
         if blob.kind == "counts":

@@ -130,7 +130,9 @@ def _lines(unit: Unit, counts: Counter[str]) -> Iterator[tuple[bytes, int]]:
         held = [block[cut:]]
         position += len(block)
     rest = b"".join(held)
-    if rest and not skip_first:
+    if skip_first:
+        rest = rest.partition(b"\n")[2]
+    if rest:
         yield rest, position - len(rest)
 
 

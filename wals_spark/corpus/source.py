@@ -94,7 +94,7 @@ def list_sources(config: CorpusConfig) -> list[SourceFile]:
     if not known:
         names = ", ".join(posixpath.basename(uri) for uri in sorted(found)[:5])
         raise InputError(
-            f"corpus.path: none of {len(found)} files under {', '.join(config.path)} has an ending that tells its format "
+            f"corpus.path: none of {len(found)} files has an ending that tells its format "
             f"(found {names}); set corpus.format to text, text_files, jsonl, parquet or csv"
         )
     return known

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from wals_spark.config import CorpusConfig
+from wals_spark.corpus import read
+from wals_spark.corpus.read import read_units
+from wals_spark.corpus.source import Unit, cut, list_sources
+from wals_spark.errors import InputError
+
+
+def documents(path, units=None, counts=None, **keys):
+    """(id, text) of all documents below `path`."""
+    config = CorpusConfig(path=str(path), **keys)
+    units = units or [Unit(file) for file in list_sources(config)]
+    batches = read_units(units, config, Counter() if counts is None else counts)
+    return [(name, batch.text(index)) for batch in batches for index, name in enumerate(batch.ids)]
+
+
+def test_lines_are_documents_named_by_their_position(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo\r\n\nlast")
+    assert documents(tmp_path, format="text") == [
+        ("a.txt:0", b"one"),
+        ("a.txt:4", b"two"),
+        ("a.txt:9", b""),
+        ("a.txt:10", b"last"),
+    ]
+
+
+def test_files_are_documents_named_by_their_path(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\ntwo\n")
+    (tmp_path / "sub" / "b.txt").write_bytes(b"three")
+    assert documents(tmp_path) == [("a.txt", b"one\ntwo\n"), ("sub/b.txt", b"three")]
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 64, 1 << 20])
+@pytest.mark.parametrize("ending", [b"\n", b""])
+def test_any_cut_of_a_file_of_lines_gives_the_same_documents(tmp_path, monkeypatch, block, ending):
+    rng = random.Random(block)
+    lines = [b"x" * rng.choice([0, 1, 2, 5, 30]) for _ in range(40)]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines) + ending)
+    whole = documents(tmp_path, format="text")
+    monkeypatch.setattr(read, "BLOCK_BYTES", block)
+    (file,) = list_sources(CorpusConfig(path=str(tmp_path), format="text"))
+    for parts in (1, 2, 3, 10, 50):
+        units = cut([file], max(file.bytes // parts, 1))
+        assert documents(tmp_path, units, format="text") == whole
+
+
+def test_compressed_lines(tmp_path):
+    text = b"one\ntwo\n"
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text[:4]) + gzip.compress(text[4:]))
+    (tmp_path / "b.txt.zst").write_bytes(zstandard.compress(text))
+    assert [found for _, found in documents(tmp_path, format="text")] == [b"one", b"two"] * 2
+
+
+def test_json_lines(tmp_path):
+    rows = [{"n": 7, "body": "grün"}, {"n": 8, "body": None}, {"n": 9, "body": ""}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    found = documents(tmp_path, id_column="n", text_column="body")
+    assert found == [("7", "grün".encode()), ("8", b""), ("9", b"")]
+
+
+def test_json_lines_without_ids_are_named_by_position(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert documents(tmp_path) == [("a.jsonl:0", b"a"), ("a.jsonl:14", b"b")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', r"byte 16: Expecting.*corrupt_files=skip"),
+        ("[1]", "found a JSON list, expected an object"),
+        ('{"body": "a"}', r"there is no 'text' \(corpus\.text_column\); the keys are body"),
+        ('{"text": 5}', "holds a int, expected text"),
+    ],
+)
+def test_bad_json_lines_are_refused_with_their_place(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text('{"text": "goo"}\n' + line + "\n")
+    with pytest.raises(InputError, match=message):
+        documents(tmp_path)
+
+
+def test_lines_that_are_not_json_can_be_skipped(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\nnonsense\n{"text": "b"}\n')
+    counts: Counter[str] = Counter()
+    found = documents(tmp_path, counts=counts, corrupt_files="skip")
+    assert [text for _, text in found] == [b"a", b"b"]
+    assert counts["corrupt_records"] == 1
+
+
+@pytest.mark.parametrize("value", ["null", "true", "1.5", "[1]"])
+def test_a_json_id_must_be_text_or_an_integer(tmp_path, value):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "id": {value}}}\n')
+    with pytest.raises(InputError, match=r"corpus\.id_column 'id' is"):
+        documents(tmp_path, id_column="id")
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "binary", "string_view", "dictionary"])
+def test_parquet_text_of_any_type(tmp_path, kind):
+    texts = pa.array(["one", None, "zwei ü", ""])
+    texts = texts.dictionary_encode() if kind == "dictionary" else texts.cast(getattr(pa, kind)())
+    pq.write_table(pa.table({"id": [1, 2, 3, 4], "text": texts}), tmp_path / "a.parquet", row_group_size=3)
+    assert documents(tmp_path, id_column="id") == [
+        ("1", b"one"),
+        ("2", b""),
+        ("3", "zwei ü".encode()),
+        ("4", b""),
+    ]
+
+
+def test_parquet_rows_are_named_by_number_whatever_the_cut(tmp_path):
+    pq.write_table(pa.table({"text": list("abcdefg")}), tmp_path / "a.parquet", row_group_size=2)
+    (file,) = list_sources(CorpusConfig(path=str(tmp_path)))
+    units = [Unit(file, 0, 1), Unit(file, 1, 3), Unit(file, 3, 4)]
+    assert documents(tmp_path, units) == documents(tmp_path)
+    assert documents(tmp_path)[-1] == ("a.parquet:6", b"g")
+
+
+def test_parquet_without_some_id_is_refused(tmp_path):
+    pq.write_table(pa.table({"id": ["a", None], "text": ["x", "y"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="1 of 2 rows near row 0 have no id"):
+        documents(tmp_path, id_column="id")
+
+
+def test_mixed_schemas_name_the_file_that_differs(tmp_path):
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet has no column 'text'"):
+        documents(tmp_path)
+
+
+def damaged_gzip(path):
+    content = gzip.compress(b"".join(b"line %d\n" % n for n in range(20_000)))
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("form", ["text", "text_files"])
+def test_a_gzip_file_cut_short_is_named(tmp_path, form):
+    damaged_gzip(tmp_path / "bad.txt.gz")
+    with pytest.raises(InputError, match=r"bad\.txt\.gz cannot be decoded"):
+        documents(tmp_path, format=form)
+
+
+@pytest.mark.parametrize("form", ["text", "text_files"])
+def test_a_gzip_file_cut_short_can_be_skipped_whole(tmp_path, form):
+    damaged_gzip(tmp_path / "bad.txt.gz")
+    (tmp_path / "good.txt").write_bytes(b"fine")
+    counts: Counter[str] = Counter()
+    found = documents(tmp_path, counts=counts, format=form, corrupt_files="skip")
+    assert [text for _, text in found] == [b"fine"]
+    assert counts["corrupt_files"] == 1
+
+
+def damaged_parquet(path):
+    pq.write_table(
+        pa.table({"text": [f"document {n} " * 50 for n in range(300)]}), path, row_group_size=100, compression="zstd"
+    )
+    footer = pq.read_metadata(path)
+    column = footer.row_group(1).column(0)
+    at = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[at : at + 40] = b"\xff" * 40
+    path.write_bytes(bytes(content))
+
+
+def test_a_damaged_parquet_row_group_is_named(tmp_path):
+    damaged_parquet(tmp_path / "bad.parquet")
+    with pytest.raises(InputError, match=r"bad\.parquet, row group 1, cannot be decoded"):
+        documents(tmp_path)
+
+
+def test_a_damaged_parquet_row_group_can_be_skipped_and_ids_stay(tmp_path):
+    damaged_parquet(tmp_path / "bad.parquet")
+    counts: Counter[str] = Counter()
+    found = documents(tmp_path, counts=counts, corrupt_files="skip")
+    assert len(found) == 200
+    assert found[100][0] == "bad.parquet:200"
+    assert counts["corrupt_row_groups"] == 1
