@@ -152,7 +152,7 @@ def write_blocks(frame: DataFrame, job: Job, directory: str) -> DataFrame:
         block = _block()
         cells = 0
         path = storage.join(directory, f"row_block={block}", "part-00000.parquet")
-        with _cell_writer(path) as write:
+        with cell_writer(path) as write:
             for part in _merged(job, block, batches):
                 write(part)
                 cells += len(part)
@@ -253,7 +253,7 @@ def collect_facts(job: Job, blocks: int) -> tuple[list[BlockFacts], np.ndarray, 
 
 
 @contextmanager
-def _cell_writer(path: str) -> Iterator[Any]:
+def cell_writer(path: str) -> Iterator[Any]:
     """Write cells to a Parquet file that appears when it is whole; none appears without cells."""
     fs, target = storage.filesystem(path)
     schema = schemas.COOCCURRENCE.arrow(partitions=False)
