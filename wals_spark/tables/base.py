@@ -113,14 +113,3 @@ class TableStore(ABC):
 def spark_path(path: str) -> str:
     """A path as Spark must be given it: a local one with its scheme, or a cluster's default would be added."""
     return f"file://{path}" if storage.is_local(path) and not path.startswith("file:") else path
-
-
-def open_tables(table_format: str, warehouse: str, session: Callable[[], SparkSession]) -> TableStore:
-    """The tables of a warehouse in the given format."""
-    if table_format == "delta":
-        from wals_spark.tables.delta import DeltaTables
-
-        return DeltaTables(warehouse, session)
-    from wals_spark.tables.parquet import ParquetTables
-
-    return ParquetTables(warehouse, session)
