@@ -211,19 +211,36 @@ class TrainConfig(Section):
 
     execution_keys = frozenset({"workers", "threads", "device", "checkpoint_every", "max_attempts", "timeout_s"})
 
-    objective: Literal["ppmi", "glove", "implicit"] = Field("ppmi", description="Preset; see docs/objectives.md.")
+    objective: Literal[
+        "ppmi",
+        "sppmi",
+        "pu",
+        "glove",
+        "log_conditional",
+        "log_conditional_smoothed",
+        "swivel_like",
+        "implicit",
+        "ials",
+        "explicit",
+    ] = Field("ppmi", description="Preset; see docs/objectives.md.")
     batches: tuple[str, ...] = Field(("all",), description="Batches whose exact sum is factorised; all = every one.")
     k: int = Field(128, ge=1, le=1024, description="Number of factors.")
     sweeps: int = Field(8, ge=1, description="At most so many sweeps (a sweep solves both sides).")
     tolerance: float = Field(1e-4, ge=0, description="Stop when the relative decrease of the loss per sweep is below.")
     regularization: float | None = Field(None, ge=0, description="lambda; none = the preset's.")
-    regularization_exponent: float = Field(0.0, ge=0, le=2, description="nu: lambda_i = lambda (n_i + rho n)^nu.")
+    regularization_exponent: float | None = Field(
+        None, ge=0, le=2, description="nu: lambda_i = lambda (n_i + rho n)^nu; none = the preset's."
+    )
     rho: float | None = Field(None, ge=0, description="Weight of unobserved cells; none = the preset's.")
     popularity_exponent: float | None = Field(None, ge=0, le=2, description="g, h: power of the marginals.")
     x_max: float | None = Field(None, gt=0, description="Count at which the weight saturates; none = the preset's.")
     weight_exponent: float | None = Field(None, ge=0, description="Power of the weight; none = the preset's.")
     context_smoothing: float | None = Field(None, gt=0, le=1, description="cds: power of the context distribution.")
     alpha: float | None = Field(None, gt=0, description="implicit: confidence 1 + alpha x.")
+    shift: float | None = Field(
+        None, gt=0, description="PMI presets: negative samples k of ln k; log_conditional_smoothed: added count."
+    )
+    bias: Literal["none", "free"] | None = Field(None, description="Row and column biases; none = the preset's.")
     gauge_power: float = Field(0.5, ge=0, le=1, description="p of the canonical gauge U S^p.")
     workers: int | None = Field(None, ge=1, description="Ranks; none = all slots (or all GPUs).")
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; none = the task's cpus.")
@@ -282,20 +299,34 @@ class InjectConfig(Section):
     )
     output: str | None = Field(None, description="Where to write; none = runs/<run_id>/model-<mode> of the warehouse.")
     combine: Literal["u", "v", "sum", "concat"] = Field("u", description="Vectors to align.")
+    general_batches: tuple[Name, ...] = Field(
+        (),
+        description="Batches of text like the model's pretraining among those that were factorised: their counts say "
+        "how often pretraining saw each token, the other batches are the domain.",
+    )
     exposure: str = Field(
         "auto",
-        description="blend: how often pretraining saw each token: corpus (it is the pretraining text), rank (by Zipf's "
-        "law from the id), the path of a table with token_id and count, or auto = rank for roberta-base's vocabulary, "
-        "corpus for others.",
+        description="Without general_batches, how often pretraining saw each token: corpus (it is the pretraining "
+        "text), rank (by Zipf's law from the id), the path of a table with token_id and count, or auto = rank for "
+        "roberta-base's vocabulary, corpus for others.",
     )
-    head_bias: float = Field(
+    strengths: Literal["auto", "text", "fitted"] = Field(
+        "auto",
+        description="blend: how much of each row to take. text = by masked-LM loss on a sample of the corpus, fitted = "
+        "from the alignment's errors, auto = text where the model has a masked-LM head.",
+    )
+    text_sequences: int = Field(96, ge=8, description="Sequences of 128 tokens that strengths are chosen on.")
+    head_bias: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
         0.0,
-        ge=0,
-        le=1,
-        description="blend, replace: how far the head bias moves from pretraining's log unigram frequency (see "
-        "exposure) to the corpus'. init always sets it to the corpus'.",
+        description="blend, replace: how far the head bias moves from pretraining's log unigram frequency to the "
+        "corpus'; auto = chosen on text. init always sets it to the corpus'.",
     )
-    b_max: float = Field(0.5, ge=0, le=1, description="blend: largest share of a row taken from the factors.")
+    head_bias_target: Literal["domain", "sum"] = Field(
+        "domain",
+        description="With general_batches, what the head bias moves to: the domain's frequency, or that of general and "
+        "domain together, which costs next to nothing on general text.",
+    )
+    b_max: float = Field(0.9, ge=0, le=1, description="blend: largest share of a row taken from the factors.")
     folds: int = Field(5, ge=2, le=100, description="Folds of the cross-validation.")
     anchor_min_count: int = Field(20, ge=1, description="Rows rarer than this do not fit the alignment.")
     anchor_half_count: float = Field(100.0, ge=0, description="Count at which an anchor has half its full weight.")

@@ -15,7 +15,7 @@ from wals_spark.factors.store import read_side
 from wals_spark.runs import Manifest
 from wals_spark.stage import run_stage
 from wals_spark.wals import reference
-from wals_spark.wals.objective import PRESETS
+from wals_spark.objective import PRESETS
 from wals_spark.wals.stages import TRAIN
 
 pytestmark = pytest.mark.spark

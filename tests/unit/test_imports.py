@@ -14,7 +14,7 @@ import wals_spark
 PACKAGE = Path(wals_spark.__file__).parent
 LEVELS = [
     {"errors", "config", "schemas", "storage", "runs", "progress", "tokenizer", "encoded"},
-    {"cluster", "tables", "matrix"},
+    {"cluster", "tables", "matrix", "objective"},
     {"stage"},
     {"factors", "mlm"},
     {"corpus", "cooccurrence", "wals", "inject", "evaluate"},
@@ -26,7 +26,7 @@ BASE_ORDER = ["errors", "schemas", "config", "storage", "runs", "progress", "tok
 SPARK_FREE = [
     "cooccurrence.window",
     "matrix.csr",
-    "wals.objective",
+    "objective",
     "wals.reference",
     "wals.solver",
     "wals.exchange",

@@ -23,10 +23,10 @@ from wals_spark.cluster.group import Group
 from wals_spark.errors import InputError, WalsSparkError
 from wals_spark.factors import gauge
 from wals_spark.matrix.cells import read_share
+from wals_spark.objective import Objective
 from wals_spark.wals import checkpoint
 from wals_spark.wals.exchange import gramian, over_pieces, publish
 from wals_spark.wals.initial import initial_factors
-from wals_spark.wals.objective import Objective
 from wals_spark.wals.sides import SIDES, Side, make_sides
 from wals_spark.wals.solver import CpuSolver, Solver, System, one_blas_thread
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wals_spark.wals.objective import Marginals, Objective
+from wals_spark.objective import Marginals, Objective
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class DenseProblem:
         return DenseProblem(self.target.T, self.weight.T, self.col_lambda, self.row_lambda, self.bias)
 
 
-def marginals_of(counts: np.ndarray) -> Marginals:
+def marginals_of(counts: np.ndarray, objective: Objective) -> Marginals:
     """Sums and numbers of non-zero cells of a dense matrix."""
-    observed = counts != 0
-    return Marginals(counts.sum(1), counts.sum(0), observed.sum(1), observed.sum(0))
+    counted = (counts != 0) & objective.counted(counts.reshape(-1)).reshape(counts.shape)
+    return Marginals(counts.sum(1), counts.sum(0), counted.sum(1), counted.sum(0))
 
 
 def dense_problem(objective: Objective, counts: np.ndarray) -> DenseProblem:
     """Targets and weights of a dense matrix whose zeros are the unobserved cells."""
-    marginals = marginals_of(counts)
+    marginals = marginals_of(counts, objective)
     g = objective.popularity(marginals.rows, marginals.row_cells)
     h = objective.popularity(marginals.cols, marginals.col_cells)
     weight = objective.rho * np.outer(g, h)
@@ -85,6 +85,8 @@ def half_step(problem: DenseProblem, v: np.ndarray, c: np.ndarray) -> tuple[np.n
     solution = np.zeros((rows, k + 1))
     for i in range(rows):
         w = problem.weight[i]
+        if not (w * problem.target[i]).any() and not problem.bias:
+            continue
         if not w.any():
             continue
         ridge = np.full(z.shape[1], problem.row_lambda[i])

@@ -14,7 +14,7 @@ from wals_spark.errors import InputError
 from wals_spark.matrix.cells import Cells
 from wals_spark.matrix.csr import Csr, build_csr, sum_by
 from wals_spark.matrix.placement import assign_rows
-from wals_spark.wals.objective import Marginals, Objective
+from wals_spark.objective import Marginals, Objective
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Side:
     indptr, indices : int64 (r + 1,) and int32 (nnz,) arrays
         Observed cells of the own rows.
     m, d : arrays of shape (nnz,)
-        Targets and extra weights, see `wals_spark.wals.objective`.
+        Targets and extra weights, see `wals_spark.objective`.
     g : float64 array of shape (r,)
         Popularity of the own rows.
     weights : float64 array of shape (size,)
@@ -115,7 +115,7 @@ def make_sides(
         col_owner, col_csr = row_owner, row_csr
     else:
         col_owner, col_csr = _collect(group, cells.transposed, shape[1], k, duplicates)
-    marginals = _marginals(group, row_owner, row_csr, col_owner, col_csr, unit, symmetric)
+    marginals = _marginals(group, objective, row_owner, row_csr, col_owner, col_csr, unit, symmetric)
     if marginals.row_cells.sum() == 0:
         raise InputError("the matrix has no observed cell; the batches asked for are empty")
     row = _side(group.rank, row_owner, row_csr, objective, marginals, unit, dtype, swapped=False)
@@ -145,6 +145,7 @@ def _collect(group: Group, cells: Cells, size: int, k: int, duplicates: str) -> 
 
 def _marginals(
     group: Group,
+    objective: Objective,
     row_owner: np.ndarray,
     row_csr: Csr,
     col_owner: np.ndarray,
@@ -152,7 +153,7 @@ def _marginals(
     unit: int,
     symmetric: bool,
 ) -> Marginals:
-    row_sums, row_cells = _sums(group, row_owner, row_csr)
+    row_sums, row_cells = _sums(group, objective, row_owner, row_csr)
     if symmetric:
         seen = group.sum(sum_by(row_csr.indices, row_csr.values, len(row_owner)))
         if not np.array_equal(seen, row_sums) and not np.allclose(seen, row_sums, rtol=1e-9, atol=0):
@@ -163,18 +164,18 @@ def _marginals(
             )
         col_sums, col_cells = row_sums, row_cells
     else:
-        col_sums, col_cells = _sums(group, col_owner, col_csr)
+        col_sums, col_cells = _sums(group, objective, col_owner, col_csr)
     return Marginals(row_sums / unit, col_sums / unit, row_cells, col_cells)
 
 
-def _sums(group: Group, owner: np.ndarray, csr: Csr) -> tuple[np.ndarray, np.ndarray]:
+def _sums(group: Group, objective: Objective, owner: np.ndarray, csr: Csr) -> tuple[np.ndarray, np.ndarray]:
     rows = np.flatnonzero(owner == group.rank)
     sums = np.zeros(len(owner), csr.values.dtype)
     numbers = np.repeat(np.arange(len(rows)), csr.lengths)
     sums[rows] = sum_by(numbers, csr.values, len(rows))
-    lengths = np.zeros(len(owner), np.int64)
-    lengths[rows] = csr.lengths
-    return group.sum(sums), group.sum(lengths)
+    counted = np.zeros(len(owner), np.int64)
+    counted[rows] = np.bincount(numbers[objective.counted(csr.values)], minlength=len(rows))
+    return group.sum(sums), group.sum(counted)
 
 
 def _side(

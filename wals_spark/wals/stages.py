@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.errors import InputError
+from wals_spark.objective import from_config
 from wals_spark.runs import Manifest, ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage
-from wals_spark.wals.objective import from_config
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

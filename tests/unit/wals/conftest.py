@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wals_spark.wals.objective import PRESETS
+from wals_spark.objective import PRESETS
 from wals_spark.wals.rank import RankTask
 
 RANK_PROGRAM = """

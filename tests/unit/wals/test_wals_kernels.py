@@ -10,9 +10,9 @@ import pytest
 from wals_spark.cluster.group import LocalGroup
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.matrix.cells import Cells
+from wals_spark.objective import PRESETS, Objective
 from wals_spark.wals import reference
 from wals_spark.wals.exchange import gramian
-from wals_spark.wals.objective import PRESETS, Objective
 from wals_spark.wals.rank import Model
 from wals_spark.wals.sides import Side, make_sides
 from wals_spark.wals.solver import CpuSolver, Solver, System

@@ -13,8 +13,8 @@ import pytest
 
 from wals_spark.cluster.group import LocalGroup
 from wals_spark.errors import InputError
+from wals_spark.objective import PRESETS
 from wals_spark.wals import checkpoint, reference
-from wals_spark.wals.objective import PRESETS
 from wals_spark.wals.rank import run
 
 GROUP = LocalGroup()
