@@ -103,7 +103,10 @@ def _normalize_characters(data: Bytes, offsets: npt.NDArray[np.int64]) -> tuple[
         dropped.extend(at + extra for extra in range(first, length))
         touched += len(at)
 
-    low = np.flatnonzero((data < _SPACE) & (data != _NEWLINE) & (data != 9) | (data == 0x7F))
+    # One pass of a C loop finds all bytes that may begin something to change.
+    suspects = np.flatnonzero(np.frombuffer(data.tobytes().translate(_SUSPECT), bool))
+    values = data[suspects]
+    low = suspects[(values < _SPACE) | (values == 0x7F)]
     if len(low):
         kind = data[low]
         returns = low[kind == 0x0D]
@@ -115,7 +118,7 @@ def _normalize_characters(data: Bytes, offsets: npt.NDArray[np.int64]) -> tuple[
         write(low[(kind == 0x0B) | (kind == 0x0C)], 1, _NEWLINE)
         write(low[(kind != 0x0D) & (kind != 0x0B) & (kind != 0x0C)], 1, None)
     for lead, table in _TABLES.items():
-        starts = np.flatnonzero(data == lead)
+        starts = suspects[values == lead]
         for tail, byte in table:
             at = starts
             for distance, value in enumerate(tail, start=1):
@@ -141,6 +144,9 @@ def _tables() -> dict[int, list[tuple[bytes, int | None]]]:
 
 
 _TABLES = _tables()
+_SUSPECT = bytes(
+    code in _TABLES or code == 0x7F or (code < _SPACE and code not in (0x09, _NEWLINE)) for code in range(256)
+)
 
 
 def _beyond_latin1(batch: Batch) -> npt.NDArray[np.int64]:

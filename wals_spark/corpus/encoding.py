@@ -7,16 +7,19 @@ import logging
 import os
 import posixpath
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wals_spark import encoded, storage
 from wals_spark.config import Config, VocabularyConfig, fingerprint
+from wals_spark.corpus import versions
 from wals_spark.corpus.batch import Batch, from_arrow
 from wals_spark.corpus.exchange import Blob, exchange, pack_table, unpack_table
 from wals_spark.corpus.subwords import SubwordEncoder
@@ -31,6 +34,7 @@ from wals_spark.corpus.vocabulary import (
 from wals_spark.corpus.words import Encoded, Tally, WordIndex
 from wals_spark.encoded import Shard, ShardWriter
 from wals_spark.errors import InputError
+from wals_spark.runs import RunLock
 from wals_spark.schemas import DOCUMENTS, VOCABULARY
 from wals_spark.stage import Context, Metric, Outcome
 from wals_spark.tables import DataFile
@@ -38,8 +42,9 @@ from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_has
 
 logger = logging.getLogger(__name__)
 
-ENCODED = "_encoded"
 HASH_SEEDS = 8
+NEW_EXAMPLES = 10
+KNOWN = "known.tmp"
 HASH_BITS = 64
 """Of the words' hashes; tests make it small to force collisions."""
 TASK_BYTES = (1 << 20, 64 << 20)
@@ -72,38 +77,71 @@ def tokenizer_identity(config: Config) -> Any:
 
 def run(context: Context) -> Outcome:
     """Encode and count the documents of the batch that are not held out."""
+    directory = versions.root(context)
+    # Ids are given once and for all: two batches must not do so at the same time.
+    with RunLock(directory, f"the vocabulary of {context.manifests.warehouse}"):
+        return _run(context, directory)
+
+
+def _run(context: Context, directory: str) -> Outcome:
     config = context.config
-    batch_id = config.corpus.batch_id
+    others = versions.other_batches(context)
+    settings = _settings(config)
+    known = versions.known_tokens(context, others, settings)
     tasks = plan(context)
-    target = storage.join(context.manifests.warehouse, ENCODED, batch_id)
-    staging = storage.join(context.manifests.warehouse, ENCODED, f"_staging-{uuid.uuid4().hex[:16]}")
+    target = storage.join(directory, config.corpus.batch_id)
+    staging = storage.join(directory, f"_staging-{uuid.uuid4().hex[:16]}")
     storage.make_directory(staging)
     try:
         make = _encode_words if config.vocabulary.kind == "words" else _encode_subwords
-        rows, facts, shards = make(context, tasks, staging)
-        encoded.write_listing(staging, shards)
+        made = make(context, tasks, staging, known)
+        versions.write_counts(staging, made.counts, made.document_counts)
+        encoded.write_listing(staging, made.shards)
         _remove_temporary(staging)
         storage.remove(target)
         storage.move(staging, target)
     finally:
         storage.remove(staging)
+    size = len(made.tokens)
+    totals = versions.summed_counts(context, [*others, config.corpus.batch_id], size)
+    rows = vocabulary_rows(made.tokens, totals[0], totals[1], made.special_ids)
     context.tables.replace_rows(VOCABULARY, rows, {})
-    known = facts["tokens"] - facts["oov"]
+    version = versions.record(context, others, settings, size, made.facts["vocabulary_hash"], len(known))
+    tokens = sum(shard.tokens for shard in made.shards)
+    inside = int(made.counts.sum())
     outputs = {
         "kind": config.vocabulary.kind,
-        "size": len(rows),
-        **facts,
+        "size": size,
+        "version": version.version,
+        "new_tokens": size - len(known) if config.vocabulary.kind == "words" else 0,
+        "tokens": tokens,
+        "oov": tokens - inside,
+        "documents": sum(shard.documents for shard in made.shards),
+        **made.facts,
         "encoded": target,
-        "shards": len(shards),
-        "paths": [target],
-        "tables": context.table_output(VOCABULARY, {}),
+        "shards": len(made.shards),
+        "paths": [target, context.tables.path(VOCABULARY)],
     }
-    metrics = [Metric(name, float(outputs[name])) for name in ("size", "tokens", "documents", "oov", "shards")]
-    line = (
-        f"{outputs['tokens']:,} tokens of {outputs['documents']:,} documents, vocabulary of {outputs['size']:,}, "
-        f"{known / max(outputs['tokens'], 1):.2%} of the tokens in it"
-    )
-    return Outcome(outputs, metrics, [line])
+    names = ("size", "version", "new_tokens", "tokens", "documents", "oov", "text_bytes", "shards")
+    metrics = [Metric(name, float(outputs[name])) for name in names]
+    lines = [
+        f"{tokens:,} tokens of {outputs['documents']:,} documents, vocabulary of {size:,} (version {version.version}), "
+        f"{inside / max(tokens, 1):.2%} of the tokens in it"
+    ]
+    if known and outputs["new_tokens"]:
+        examples = ", ".join(made.tokens[len(known) : len(known) + NEW_EXAMPLES])
+        lines.append(
+            f"{outputs['new_tokens']:,} new words with ids from {len(known):,} on, the most frequent: {examples}"
+        )
+    return Outcome(outputs, metrics, lines)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What a token is: batches that differ here cannot share a vocabulary."""
+    section = config.vocabulary
+    if section.kind == "words":
+        return {"kind": section.kind, "pattern": section.pattern, "case": section.case}
+    return {"kind": section.kind, **tokenizer_identity(config)}
 
 
 def plan(context: Context) -> list[list[str]]:
@@ -193,15 +231,28 @@ def _reducers(context: Context, tasks: int) -> int:
     return max(1, min(tasks, context.spark.sparkContext.defaultParallelism))
 
 
-Made = tuple[pa.Table, dict[str, Any], list[Shard]]
+@dataclass(frozen=True)
+class Made:
+    """A batch as encoded: the vocabulary after it, its counts, its shards, and facts for the manifest."""
+
+    tokens: Sequence[str]
+    counts: npt.NDArray[np.int64]
+    document_counts: npt.NDArray[np.int64]
+    shards: list[Shard]
+    facts: dict[str, Any]
+    special_ids: frozenset[int] = frozenset()
 
 
-def _encode_words(context: Context, tasks: list[list[str]], staging: str) -> Made:
+def _encode_words(context: Context, tasks: list[list[str]], staging: str, known: list[str]) -> Made:
     section = context.config.vocabulary
     reducers = _reducers(context, len(tasks))
+    known_path = storage.join(staging, KNOWN) if known else None
+    if known_path is not None:
+        storage.write_bytes(known_path, pack_table(pa.table({"token": pa.array(known, pa.large_string())})))
     for seed in range(HASH_SEEDS):
         produce = partial(_words_task, tasks, staging, section, seed, HASH_BITS, reducers)
-        blobs = exchange(context.spark, len(tasks), produce, partial(_merge_words, section.min_count), reducers)
+        merge = partial(_merge_words, section.min_count, known_path)
+        blobs = exchange(context.spark, len(tasks), produce, merge, reducers)
         collisions = [blob.payload.decode() for blob in blobs if blob.kind == "collision"]
         if not collisions:
             break
@@ -212,23 +263,15 @@ def _encode_words(context: Context, tasks: list[list[str]], staging: str) -> Mad
     _require_documents(shards)
     kept = [unpack_table(blob.payload) for blob in blobs if blob.kind == "kept"]
     distinct = sum(blob.bucket for blob in blobs if blob.kind == "distinct")
-    ranked: Ranked = rank(pa.concat_tables(kept), (), section.min_count, section.max_vocabulary)
+    ranked: Ranked = rank(pa.concat_tables(kept), known, section.min_count, section.max_vocabulary)
     if not ranked.tokens:
         raise InputError(
             f"no word matching {section.pattern!r} occurs {section.min_count} times "
             f"({distinct:,} words occur at all); lower vocabulary.min_count or change vocabulary.pattern"
         )
     encoded.write_vocabulary(staging, ranked.hashes, ranked.hashed_ids)
-    tokens = sum(shard.tokens for shard in shards)
-    facts = {
-        "vocabulary_hash": vocabulary_hash(ranked.tokens),
-        "tokens": tokens,
-        "documents": sum(shard.documents for shard in shards),
-        "oov": tokens - int(ranked.counts.sum()),
-        "distinct": distinct,
-        "text_bytes": text_bytes,
-    }
-    return vocabulary_rows(ranked.tokens, ranked.counts, ranked.document_counts), facts, shards
+    facts = {"vocabulary_hash": vocabulary_hash(ranked.tokens), "distinct": distinct, "text_bytes": text_bytes}
+    return Made(ranked.tokens, ranked.counts, ranked.document_counts, shards, facts)
 
 
 def _words_task(
@@ -248,15 +291,16 @@ def _words_task(
     yield _written(shard, text_bytes, task, reducers)
 
 
-def _merge_words(min_count: int, blobs: Iterator[Blob]) -> Iterator[Blob]:
+def _merge_words(min_count: int, known_path: str | None, blobs: Iterator[Blob]) -> Iterator[Blob]:
     payloads = []
     for blob in blobs:
         if blob.kind == "shard":
             yield blob
         else:
             payloads.append(blob.payload)
+    known = unpack_table(storage.read_bytes(known_path))["token"].combine_chunks() if known_path else None
     try:
-        merged = merge_counts(payloads, min_count)
+        merged = merge_counts(payloads, min_count, known)
     except HashCollisionError as error:
         yield Blob(0, "collision", str(error).encode())
         return
@@ -264,7 +308,7 @@ def _merge_words(min_count: int, blobs: Iterator[Blob]) -> Iterator[Blob]:
     yield Blob(0, "kept", pack_table(merged.table))
 
 
-def _encode_subwords(context: Context, tasks: list[list[str]], staging: str) -> Made:
+def _encode_subwords(context: Context, tasks: list[list[str]], staging: str, known: list[str]) -> Made:
     loaded = _tokenizer(context.config.vocabulary)
     size = len(loaded.tokens)
     reducers = _reducers(context, len(tasks))
@@ -276,15 +320,8 @@ def _encode_subwords(context: Context, tasks: list[list[str]], staging: str) -> 
     for blob in blobs:
         if blob.kind == "counts":
             totals += np.frombuffer(blob.payload, "<i8").reshape(2, size)
-    tokens = sum(shard.tokens for shard in shards)
-    facts = {
-        "vocabulary_hash": loaded.hash,
-        "tokens": tokens,
-        "documents": sum(shard.documents for shard in shards),
-        "oov": tokens - int(totals[0].sum()),
-        "text_bytes": text_bytes,
-    }
-    return vocabulary_rows(loaded.tokens, totals[0], totals[1], loaded.special_ids), facts, shards
+    facts = {"vocabulary_hash": loaded.hash, "text_bytes": text_bytes}
+    return Made(loaded.tokens, totals[0], totals[1], shards, facts, loaded.special_ids)
 
 
 def _subwords_task(

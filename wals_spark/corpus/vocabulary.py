@@ -88,7 +88,7 @@ def merge_counts(payloads: Sequence[bytes], min_count: int, keep: pa.Array | Non
     kept = counts >= min_count
     words = tokens.take(pa.array(starts))
     if keep is not None and len(keep):
-        kept |= pc.is_in(words, value_set=keep.cast(pa.large_string())).to_numpy(zero_copy_only=False)
+        kept |= pc.is_in(words, value_set=keep).to_numpy(zero_copy_only=False)
     chosen = pa.array(np.flatnonzero(kept))
     columns = [words, pa.array(hashes[starts]), pa.array(counts), pa.array(documents)]
     return Merged(pa.Table.from_arrays([column.take(chosen) for column in columns], schema=COUNTS), len(starts))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -66,6 +67,7 @@ class Tables:
     punctuation: Bytes
 
 
+@lru_cache(maxsize=4)
 def tables(pattern: str, case: str) -> Tables | None:
     """The tables of a pattern of one character class; None for any other pattern."""
     match = _ONE_CLASS.fullmatch(pattern)

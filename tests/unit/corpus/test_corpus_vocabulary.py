@@ -54,7 +54,7 @@ def test_words_that_share_a_hash_are_never_merged():
 
 def test_known_words_are_kept_however_rare():
     (payloads,) = count_parts([["a a a b"]], 1).values()
-    merged = merge_counts(payloads, 3, pa.array(["b"]))
+    merged = merge_counts(payloads, 3, pa.array(["b"], pa.large_string()))
     assert sorted(merged.table["token"].to_pylist()) == ["a", "b"]
 
 
