@@ -124,7 +124,7 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
             else:
                 E = embedding_values(open_checkpoint(str(checkpoint)))[: len(tokenizer.tokens)]
             factors = make_factors(E)
-        settings = {"vocabulary__tokenizer": str(checkpoint), "inject__anchor_min_count": 1, **values}
+        settings = {"vocabulary__tokenizer": str(checkpoint), "inject__anchor_min_count": 1, "inject__strengths": "fitted", **values}
         config = make_config(inject__mode=mode, inject__checkpoint=str(checkpoint), **settings)
         bias = np.zeros(len(tokenizer.tokens), np.float32)
         vectors = Vectors(list(tokenizer.tokens), factors.counts, factors.matrix, bias)

@@ -291,31 +291,39 @@ def sums_by_fold(U: np.ndarray, E: np.ndarray, weight: np.ndarray, fold: np.ndar
     return [accumulate(U[fold == number], E[fold == number], weight[fold == number]) for number in range(folds)]
 
 
+def log_share(counts: np.ndarray) -> np.ndarray:
+    """Log of (c_i, 1/2 at least) / sum c: frequencies of corpora of different size on one scale."""
+    counts = counts.astype(np.float64)
+    return np.log(np.maximum(counts, 0.5) / max(float(counts.sum()), 1.0))
+
+
 def match_norms(
-    predicted: np.ndarray, mu_e: np.ndarray, counts: np.ndarray, profile: tuple[np.ndarray, np.ndarray]
+    predicted: np.ndarray, mu_e: np.ndarray, log_shares: np.ndarray, profile: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """Stretch what ridge shrank: P <- mu + (P - mu) clip(rho(c) / |P - mu|, 1/2, 2).
+    """Stretch what ridge shrank: P <- mu + (P - mu) clip(rho / |P - mu|, 1/2, 2).
 
     Parameters
     ----------
     predicted : float32 (n, d)
     mu_e : (d,)
-    counts : (n,)
-    profile : from `norm_profile`: rho at log counts, interpolated
+    log_shares : (n,)
+        `log_share` of each token in the corpus that the factors come from.
+    profile : from `norm_profile`: rho by log share, interpolated
     """
     at, rho = profile
     centred = predicted - mu_e.astype(np.float32)
     norm = np.linalg.norm(centred, axis=1)
-    wanted = np.interp(np.log1p(counts.astype(np.float64)), at, rho)
+    wanted = np.interp(log_shares, at, rho)
     factor = np.clip(wanted / np.maximum(norm, 1e-12), 0.5, 2.0).astype(np.float32)
     return mu_e.astype(np.float32) + centred * factor[:, None]
 
 
-def norm_profile(E: np.ndarray, mu_e: np.ndarray, counts: np.ndarray, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """rho(c): median of |E_j - mu_e| among tokens of similar count, at the median log count of each bin."""
+def norm_profile(
+    E: np.ndarray, mu_e: np.ndarray, log_shares: np.ndarray, bins: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
+    """rho: median of |E_j - mu_e| among tokens of similar frequency in pretraining, by their `log_share`."""
     norms = np.linalg.norm(E - mu_e.astype(np.float32), axis=1)
-    logs = np.log1p(counts.astype(np.float64))
-    order = np.argsort(logs, kind="stable")
+    order = np.argsort(log_shares, kind="stable")
     groups = [group for group in np.array_split(order, min(bins, len(order))) if len(group)]
-    at = np.array([np.median(logs[group]) for group in groups])
+    at = np.array([np.median(log_shares[group]) for group in groups])
     return at, np.array([np.median(norms[group]) for group in groups])

@@ -1,15 +1,18 @@
 r"""How much of a row comes from the factors: precision weighting by two frequencies.
 
 A pretrained row is the truth plus noise that falls with n_i, how often pretraining saw the token; a
-predicted row is the truth plus the lack of fit of the map plus noise that falls with c_i, how often the
-corpus saw it. In units of the typical squared row length rho^2 of the token's frequency::
+predicted row misses the truth by the lack of fit of the map and by noise that falls with c_i, how often the
+corpus saw the token. In units of the typical squared row length rho^2 of the token's frequency::
 
     |E_i - P_i|^2 / rho_i^2  =  v_E / n_i + s^2 + v_U / c_i            (fitted on frequency strata)
-    b_i = (v_E / n_i) / (v_E / n_i + s^2 + v_U / c_i),  at most b_max, 0 for protected rows and c_i = 0
-    E'_i = (1 - b_i) E_i + b_i P_i
+    b_i  = h / (h + n_i) . c_i / (c_i + h_c),   h = v_E / s^2,  h_c = v_U / s^2 (20 at least)
+    E'_i = (1 - b_i) E_i + b_i P_i              b_i at most b_max, 0 for protected rows and c_i = 0
 
-Rare in pretraining and frequent in the corpus: b is large. Rare in both: v_U / c_i keeps it small.
-Dividing by rho^2 matters: rows of rare tokens are shorter, so their raw errors are smaller, not larger.
+The first factor of b_i weighs the two errors, the second is how far the prediction itself is to be
+trusted. Rare in pretraining and frequent in the corpus: b is large. Rare in both: b is small. Dividing by
+rho^2 matters: rows of rare tokens are shorter, so their raw errors are smaller, not larger. What the fit
+sees as error includes all that the map cannot express, so h is better chosen by masked-LM loss where the
+model has that head (`wals_spark.inject.choose`); 0 means no change.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+LEAST_HALF_COUNT = 20.0
 _STRATA = 12
 _MIN_EXPOSURE = 0.5
 
@@ -29,6 +33,16 @@ class Variances:
     pretrained: float
     mapping: float
     factors: float
+
+    @property
+    def half_exposure(self) -> float:
+        """H = v_E / s^2: the exposure at which old row and prediction weigh the same."""
+        return self.pretrained / self.mapping if self.mapping > 0 else 0.0
+
+    @property
+    def half_count(self) -> float:
+        """h_c = v_U / s^2, `LEAST_HALF_COUNT` at least: the count at which a prediction is trusted by half."""
+        return max(LEAST_HALF_COUNT, self.factors / self.mapping if self.mapping > 0 else 0.0)
 
     def to_json(self) -> dict[str, float]:
         """Plain JSON values."""
@@ -74,25 +88,34 @@ def _quantile_bins(values: np.ndarray) -> np.ndarray:
 
 
 def blend_shares(
-    variances: Variances, exposure: np.ndarray, counts: np.ndarray, protected: np.ndarray, b_max: float
+    half_exposure: float,
+    half_count: float,
+    exposure: np.ndarray,
+    counts: np.ndarray,
+    protected: np.ndarray,
+    b_max: float,
 ) -> np.ndarray:
     """b_i, float32 (V,).
 
     Parameters
     ----------
-    variances : Variances
+    half_exposure, half_count : h and h_c
     exposure, counts : (V,)
+        n_i and c_i.
     protected : ids whose share is 0
     b_max : largest share
     """
-    own = variances.pretrained / np.maximum(exposure.astype(np.float64), _MIN_EXPOSURE)
-    other = variances.mapping + variances.factors / np.maximum(counts.astype(np.float64), _MIN_EXPOSURE)
-    with np.errstate(invalid="ignore"):
-        share = np.where(own + other > 0, own / (own + other), 0.0)
-    share = np.minimum(share, b_max)
-    share[counts <= 0] = 0.0
+    n, c = exposure.astype(np.float64), counts.astype(np.float64)
+    own = half_exposure / (half_exposure + n) if half_exposure > 0 else np.zeros(len(n))
+    share = np.minimum(own * trust(c, half_count), b_max)
     share[protected] = 0.0
     return share.astype(np.float32)
+
+
+def trust(counts: np.ndarray, half_count: float) -> np.ndarray:
+    """c_i / (c_i + h_c), 0 where c_i = 0."""
+    c = counts.astype(np.float64)
+    return np.divide(c, c + half_count, out=np.zeros(len(c)), where=c > 0)
 
 
 def blend_rows(E: np.ndarray, P: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ def render(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         verb=_VERBS[mode],
         mode=mode,
         seed=manifest["parameters"]["seed"],
-        strength=1.0 if mode == "init" else manifest["parameters"]["head_bias"],
+        strength=1.0 if mode == "init" else manifest["fit"]["strengths"]["head_bias"],
         embedding=manifest["embedding"],
         head_bias=manifest["head_bias"],
         factors=manifest["factors"],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from wals_spark import storage
+from wals_spark import encoded, storage
 from wals_spark.errors import InputError
 from wals_spark.tokenizer import LoadedTokenizer
 
@@ -38,6 +40,21 @@ def exposure(how: str, counts: np.ndarray, tokenizer: LoadedTokenizer, protected
         n[ordinary] = 1 / (np.arange(len(ordinary)) + 1 + _ZIPF_SHIFT)
         return n * (_RANK_TOKENS / n.sum())
     return read_counts(how, len(counts))
+
+
+def count_encoded(directories: Sequence[str], size: int) -> np.ndarray:
+    """Tokens of encoded batches, int64 (size,): one pass over the shards, on as many threads as there are cores."""
+
+    def count(shard: encoded.Shard) -> np.ndarray:
+        total = np.zeros(size, np.int64)
+        for chunk in encoded.read_shards([shard.path]):
+            ids = chunk.tokens[chunk.overlap :]
+            total += np.bincount(ids[ids >= 0], minlength=size)
+        return total
+
+    shards = [shard for directory in directories for shard in encoded.list_shards(directory)]
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(count, shards), np.zeros(size, np.int64))
 
 
 def read_counts(path: str, size: int, key: str = "inject.exposure") -> np.ndarray:

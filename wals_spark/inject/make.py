@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,29 @@ from wals_spark.config import Config
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.store import Vectors
 from wals_spark.inject import checkpoint as ckpt
-from wals_spark.inject import frequency, methods, writer
+from wals_spark.inject import frequency, methods, strengths, writer
 from wals_spark.inject.rawtensor import file_sha256
+from wals_spark.mlm.data import special_ids
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
 
 
-def prepare(config: Config, vectors: Vectors) -> tuple[writer.Base, methods.Change, methods.Factors]:
+@dataclass(frozen=True)
+class Text:
+    """Encoded text of the corpus: directories of `wals_spark.encoded` shards.
+
+    Attributes
+    ----------
+    general : like the model's pretraining
+    domain : the rest
+    """
+
+    general: tuple[str, ...] = ()
+    domain: tuple[str, ...] = ()
+
+
+def prepare(
+    config: Config, vectors: Vectors, text: Text | None = None
+) -> tuple[writer.Base, methods.Change, methods.Factors]:
     """Open the checkpoint, compute the change; nothing is written.
 
     Parameters
@@ -25,16 +43,21 @@ def prepare(config: Config, vectors: Vectors) -> tuple[writer.Base, methods.Chan
         ``inject``, ``vocabulary.tokenizer`` and ``seed`` are read.
     vectors : Vectors
         Of every token of the checkpoint's tokenizer, by id.
+    text : Text, optional
+        Needed where strengths are chosen on text.
 
     Raises
     ------
     InputError
         The checkpoint cannot be injected into, or the vectors belong to another vocabulary.
     GateError
-        The alignment is no better than its controls.
+        The alignment is no better than its controls, or no strength helps on text.
     """
     factors = methods.Factors(vectors.matrix, vectors.counts.astype(np.int64))
-    base, change = (_init if config.inject.mode == "init" else _inject)(config, vectors, factors)
+    if config.inject.mode == "init":
+        base, change = _init(config, vectors, factors)
+    else:
+        base, change = _inject(config, vectors, factors, text or Text())
     return base, change, factors
 
 
@@ -110,7 +133,9 @@ def _tokenizer_files(source: str) -> list[Path]:
     return [file for file in ckpt.companion_files(directory) if file.name in ckpt.TOKENIZER_FILES]
 
 
-def _inject(config: Config, vectors: Vectors, factors: methods.Factors) -> tuple[writer.Base, methods.Change]:
+def _inject(
+    config: Config, vectors: Vectors, factors: methods.Factors, text: Text
+) -> tuple[writer.Base, methods.Change]:
     source = source_of(config)
     opened = ckpt.open_checkpoint(source)
     tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
@@ -118,12 +143,9 @@ def _inject(config: Config, vectors: Vectors, factors: methods.Factors) -> tuple
     check_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the factors table", source)
     protected = ckpt.protected_ids(tokenizer, opened.config, opened.size)
     E = ckpt.embedding_values(opened)
-    exposure = frequency.exposure(config.inject.exposure, factors.counts, tokenizer, protected)
-    change = methods.blend_or_replace(factors, E, protected, exposure, config.inject, config.seed)
-    if config.inject.head_bias > 0:
-        assert opened.head_bias is not None
-        bias = opened.tensors[opened.head_bias].values()
-        change = methods.with_head_bias(change, bias, factors.counts, exposure, protected, config.inject.head_bias)
+    frequencies = _frequencies(config, factors, tokenizer, protected, text)
+    proposal = methods.propose(factors, E, protected, frequencies, config.inject, config.seed)
+    change = settle(config, opened, proposal, factors, tokenizer, text)
     base = writer.Base(
         tensors=opened.tensors,
         dropped=opened.dropped,
@@ -141,3 +163,56 @@ def _inject(config: Config, vectors: Vectors, factors: methods.Factors) -> tuple
         },
     )
     return base, change
+
+
+def _frequencies(
+    config: Config, factors: methods.Factors, tokenizer: LoadedTokenizer, protected: np.ndarray, text: Text
+) -> methods.Frequencies:
+    counts = factors.counts
+    if text.general:
+        general = frequency.count_encoded(text.general, len(counts))
+        return methods.Frequencies(general.astype(np.float64), np.maximum(counts - general, 0).astype(np.float64))
+    exposure = frequency.exposure(config.inject.exposure, counts, tokenizer, protected)
+    return methods.Frequencies(exposure, counts.astype(np.float64))
+
+
+def on_text(config: Config, has_head: bool) -> bool:
+    """Whether strengths are chosen on text."""
+    inject = config.inject
+    if inject.mode == "init":
+        return False
+    rows = inject.mode == "blend" and (inject.strengths == "text" or (inject.strengths == "auto" and has_head))
+    return rows or inject.head_bias == "auto"
+
+
+def settle(
+    config: Config,
+    opened: ckpt.Checkpoint,
+    proposal: methods.Proposal,
+    factors: methods.Factors,
+    tokenizer: LoadedTokenizer,
+    text: Text,
+) -> methods.Change:
+    """Choose the strengths and turn the proposal into a change.
+
+    Raises
+    ------
+    GateError
+        On text neither rows nor head bias gain anything clear, or the rows no more than permuted ones.
+    """
+    E = ckpt.embedding_values(opened)
+    inject = config.inject
+    bias = opened.tensors[opened.head_bias].values() if opened.head_bias is not None else None
+    if on_text(config, bias is not None) and bias is not None:
+        found = strengths.on_text(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
+    else:
+        given = inject.head_bias
+        assert given != "auto"
+        found = strengths.Strengths(proposal.variances.half_exposure, given if bias is not None else 0.0, {})
+    share = proposal.everything() if inject.mode == "replace" else proposal.shares(found.half_exposure)
+    moved = None
+    if found.head_bias > 0 and bias is not None:
+        goal = proposal.frequencies.towards(inject.head_bias_target)
+        moved = methods.moved_head_bias(bias, goal, proposal.protected, found.head_bias)
+    facts = {"strengths": {"half_exposure": found.half_exposure, "head_bias": found.head_bias, **found.facts}}
+    return methods.change_of(proposal, E, share, moved, facts)

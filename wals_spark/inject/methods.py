@@ -57,8 +57,12 @@ class Change:
     gate: GateResult | None = None
 
 
-def align_factors(factors: Factors, E: np.ndarray, protected: np.ndarray, config: InjectConfig, seed: int) -> Fit:
+def align_factors(
+    factors: Factors, E: np.ndarray, protected: np.ndarray, frequencies: Frequencies, config: InjectConfig, seed: int
+) -> Fit:
     """Fit the map on the anchors and let the gate decide.
+
+    Anchors are tokens that both the factors and, where its text was counted, pretraining know well.
 
     Raises
     ------
@@ -66,7 +70,8 @@ def align_factors(factors: Factors, E: np.ndarray, protected: np.ndarray, config
         The gate refused and neither ``force`` nor ``gate: false`` is set.
     """
     counts = factors.counts
-    anchors = np.setdiff1d(np.flatnonzero(counts >= config.anchor_min_count), protected)
+    known = np.minimum(counts, frequencies.exposure) if config.general_batches else counts
+    anchors = np.setdiff1d(np.flatnonzero(known >= config.anchor_min_count), protected)
     fit = fit_and_gate(
         factors.matrix,
         E[: len(counts)],
@@ -86,84 +91,148 @@ def align_factors(factors: Factors, E: np.ndarray, protected: np.ndarray, config
     return fit
 
 
-def blend_or_replace(
-    factors: Factors,
-    E: np.ndarray,
-    protected: np.ndarray,
-    exposure: np.ndarray,
-    config: InjectConfig,
-    seed: int,
-) -> Change:
-    """Modes ``blend`` and ``replace``: aligned, norm-matched rows, mixed with the old ones or in their place.
+@dataclass(frozen=True)
+class Frequencies:
+    """How often each token was seen, float64 (T,) each.
+
+    Attributes
+    ----------
+    exposure : n_i, by pretraining
+    corpus : c_i, by the corpus (the domain, without text that is like the pretraining's)
+    """
+
+    exposure: np.ndarray
+    corpus: np.ndarray
+
+    def towards(self, target: str) -> Frequencies:
+        """With the domain's frequencies as they are, or those of pretraining's text and the domain together."""
+        if target == "sum":
+            return Frequencies(self.exposure, self.exposure + self.corpus)
+        return self
+
+    def without(self, counts: np.ndarray) -> Frequencies:
+        """With a sample's tokens taken out of the corpus."""
+        return Frequencies(self.exposure, np.maximum(self.corpus - counts, 0))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Rows that the factors propose, before any strength is chosen.
+
+    Attributes
+    ----------
+    fit : Fit
+    P : float32 (T, d)
+        Aligned, norm-matched rows.
+    variances : blend.Variances
+    frequencies : Frequencies
+    protected : int64 array, ids below T
+    b_max : float
+    """
+
+    fit: Fit
+    P: np.ndarray
+    variances: blend.Variances
+    frequencies: Frequencies
+    protected: np.ndarray
+    b_max: float
+
+    def shares(self, half_exposure: float) -> np.ndarray:
+        """b_i for a given h."""
+        return blend.blend_shares(
+            half_exposure,
+            self.variances.half_count,
+            self.frequencies.exposure,
+            self.frequencies.corpus,
+            self.protected,
+            self.b_max,
+        )
+
+    def everything(self) -> np.ndarray:
+        """1 for every token that the factors know and that is not protected: what `replace` takes."""
+        share = (self.frequencies.corpus > 0).astype(np.float32)
+        share[self.protected] = 0.0
+        return share
+
+    def rows(self, E: np.ndarray, share: np.ndarray, P: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids with a share and their new rows; `P` stands in for the proposal's own rows."""
+        ids = np.flatnonzero(share > 0)
+        return ids, blend.blend_rows(E[ids], (self.P if P is None else P)[ids], share[ids])
+
+
+def propose(
+    factors: Factors, E: np.ndarray, protected: np.ndarray, frequencies: Frequencies, config: InjectConfig, seed: int
+) -> Proposal:
+    """Modes ``blend`` and ``replace``: align, gate, match norms, fit the variances.
 
     Parameters
     ----------
     factors : Factors
     E : float32 (V, d), V >= T
     protected : ids that never move
-    exposure : float64 (T,)
-        How often pretraining saw each token.
+    frequencies : Frequencies
+
+    Raises
+    ------
+    GateError, InputError
     """
-    counts = factors.counts
-    fit = align_factors(factors, E, protected, config, seed)
-    P = fit.alignment.predict(factors.matrix)  # (T, d)
-    profile = align.norm_profile(E[fit.anchors], fit.alignment.mu_e, exposure[fit.anchors])
-    matched = align.match_norms(P, fit.alignment.mu_e, counts, profile)
-    facts: dict[str, Any] = {
+    fit = align_factors(factors, E, protected, frequencies, config, seed)
+    predicted = fit.alignment.predict(factors.matrix)  # (T, d)
+    seen = align.log_share(frequencies.exposure)
+    profile = align.norm_profile(E[fit.anchors], fit.alignment.mu_e, seen[fit.anchors])
+    matched = align.match_norms(predicted, fit.alignment.mu_e, align.log_share(factors.counts), profile)
+    variances = _fit_variances(fit, predicted, E, frequencies, protected, np.interp(seen, *profile))
+    inside = protected[protected < len(factors.counts)]
+    return Proposal(fit, matched, variances, frequencies, inside, config.b_max)
+
+
+def permuted(proposal: Proposal, counts: np.ndarray, seed: int) -> np.ndarray:
+    """The proposal's rows shuffled among tokens of similar frequency: the control of every mode."""
+    return proposal.P[align.permute_within(align.deciles(counts), seed)]
+
+
+def _fit_variances(
+    fit: Fit,
+    P: np.ndarray,
+    E: np.ndarray,
+    frequencies: Frequencies,
+    protected: np.ndarray,
+    length: np.ndarray,
+) -> blend.Variances:
+    """Of rows that did not fit the map: anchors held out by fold, and all rarer tokens; `length` is rho (T,)."""
+    rare = np.setdiff1d(np.flatnonzero(frequencies.corpus > 0), np.union1d(fit.anchors, protected))
+    tokens = np.concatenate([fit.anchors, rare])
+    difference = np.concatenate([E[fit.anchors] - fit.held_out, E[rare] - P[rare]])
+    relative = np.einsum("ij,ij->i", difference, difference) / np.maximum(length[tokens], 1e-12) ** 2
+    return blend.fit_variances(relative, frequencies.exposure[tokens], frequencies.corpus[tokens])
+
+
+def moved_head_bias(bias: np.ndarray, frequencies: Frequencies, protected: np.ndarray, strength: float) -> np.ndarray:
+    """The head bias moved from pretraining's log unigram frequency towards the corpus', float64 (V,)."""
+    size = len(frequencies.corpus)
+    moved = bias.astype(np.float64)
+    moved[:size] = frequency.moved_bias(
+        moved[:size], frequencies.corpus, frequencies.exposure, protected[protected < size], strength
+    )
+    return moved
+
+
+def change_of(
+    proposal: Proposal, E: np.ndarray, share: np.ndarray, head_bias: np.ndarray | None, facts: dict[str, Any]
+) -> Change:
+    """The proposal at chosen strengths."""
+    fit = proposal.fit
+    ids, rows = proposal.rows(E, share)
+    facts = {
         "anchors": len(fit.anchors),
         "lambda0": fit.cv.best,
         "cross_validation": {"lambda0": list(fit.cv.grid), "error": fit.cv.error.tolist(), "total": fit.cv.total},
         "held_out_r2": fit.cv.r2,
+        "variances": proposal.variances.to_json(),
+        **facts,
     }
-    if config.mode == "replace":
-        share = np.where(counts > 0, 1.0, 0.0).astype(np.float32)
-        share[protected[protected < len(share)]] = 0.0
-    else:
-        variances = fit_blend(fit, P, E, counts, exposure, protected, profile)
-        share = blend.blend_shares(variances, exposure, counts, protected[protected < len(counts)], config.b_max)
-        facts["variances"] = variances.to_json()
-    ids = np.flatnonzero(share > 0)
-    rows = blend.blend_rows(E[ids], matched[ids], share[ids])
     mapping = {"W": fit.alignment.W, "mu_u": fit.alignment.mu_u, "mu_e": fit.alignment.mu_e}
-    return Change(ids, rows, None, share, mapping, facts, fit.gate)
-
-
-def fit_blend(
-    fit: Fit,
-    P: np.ndarray,
-    E: np.ndarray,
-    counts: np.ndarray,
-    exposure: np.ndarray,
-    protected: np.ndarray,
-    profile: tuple[np.ndarray, np.ndarray],
-) -> blend.Variances:
-    """Variances from rows that did not fit the map: anchors held out by fold, and all rarer tokens."""
-    rare = np.setdiff1d(np.flatnonzero(counts > 0), np.union1d(fit.anchors, protected))
-    tokens = np.concatenate([fit.anchors, rare])
-    difference = np.concatenate([E[fit.anchors] - fit.held_out, E[rare] - P[rare]])
-    at, rho = profile
-    length = np.interp(np.log1p(exposure[tokens]), at, rho)
-    relative = np.einsum("ij,ij->i", difference, difference) / np.maximum(length, 1e-12) ** 2
-    return blend.fit_variances(relative, exposure[tokens], counts[tokens])
-
-
-def with_head_bias(
-    change: Change,
-    bias: np.ndarray | None,
-    counts: np.ndarray,
-    exposure: np.ndarray,
-    protected: np.ndarray,
-    strength: float,
-) -> Change:
-    """The change with the head bias moved too; as it is where the strength is 0."""
-    if strength == 0 or bias is None:
-        return change
-    size = len(counts)
-    moved = bias.astype(np.float64)
-    moved[:size] = frequency.moved_bias(
-        bias[:size].astype(np.float64), counts, exposure, protected[protected < size], strength
-    )
-    return Change(**{**change.__dict__, "head_bias": moved})
+    return Change(ids, rows, head_bias, share, mapping, facts, fit.gate)
 
 
 def initial(factors: Factors, E: np.ndarray, bias_size: int, protected: np.ndarray, scale: float, seed: int) -> Change:

@@ -45,18 +45,16 @@ def blend_reference(
     P: np.ndarray,
     exposure: np.ndarray,
     counts: np.ndarray,
-    variances: tuple[float, float, float],
+    halves: tuple[float, float],
     b_max: float,
     protected: set[int],
 ) -> np.ndarray:
-    """The rows of `blend.blend_shares` and `blend.blend_rows`, one at a time."""
-    v_e, s2, v_u = variances
+    """The rows of `blend.blend_shares` and `blend.blend_rows`, one at a time; `halves` are h and h_c."""
+    h, h_c = halves
     rows = E.astype(np.float64).copy()
     for i in range(len(E)):
-        if i in protected or counts[i] <= 0:
+        if i in protected or counts[i] <= 0 or h == 0:
             continue
-        own = v_e / max(float(exposure[i]), 0.5)
-        other = s2 + v_u / max(float(counts[i]), 0.5)
-        b = min(own / (own + other), b_max) if own + other > 0 else 0.0
+        b = min(h / (h + exposure[i]) * counts[i] / (counts[i] + h_c), b_max)
         rows[i] = (1 - b) * E[i] + b * P[i]
     return rows

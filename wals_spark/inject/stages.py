@@ -17,7 +17,7 @@ from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.factors.store import read_vectors
 from wals_spark.inject import checkpoint as ckpt
 from wals_spark.inject import frequency, methods, place, writer
-from wals_spark.inject.make import check_vocabulary, init_tokenizer, prepare, source_of
+from wals_spark.inject.make import Text, check_vocabulary, init_tokenizer, prepare, source_of
 from wals_spark.inject.verify import read_manifest, verify
 from wals_spark.runs import ManifestStore, Run
 from wals_spark.stage import Context, Metric, Outcome, Stage
@@ -59,10 +59,12 @@ def _check(config: Config) -> None:
     else:
         opened = ckpt.open_checkpoint(source)
         rows = opened.size
-        if config.inject.head_bias > 0 and opened.head_bias is None:
+        needs_head = config.inject.head_bias != 0 or config.inject.strengths == "text"
+        if needs_head and opened.head_bias is None:
             raise InputError(
-                f"inject.head_bias is {config.inject.head_bias}, but {source} is a {opened.architecture} without a "
-                "masked-LM head: set it to 0, or give the checkpoint with its head"
+                f"inject.head_bias is {config.inject.head_bias} and inject.strengths {config.inject.strengths}, but "
+                f"{source} is a {opened.architecture} without a masked-LM head: set them to 0 and fitted, or give the "
+                "checkpoint with its head"
             )
         tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
     ckpt.check_tokenizer(tokenizer, rows, source)
@@ -90,7 +92,11 @@ def _may_replace(config: Config) -> bool:
 
 
 def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
-    return [("train", config.run_id)]
+    found = [("train", config.run_id)]
+    train = manifests.find("train", config.run_id)
+    if train is not None and config.inject.mode != "init":
+        found += [("vocabulary", batch) for batch in train.outputs.get("batches", ())]
+    return found
 
 
 def _identity(config: Config) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def _run(context: Context) -> Outcome:
             f"the factors of run {config.run_id!r} have tokens of the hash {found}, the train manifest says "
             f"{recorded}: run `wals-spark train --force`"
         )
-    base, change, factors = prepare(config, vectors)
+    base, change, factors = prepare(config, vectors, _text(context))
     described = {
         "mode": config.inject.mode,
         "parameters": {"seed": config.seed, **config.inject.result_keys()},
@@ -134,6 +140,22 @@ def _run(context: Context) -> Outcome:
     with place.staged_directory(output, replace=_may_replace(config)) as staging:
         manifest = writer.write(staging, base, change, factors, described)
     return _outcome(output, manifest, change)
+
+
+def _text(context: Context) -> Text:
+    """Encoded text of the factorised batches, general ones apart."""
+    wanted = set(context.config.inject.general_batches)
+    batches = {manifest.key: manifest.outputs["encoded"] for manifest in context.inputs_of("vocabulary")}
+    unknown = sorted(wanted - batches.keys())
+    if unknown:
+        raise InputError(
+            f"inject.general_batches: {', '.join(unknown)} were not factorised by run {context.config.run_id!r} (it "
+            f"has {', '.join(sorted(batches)) or 'none'}); train on general and domain batches together"
+        )
+    domain = tuple(path for key, path in sorted(batches.items()) if key not in wanted)
+    if wanted and not domain:
+        raise InputError("inject.general_batches names every batch: none is left to be the domain")
+    return Text(tuple(path for key, path in sorted(batches.items()) if key in wanted), domain)
 
 
 def _outcome(output: str, manifest: dict[str, Any], change: methods.Change) -> Outcome:

@@ -30,6 +30,7 @@ def context(make_context, make_checkpoint, make_factors):
             "inject__mode": "blend",
             "inject__checkpoint": str(directory),
             "inject__anchor_min_count": 1,
+            "inject__strengths": "fitted",
             "vocabulary__tokenizer": str(directory),
             **values,
         }

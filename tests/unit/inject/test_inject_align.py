@@ -103,7 +103,7 @@ def test_a_permutation_within_strata_keeps_every_token_in_its_stratum():
 def test_norm_matching_stretches_at_most_twofold():
     profile = (np.array([0.0, 10.0]), np.array([3.0, 3.0]))
     rows = np.array([[1.0, 0], [2.5, 0], [100.0, 0], [0, 0]], np.float32)
-    matched = align.match_norms(rows, np.zeros(2), np.array([5, 5, 5, 5]), profile)
+    matched = align.match_norms(rows, np.zeros(2), np.full(4, 5.0), profile)
     np.testing.assert_allclose(np.linalg.norm(matched, axis=1), [2, 3, 50, 0], rtol=1e-5)
 
 
@@ -149,26 +149,27 @@ def test_too_few_anchors_are_an_input_error():
         fit_and_gate(U, E, counts, np.arange(49), folds=5, half=100, seed=1)
 
 
-def test_blend_is_the_reference():
+@pytest.mark.parametrize("half", [0.0, 30.0, 1e6])
+def test_blend_is_the_reference(half):
     U, E, counts = problem()
+    P = (U @ np.ones((6, 9))).astype(np.float32)
     exposure = counts[::-1].astype(float)
-    variances = blend.Variances(30.0, 0.5, 10.0)
-    share = blend.blend_shares(variances, exposure, counts, np.array([0, 3]), 0.6)
-    expected = blend_reference(E, U @ np.ones((6, 9)), exposure, counts, (30.0, 0.5, 10.0), 0.6, {0, 3})
-    found = blend.blend_rows(E, (U @ np.ones((6, 9))).astype(np.float32), share)
+    share = blend.blend_shares(half, 10.0, exposure, counts, np.array([0, 3]), 0.6)
+    expected = blend_reference(E, P, exposure, counts, (half, 10.0), 0.6, {0, 3})
+    found = blend.blend_rows(E, P, share)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
     assert np.array_equal(found[[0, 3]], E[[0, 3]])
 
 
 def test_the_share_is_large_only_for_tokens_new_to_pretraining_and_known_to_the_corpus():
-    variances = blend.Variances(100.0, 0.5, 20.0)
-    exposure = np.array([1.0, 1.0, 1e6, 1.0])
-    counts = np.array([10_000, 1, 10_000, 0])
-    share = blend.blend_shares(variances, exposure, counts, np.array([], np.int64), 1.0)
-    assert share[0] > 0.99
-    assert share[1] < share[0]
+    exposure = np.array([1.0, 1.0, 1e6, 1.0, 0.0])
+    counts = np.array([10_000, 1, 10_000, 0, 10_000])
+    share = blend.blend_shares(100.0, 20.0, exposure, counts, np.array([], np.int64), 1.0)
+    assert share[0] > 0.98
+    assert share[1] < 0.05
     assert share[2] < 1e-3
     assert share[3] == 0.0
+    assert share[4] > share[0]
 
 
 def test_variances_are_recovered_where_the_two_frequencies_differ():
