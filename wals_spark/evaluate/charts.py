@@ -67,12 +67,13 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick's number, short."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1e6:
-        return f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    """A number in few characters, with a true minus."""
+    size = abs(value)
+    if size >= 1e7:
+        text = f"{size / 1e6:,.4g} M" if size < 1e10 else f"{size:.3g}".replace("e+", "e")
+    else:
+        text = f"{size:,.0f}" if size >= 1000 else f"{size:.4g}"
+    return f"−{text}" if value < 0 else text
 
 
 def _scale(low: float, high: float, margin: float = 0.06) -> tuple[float, float]:

@@ -10,12 +10,14 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from wals_spark.evaluate.charts import Line, Point, Row, bars, interval_plot, line_chart
+from wals_spark.evaluate.charts import Line, Point, Row, bars, interval_plot, line_chart, number
 from wals_spark.evaluate.intrinsic import Analogy, Geometry, Similarity
 from wals_spark.evaluate.masked import LOWER_IS_BETTER, Bucket, MaskedResult
 from wals_spark.mlm.statistics import Interval
 
 NOT_CLEAR = "not distinguishable"
+NEGLIGIBLE = 5e-4
+"""The smallest difference that is called one: what three decimals show."""
 FIGURE_NAMES = {"nll": "loss, nats", "top1": "top-1 accuracy", "top5": "top-5 accuracy", "mrr": "mean reciprocal rank"}
 
 
@@ -104,8 +106,11 @@ class Tile:
 
 
 def verdict(difference: Interval, figure: str) -> str:
-    """``better``, ``worse`` or ``unclear``: where the 95 % interval of after - before lies."""
-    if not difference.clear:
+    """``better``, ``worse`` or ``unclear``: where the 95 % interval of after - before lies.
+
+    What is smaller than `NEGLIGIBLE` is unclear, however narrow its interval.
+    """
+    if not difference.clear or abs(difference.value) < NEGLIGIBLE:
         return "unclear"
     return "better" if (difference.value < 0) == (figure in LOWER_IS_BETTER) else "worse"
 
@@ -243,7 +248,7 @@ def rare_section(result: MaskedResult) -> Section:
 def _bucket_row(bucket: Bucket, arm: str) -> Row:
     difference = bucket.differences[arm]["nll"]
     return Row(
-        label=f"seen {bucket.name}×" if bucket.name != "0" else "never seen",
+        label=f"seen {bucket.name.replace('-', '–')}×" if bucket.name != "0" else "never seen",
         note=f"{bucket.types:,} types",
         value=difference.value,
         low=difference.low,
@@ -279,7 +284,8 @@ def _bucket_table(buckets: Sequence[Bucket], arm: str, base: str) -> Markup:
 
 def training_section(data: ReportData) -> Section:
     """Loss curves of masked-LM training from different starts."""
-    lines = [Line(training.name, training.points) for training in data.trainings]
+    by_result = sorted(data.trainings, key=lambda training: -training.points[-1].y if training.points else 0.0)
+    lines = [Line(training.name, training.points) for training in by_result]
     parts = [
         _paragraph(
             "Masked-LM loss on unseen text while training: same data, masks and schedule; only the start differs."
@@ -389,7 +395,7 @@ def loss_section(data: ReportData) -> Section:
         "Factorisation",
         _paragraph(
             f"The true objective ({data.objective or 'over every cell, observed or not'}) after each half-sweep: "
-            f"{first:.6g} → {last:.6g}, {100 * ratio:.1f} % of the start."
+            f"{number(first)} → {number(last)}, {100 * ratio:.1f} % of the first."
         )
         + line_chart([Line("loss", data.loss)], x_label="half-sweep", y_label="loss", y_log=log),
     )
@@ -460,13 +466,9 @@ def tiles(data: ReportData) -> list[Tile]:
             note = f"{between(questions.add)} 3CosAdd"
             found.append(Tile(f"analogies, {questions.name}", plain(questions.add.value), note))
     if data.loss:
-        found.append(
-            Tile(
-                "factorisation loss",
-                f"{data.loss[-1].y:.4g}",
-                f"from {data.loss[0].y:.4g} in {len(data.loss)} half-sweeps",
-            )
-        )
+        first, last = data.loss[0].y, data.loss[-1].y
+        note = f"from {number(first)} in {len(data.loss)} half-sweeps"
+        found.append(Tile("factorisation loss", number(last), note))
     if data.stages:
         found.append(Tile("all stages", seconds(sum(stage.seconds for stage in data.stages))))
     return found[:6]

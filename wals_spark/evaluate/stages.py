@@ -195,10 +195,11 @@ def _run(context: Context) -> Outcome:
     path = context.run.path(name)
     storage.write_bytes(path, render(data).encode())
     metrics = [*vector_metrics(similarities, analogies, shape), *(masked_metrics(masked) if masked else [])]
+    summary = summary_lines(similarities, analogies, masked)
     return Outcome(
-        outputs={"paths": [path], "report": path},
+        outputs={"paths": [path], "report": path, "summary": summary},
         metrics=metrics,
-        lines=[*summary_lines(similarities, analogies, masked), f"report: {path}"],
+        lines=[*summary, f"report: {path}"],
     )
 
 
@@ -325,11 +326,11 @@ def report_data(
     return ReportData(
         run_id=config.run_id,
         mode=config.inject.mode,
-        made_at=now(),
+        made_at=_when(now()),
         fingerprint=config.fingerprint,
         subtitle=_subtitle(context, vectors),
         loss=_points(metrics.get("train", [])),
-        objective=str(context.input("train").outputs.get("objective", "")),
+        objective=_objective(context),
         trainings=[Training(name.removeprefix(PRETRAIN_PREFIX), _points(rows)) for name, rows in trained.items()],
         training_differences=differences,
         similarity=similarities,
@@ -345,10 +346,14 @@ def report_data(
     )
 
 
+def _objective(context: Context) -> str:
+    """The preset that the factors were trained with."""
+    return str(context.input("train").config.get("train", {}).get("objective", context.config.train.objective))
+
+
 def _subtitle(context: Context, vectors: Vectors) -> str:
     rows, k = vectors.matrix.shape
-    objective = context.input("train").outputs.get("objective", context.config.train.objective)
-    text = f"{rows:,} vectors of {k} numbers by WALS, objective {objective}"
+    text = f"{rows:,} vectors of {k} numbers by WALS, objective {_objective(context)}"
     if context.config.inject.mode != "none":
         text += f"; {context.config.inject.mode} of {context.config.inject.checkpoint}"
     return f"{text}."
@@ -358,6 +363,9 @@ def _injection(config: Config, manifest: Manifest | None) -> dict[str, str]:
     if manifest is None:
         return {}
     facts = {"mode": config.inject.mode, "checkpoint": str(config.inject.checkpoint)}
+    gate = manifest.outputs.get("gate")
+    if isinstance(gate, Mapping) and gate.get("reason"):
+        facts["gate"] = str(gate["reason"])
     return {**facts, **_scalars(manifest.outputs)}
 
 
@@ -375,6 +383,11 @@ def _scalars(outputs: Mapping[str, Any]) -> dict[str, str]:
         elif isinstance(value, str) and 0 < len(value) <= 120:
             shown[label] = value
     return shown
+
+
+def _when(moment: str) -> str:
+    """``2026-01-31 12:00 UTC`` of an ISO time in UTC."""
+    return f"{moment[:10]} {moment[11:16]} UTC" if moment else ""
 
 
 def _stage_times(context: Context) -> list[StageTime]:
@@ -396,7 +409,7 @@ def _stage_times(context: Context) -> list[StageTime]:
         StageTime(
             f"{manifest.stage} {manifest.key}" if several and manifest.key not in keys.values() else manifest.stage,
             manifest.seconds or 0.0,
-            manifest.finished_at or "",
+            _when(manifest.finished_at or ""),
             ", ".join(f"{name} {value}" for name, value in list(_scalars(manifest.outputs).items())[:6]),
         )
         for manifest in done

@@ -20,7 +20,9 @@ def test_ticks_of_nothing():
     assert ticks(2, 2) == [2]
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (1234.0, "1,234"), (0.25, "0.25"), (3e7, "3e7")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (1234.0, "1,234"), (-0.25, "−0.25"), (2.5e7, "25 M"), (3e12, "3e12")]
+)
 def test_numbers_are_short(value, text):
     assert number(value) == text
 

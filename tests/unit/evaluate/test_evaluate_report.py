@@ -138,6 +138,11 @@ def test_verdicts_know_which_way_is_better(value, figure, expected):
     assert verdict(interval(value), figure) == expected
 
 
+def test_a_change_too_small_to_show_is_no_change():
+    assert verdict(Interval(-1e-6, -2e-6, -1e-7, 100, 40), "nll") == "unclear"
+    assert verdict(Interval(-6e-4, -7e-4, -5e-4, 100, 40), "nll") == "better"
+
+
 def test_numbers_are_written_with_a_true_minus_and_no_negative_zero():
     assert signed(-0.3) == "−0.300"
     assert signed(0.3) == "+0.300"

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wals_spark.config import load_config
+from wals_spark.demo import model, training
+from wals_spark.demo.run import table
+from wals_spark.demo.settings import demo_config
+from wals_spark.mlm.data import encode, mask, pack, special_ids
+from wals_spark.mlm.pretrain import Schedule
+from wals_spark.mlm.statistics import Clusters
+from wals_spark.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+TEXT = "the cat sat on a mat while the dog ran to the old house and a bird sang by the red river"
+
+
+def test_the_shown_configuration_is_the_one_that_runs():
+    assert load_config(ROOT / "conf" / "demo.yaml").dump() == demo_config("demo").dump()
+
+
+def test_overrides_reach_their_section():
+    assert demo_config("d", inject__mode="blend").inject.mode == "blend"
+
+
+def test_the_tokenizer_has_robertas_special_ids_and_survives_transformers(tmp_path):
+    from transformers import AutoTokenizer
+
+    model.train_tokenizer([TEXT] * 20, str(tmp_path), 300)
+    special = special_ids(load_tokenizer(str(tmp_path)))
+    assert (special.start, special.end, special.mask) == (0, 2, 4)
+    again = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert again("the cat")["input_ids"] == [
+        0,
+        *load_tokenizer(str(tmp_path)).tokenizer.encode("the cat", add_special_tokens=False).ids,
+        2,
+    ]
+    assert again.mask_token_id == 4
+
+
+def test_a_table_is_aligned():
+    shown = table(["a", "number"], [["first", "1"], ["x", "22"]])
+    assert shown.splitlines() == ["a      number", "-----  ------", "first       1", "x          22"]
+
+
+@pytest.fixture
+def arm(tmp_path, monkeypatch, tiny_tokenizer, tiny_model, special):
+    """Trains the arm `random weights` on a toy corpus."""
+    monkeypatch.setattr(training, "SCHEDULE", Schedule(steps=6, batch=4))
+    start = tmp_path / "start"
+    tiny_model.config.save_pretrained(start)
+    tiny_tokenizer.tokenizer.save(str(start / "tokenizer.json"))
+    packed = pack(encode(tiny_tokenizer, [TEXT] * 30), special, 18)
+    data = training.Data(packed, mask(packed, special, 0.15, 1), special, "hash")
+
+    def train(name=training.RANDOM, **values):
+        settings = {
+            "start": str(start),
+            "initial": str(start),
+            "counts": np.arange(23),
+            "initial_hash": "h",
+            "seed": 1,
+            **values,
+        }
+        return training.train_arm(name, str(tmp_path / "arm"), values.pop("data", data), **settings)
+
+    train.directory = tmp_path / "arm"
+    train.data = data
+    return train
+
+
+def test_a_finished_arm_is_not_trained_again(arm):
+    first, ran = arm()
+    second, again = arm()
+    assert (ran, again) == (True, False)
+    assert first.steps == second.steps
+    assert np.array_equal(first.nll, second.nll)
+    assert (arm.directory / "tokenizer.json").is_file()
+
+
+def test_another_seed_or_arm_trains_again(arm):
+    arm()
+    assert arm(seed=2)[1] is True
+    assert arm(training.BIAS, seed=2)[1] is True
+
+
+def test_an_interrupted_arm_is_trained_again(arm):
+    arm()
+    (arm.directory / training.MARKER).unlink()
+    assert arm()[1] is True
+
+
+def test_the_head_bias_arm_starts_at_the_unigram_level(arm):
+    random, _ = arm()
+    bias, _ = arm(training.BIAS, counts=np.bincount(arm.data.train.ids[:, 1:-1].ravel(), minlength=23))
+    assert bias.nll[0].mean() < random.nll[0].mean() - 0.2
+
+
+def test_final_differences_are_of_the_last_step():
+    curves = {
+        "a": training.Curve([0, 1], np.array([[5.0, 5.0], [2.0, 3.0]]), 1.0),
+        "b": training.Curve([0, 1], np.array([[5.0, 5.0], [3.0, 4.5]]), 1.0),
+    }
+    found = training.final_differences(curves, Clusters(np.array([0, 1]), 100, 1), (("a", "b"),))
+    assert found["a", "b"].value == -1.25
