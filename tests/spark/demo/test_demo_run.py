@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(1600)]
 
 SCRIPT = """
 import sys
@@ -36,7 +36,7 @@ def test_the_demo_runs_and_a_second_run_does_nothing(tmp_path):
     script.write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, str(script), str(tmp_path / "out")]
-    first = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    first = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert first.returncode == 0, first.stderr[-3000:]
     report = tmp_path / "out" / "warehouse" / "runs" / "demo" / "report-blend.html"
     assert f"Report: {report}" in first.stdout
@@ -45,7 +45,7 @@ def test_the_demo_runs_and_a_second_run_does_nothing(tmp_path):
     page = report.read_text()
     assert "Training from factors" in page
     assert "Masked language modelling" in page
-    second = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    second = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert "Nothing was left to do" in second.stdout, second.stderr[-3000:]
     assert "incubator" not in second.stderr, "a second run must not start Spark"
     assert second.stdout.split("Took")[0].split("Nothing was left")[0] == first.stdout.split("Took")[0]
