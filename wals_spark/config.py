@@ -233,6 +233,7 @@ class TrainConfig(Section):
     )
     rho: float | None = Field(None, ge=0, description="Weight of unobserved cells; none = the preset's.")
     popularity_exponent: float | None = Field(None, ge=0, le=2, description="g, h: power of the marginals.")
+    popularity_floor: float | None = Field(None, ge=0, description="g, h: least value; none = the preset's.")
     x_max: float | None = Field(None, gt=0, description="Count at which the weight saturates; none = the preset's.")
     weight_exponent: float | None = Field(None, ge=0, description="Power of the weight; none = the preset's.")
     context_smoothing: float | None = Field(None, gt=0, le=1, description="cds: power of the context distribution.")
@@ -292,7 +293,12 @@ class InjectConfig(Section):
 
     execution_keys = frozenset({"overwrite"})
 
-    mode: Literal["none", "init", "blend", "replace"] = Field("none", description="none = the pipeline skips it.")
+    mode: Literal["none", "init", "blend", "replace", "extend", "trim"] = Field(
+        "none",
+        description="none = the pipeline skips it. init = rows of a model about to be pretrained, blend and replace = "
+        "rows of a pretrained one, extend = rows of tokens that vocabulary.tokenizer has beyond the checkpoint's, trim "
+        "= only the tokens that the corpus uses.",
+    )
     checkpoint: str | None = Field(
         None,
         description="The model: a directory or hub name; for init only config.json is read.",
@@ -326,6 +332,10 @@ class InjectConfig(Section):
         description="With general_batches, what the head bias moves to: the domain's frequency, or that of general and "
         "domain together, which costs next to nothing on general text.",
     )
+    extend_rows: Literal["factors", "subtokens", "mean", "overlap"] = Field(
+        "factors", description="extend: rows of new tokens from factors, or one of the baselines to compare with."
+    )
+    trim_min_count: int = Field(1, ge=1, description="trim: tokens that are rarer in the corpus go.")
     b_max: float = Field(0.9, ge=0, le=1, description="blend: largest share of a row taken from the factors.")
     folds: int = Field(5, ge=2, le=100, description="Folds of the cross-validation.")
     anchor_min_count: int = Field(20, ge=1, description="Rows rarer than this do not fit the alignment.")

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-_VERBS = {"init": "starts from", "replace": "was replaced by", "blend": "was blended with"}
+_VERBS = {
+    "init": "starts from corpus co-occurrence factors",
+    "replace": "was replaced by corpus co-occurrence factors",
+    "blend": "was blended with corpus co-occurrence factors",
+    "extend": "got rows for new tokens of a corpus",
+    "trim": "was cut down to the tokens of a corpus",
+}
 
 
 def render(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -28,7 +34,7 @@ def render(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         verb=_VERBS[mode],
         mode=mode,
         seed=manifest["parameters"]["seed"],
-        strength=1.0 if mode == "init" else manifest["fit"]["strengths"]["head_bias"],
+        strength=manifest["fit"].get("strengths", {}).get("head_bias"),
         embedding=manifest["embedding"],
         head_bias=manifest["head_bias"],
         factors=manifest["factors"],

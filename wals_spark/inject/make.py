@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from wals_spark.config import Config
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.store import Vectors
 from wals_spark.inject import checkpoint as ckpt
-from wals_spark.inject import frequency, methods, strengths, writer
+from wals_spark.inject import extend, frequency, methods, strengths, trim, writer
 from wals_spark.inject.rawtensor import file_sha256
 from wals_spark.mlm.data import special_ids
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
@@ -34,7 +36,7 @@ class Text:
 
 def prepare(
     config: Config, vectors: Vectors, text: Text | None = None
-) -> tuple[writer.Base, methods.Change, methods.Factors]:
+) -> tuple[writer.Base, methods.Change, methods.Factors | None]:
     """Open the checkpoint, compute the change; nothing is written.
 
     Parameters
@@ -42,7 +44,7 @@ def prepare(
     config : Config
         ``inject``, ``vocabulary.tokenizer`` and ``seed`` are read.
     vectors : Vectors
-        Of every token of the checkpoint's tokenizer, by id.
+        Of every token of the corpus' tokenizer, by id; ``trim`` reads tokens and counts only.
     text : Text, optional
         Needed where strengths are chosen on text.
 
@@ -54,8 +56,12 @@ def prepare(
         The alignment is no better than its controls, or no strength helps on text.
     """
     factors = methods.Factors(vectors.matrix, vectors.counts.astype(np.int64))
+    if config.inject.mode == "trim":
+        return *_trim(config, vectors), None
     if config.inject.mode == "init":
         base, change = _init(config, vectors, factors)
+    elif config.inject.mode == "extend":
+        base, change = _extend(config, vectors, factors)
     else:
         base, change = _inject(config, vectors, factors, text or Text())
     return base, change, factors
@@ -64,7 +70,7 @@ def prepare(
 def source_of(config: Config) -> str:
     """The checkpoint that the configuration names; `ConfigError` when it names none."""
     if config.inject.mode == "none":
-        raise ConfigError("inject.mode is none: set it to init, blend or replace")
+        raise ConfigError("inject.mode is none: set it to init, blend, replace, extend or trim")
     if config.inject.checkpoint is None:
         raise ConfigError(f"inject.mode is {config.inject.mode}, but inject.checkpoint names no model to inject into")
     return config.inject.checkpoint
@@ -119,7 +125,7 @@ def _init(config: Config, vectors: Vectors, factors: methods.Factors) -> tuple[w
         head_bias=family.head_bias,
         protected=protected,
         files=tuple(files),
-        config_text=json.dumps(described, indent=2, sort_keys=True) + "\n",
+        texts={"config.json": json.dumps(described, indent=2, sort_keys=True) + "\n"},
         source={"source": source, "hub": not Path(source).expanduser().is_dir(), "initialised_from_seed": config.seed},
     )
     return base, change
@@ -146,7 +152,12 @@ def _inject(
     frequencies = _frequencies(config, factors, tokenizer, protected, text)
     proposal = methods.propose(factors, E, protected, frequencies, config.inject, config.seed)
     change = settle(config, opened, proposal, factors, tokenizer, text)
-    base = writer.Base(
+    base = _base(opened, source, protected)
+    return base, change
+
+
+def _base(opened: ckpt.Checkpoint, source: str, protected: np.ndarray) -> writer.Base:
+    return writer.Base(
         tensors=opened.tensors,
         dropped=opened.dropped,
         metadata=opened.metadata,
@@ -155,14 +166,93 @@ def _inject(
         head_bias=opened.head_bias,
         protected=protected,
         files=tuple(ckpt.companion_files(opened.directory)),
-        config_text=None,
+        texts={},
         source={
             "source": source,
             "hub": not Path(source).expanduser().is_dir(),
             "files": {path.name: file_sha256(path) for path in ckpt.weight_files(opened.directory)},
         },
     )
-    return base, change
+
+
+def _with_texts(base: writer.Base, config: Mapping[str, Any], texts: Mapping[str, str]) -> writer.Base:
+    """The base with another config.json and tokenizer; files that repeat the old vocabulary stay behind."""
+    kept = ("generation_config.json", "tokenizer_config.json")
+    return replace(
+        base,
+        config=config,
+        files=tuple(path for path in base.files if path.name in kept and path.name not in texts),
+        texts={"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n", **texts},
+    )
+
+
+def _trim(config: Config, vectors: Vectors) -> tuple[writer.Base, methods.Change]:
+    source = source_of(config)
+    opened = ckpt.open_checkpoint(source)
+    tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
+    ckpt.check_tokenizer(tokenizer, opened.size, source)
+    check_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the vocabulary table", source)
+    special = ckpt.protected_ids(tokenizer, opened.config, len(tokenizer.tokens))
+    special = special[np.isin(special, list(tokenizer.special_ids) + _config_ids(opened.config))]
+    content = json.loads((opened.directory / "tokenizer.json").read_text(encoding="utf-8"))
+    kept = trim.kept_ids(content, vectors.counts, special.tolist(), config.inject.trim_min_count)
+    texts = {"tokenizer.json": json.dumps(trim.trim_tokenizer(content, kept), ensure_ascii=False)}
+    described = opened.directory / "tokenizer_config.json"
+    if described.is_file():
+        texts[described.name] = trim.renumber_tokenizer_config(described.read_text(encoding="utf-8"), kept)
+    base = _with_texts(_base(opened, source, special), trim.renumber_config(opened.config, kept), texts)
+    facts = {
+        "tokens_before": len(tokenizer.tokens),
+        "tokens_after": len(kept),
+        "corpus_tokens_kept": float(vectors.counts[kept].sum() / max(int(vectors.counts.sum()), 1)),
+        "min_count": config.inject.trim_min_count,
+    }
+    nothing = np.zeros(0, np.int64)
+    rows = np.zeros((0, opened.width), np.float32)
+    share = np.zeros(len(kept), np.float32)
+    return base, methods.Change(nothing, rows, None, share, {}, facts, None, kept)
+
+
+def _config_ids(config: Mapping[str, Any]) -> list[int]:
+    return [value for name, value in config.items() if name.endswith("_token_id") and isinstance(value, int)]
+
+
+def _extend(config: Config, vectors: Vectors, factors: methods.Factors) -> tuple[writer.Base, methods.Change]:
+    source = source_of(config)
+    opened = ckpt.open_checkpoint(source)
+    old = ckpt.checkpoint_tokenizer(opened.directory)
+    ckpt.check_tokenizer(old, opened.size, source)
+    new = extended_tokenizer(config, old, source)
+    check_vocabulary(vocabulary_hash(vectors.tokens), new, "the factors table", str(config.vocabulary.tokenizer))
+    protected = ckpt.protected_ids(old, opened.config, opened.size)
+    protected = protected[protected < len(old.tokens)]
+    size = max(len(new.tokens), opened.size)
+    ids = np.arange(len(old.tokens), len(new.tokens))
+    origin = np.arange(size)
+    origin[(origin >= opened.size) | np.isin(origin, ids)] = -1
+    E = ckpt.embedding_values(opened)
+    bias = opened.tensors[opened.head_bias].values() if opened.head_bias is not None else None
+    change = methods.extended(
+        factors, E, bias, extend.pieces_of(new, old), protected, origin, config.inject, config.seed
+    )
+    described = {**opened.config, "vocab_size": size}
+    assert config.vocabulary.tokenizer is not None
+    texts = {"tokenizer.json": new.tokenizer.to_str()}
+    return _with_texts(_base(opened, source, protected), described, texts), change
+
+
+def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> LoadedTokenizer:
+    """The corpus' tokenizer, which must have the checkpoint's tokens under their ids, and more."""
+    if config.vocabulary.tokenizer is None:
+        raise ConfigError("inject.mode is extend, but vocabulary.tokenizer names no extended tokenizer")
+    new = load_tokenizer(config.vocabulary.tokenizer)
+    if new.tokens[: len(old.tokens)] != old.tokens or len(new.tokens) == len(old.tokens):
+        raise InputError(
+            f"inject.mode is extend: {config.vocabulary.tokenizer} has {len(new.tokens)} tokens, expected the "
+            f"{len(old.tokens)} of {source} under the same ids and new ones after them; make it with "
+            "wals_spark.inject.extend.extend_tokenizer"
+        )
+    return new
 
 
 def _frequencies(

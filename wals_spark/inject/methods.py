@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from wals_spark.config import InjectConfig
 from wals_spark.errors import GateError
-from wals_spark.inject import align, blend, frequency, fresh
+from wals_spark.inject import align, blend, extend, frequency, fresh
 from wals_spark.inject.gate import Fit, GateResult, fit_and_gate
 
 
@@ -46,6 +47,9 @@ class Change:
     facts : dict
         For injection.json: fit, variances.
     gate : GateResult or None
+    origin : int64 (V',) or None
+        The base's row that each row of the result comes from, -1 for a new one; None = the same rows. `ids`
+        and `head_bias` are those of the result.
     """
 
     ids: np.ndarray
@@ -55,6 +59,7 @@ class Change:
     map: dict[str, np.ndarray]
     facts: dict[str, Any] = field(default_factory=dict)
     gate: GateResult | None = None
+    origin: np.ndarray | None = None
 
 
 def align_factors(
@@ -233,6 +238,67 @@ def change_of(
     }
     mapping = {"W": fit.alignment.W, "mu_u": fit.alignment.mu_u, "mu_e": fit.alignment.mu_e}
     return Change(ids, rows, head_bias, share, mapping, facts, fit.gate)
+
+
+def extended(
+    factors: Factors,
+    E: np.ndarray,
+    bias: np.ndarray | None,
+    pieces: Sequence[np.ndarray],
+    protected: np.ndarray,
+    origin: np.ndarray,
+    config: InjectConfig,
+    seed: int,
+) -> Change:
+    """Mode ``extend``: rows and head bias of new tokens; old rows stay.
+
+    Parameters
+    ----------
+    factors : Factors
+        Of old and new tokens, T' rows.
+    E : float32 (V, d)
+    bias : (V,) or None
+    pieces : old ids of each new token's text
+    protected : ids
+    origin : int64 (V',)
+        See `Change`.
+
+    Notes
+    -----
+    A new token that the corpus does not hold (it is only on the way to a longer one) gets the mean of its
+    pieces whatever the method.
+    """
+    ids = np.arange(len(factors.counts) - len(pieces), len(factors.counts))
+    old = len(ids) and int(ids[0])
+    counts = factors.counts
+    known = Factors(factors.matrix[:old], counts[:old])
+    rows = extend.mean_of_pieces(E[:old], pieces)
+    facts: dict[str, Any] = {"new_tokens": len(ids), "rows_from": config.extend_rows}
+    mapping: dict[str, np.ndarray] = {}
+    gate = None
+    seen = counts[ids] > 0
+    anchors = np.setdiff1d(np.flatnonzero(known.counts >= config.anchor_min_count), protected)
+    if config.extend_rows == "factors":
+        same = Frequencies(known.counts.astype(np.float64), known.counts.astype(np.float64))
+        fit = align_factors(known, E, protected, same, config, seed)
+        shares = align.log_share(counts)
+        profile = align.norm_profile(E[fit.anchors], fit.alignment.mu_e, shares[fit.anchors])
+        predicted = fit.alignment.predict(factors.matrix[ids])
+        matched = align.match_norms(predicted, fit.alignment.mu_e, shares[ids], profile)
+        rows[seen] = matched[seen]
+        mapping = {"W": fit.alignment.W, "mu_u": fit.alignment.mu_u, "mu_e": fit.alignment.mu_e}
+        facts["held_out_r2"], gate = fit.cv.r2, fit.gate
+    elif config.extend_rows == "mean":
+        rows[:] = E[:old].mean(axis=0)
+    elif config.extend_rows == "overlap":
+        rows[seen] = extend.overlap_rows(factors.matrix[ids][seen], known.matrix[anchors], E[anchors])
+    moved = None
+    if bias is not None:
+        moved = np.where(origin >= 0, bias[np.maximum(origin, 0)], 0.0).astype(np.float64)
+        moved[ids] = extend.fitted_bias(bias, known.counts, anchors, counts[ids])
+    share = np.zeros(len(counts), np.float32)
+    share[ids] = 1.0
+    return Change(ids, rows, moved, share, mapping, facts, gate, origin)
 
 
 def initial(factors: Factors, E: np.ndarray, bias_size: int, protected: np.ndarray, scale: float, seed: int) -> Change:

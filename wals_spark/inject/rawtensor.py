@@ -122,6 +122,13 @@ def replace_rows(tensor: RawTensor, ids: np.ndarray, values: np.ndarray) -> RawT
     return RawTensor(tensor.dtype, tensor.shape, data)
 
 
+def gather_rows(tensor: RawTensor, origin: np.ndarray) -> RawTensor:
+    """Row i is the row ``origin[i]`` of `tensor`, or zeros where that is negative; works on vectors too."""
+    rows = tensor.rows[np.maximum(origin, 0)]
+    rows[origin < 0] = 0
+    return RawTensor(tensor.dtype, (len(origin), *tensor.shape[1:]), rows.reshape(-1))
+
+
 def row_hashes(tensor: RawTensor) -> np.ndarray:
     """A 64-bit hash per row: a uint64 array of shape (rows,)."""
     rows = np.ascontiguousarray(tensor.rows)

@@ -9,15 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
-from wals_spark import storage
+from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, GateError, InputError
-from wals_spark.factors.store import read_vectors
+from wals_spark.factors.store import Vectors, read_vectors
 from wals_spark.inject import checkpoint as ckpt
 from wals_spark.inject import frequency, methods, place, writer
-from wals_spark.inject.make import Text, check_vocabulary, init_tokenizer, prepare, source_of
+from wals_spark.inject.make import Text, check_vocabulary, extended_tokenizer, init_tokenizer, prepare, source_of
 from wals_spark.inject.verify import read_manifest, verify
 from wals_spark.runs import ManifestStore, Run
 from wals_spark.stage import Context, Metric, Outcome, Stage
@@ -68,7 +71,9 @@ def _check(config: Config) -> None:
             )
         tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
     ckpt.check_tokenizer(tokenizer, rows, source)
-    if config.vocabulary.tokenizer is not None and config.inject.mode != "init":
+    if config.inject.mode == "extend":
+        extended_tokenizer(config, tokenizer, source)
+    elif config.vocabulary.tokenizer is not None and config.inject.mode != "init":
         check_vocabulary(
             load_tokenizer(config.vocabulary.tokenizer).hash, tokenizer, config.vocabulary.tokenizer, source
         )
@@ -92,9 +97,11 @@ def _may_replace(config: Config) -> bool:
 
 
 def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+    if config.inject.mode == "trim":
+        return [("vocabulary", config.corpus.batch_id)]
     found = [("train", config.run_id)]
     train = manifests.find("train", config.run_id)
-    if train is not None and config.inject.mode != "init":
+    if train is not None and config.inject.mode in ("blend", "replace"):
         found += [("vocabulary", batch) for batch in train.outputs.get("batches", ())]
     return found
 
@@ -115,31 +122,47 @@ def _identity(config: Config) -> dict[str, Any]:
 
 def _run(context: Context) -> Outcome:
     config = context.config
-    train = context.input("train")
-    vectors = read_vectors(context.tables, config.run_id, config.inject.combine)
-    found, recorded = vocabulary_hash(vectors.tokens), train.outputs.get("vocabulary_hash")
-    if found != recorded:
-        raise InputError(
-            f"the factors of run {config.run_id!r} have tokens of the hash {found}, the train manifest says "
-            f"{recorded}: run `wals-spark train --force`"
-        )
-    base, change, factors = prepare(config, vectors, _text(context))
-    described = {
+    described: dict[str, Any] = {
         "mode": config.inject.mode,
         "parameters": {"seed": config.seed, **config.inject.result_keys()},
-        "factors": {
+        "factors": None,
+        "run": {"run_id": config.run_id, "stage": _key(config), "fingerprint": context.fingerprint},
+    }
+    if config.inject.mode == "trim":
+        base, change, factors = prepare(config, _counted(context))
+    else:
+        train = context.input("train")
+        vectors = read_vectors(context.tables, config.run_id, config.inject.combine)
+        found, recorded = vocabulary_hash(vectors.tokens), train.outputs.get("vocabulary_hash")
+        if found != recorded:
+            raise InputError(
+                f"the factors of run {config.run_id!r} have tokens of the hash {found}, the train manifest says "
+                f"{recorded}: run `wals-spark train --force`"
+            )
+        base, change, factors = prepare(config, vectors, _text(context))
+        described["factors"] = {
             "run_id": config.run_id,
             "train_fingerprint": train.fingerprint,
             "vocabulary_hash": found,
-            "k": int(factors.matrix.shape[1]),
+            "k": int(vectors.matrix.shape[1]),
             "combine": config.inject.combine,
-        },
-        "run": {"run_id": config.run_id, "stage": _key(config), "fingerprint": context.fingerprint},
-    }
+        }
     output = output_directory(config)
     with place.staged_directory(output, replace=_may_replace(config)) as staging:
         manifest = writer.write(staging, base, change, factors, described)
     return _outcome(output, manifest, change)
+
+
+def _counted(context: Context) -> Vectors:
+    """Tokens and counts of the vocabulary table, without vectors."""
+    parts = []
+    for data_file in context.tables.files(schemas.VOCABULARY):
+        fs, path = storage.filesystem(data_file.path)
+        with fs.open_input_file(path) as source:
+            parts.append(pq.ParquetFile(source).read(columns=["token_id", "token", "count"]))
+    table = pa.concat_tables(parts).sort_by("token_id")
+    tokens, counts = table["token"].to_pylist(), table["count"].to_numpy()
+    return Vectors(tokens, counts, np.zeros((len(tokens), 0), np.float32), np.zeros(len(tokens), np.float32))
 
 
 def _text(context: Context) -> Text:

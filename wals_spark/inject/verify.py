@@ -23,8 +23,16 @@ import numpy as np
 
 from wals_spark.errors import InputError
 from wals_spark.inject.checkpoint import EMBEDDING_SUFFIX, FAMILIES, WEIGHTS, open_checkpoint
-from wals_spark.inject.rawtensor import RawTensor, file_sha256, hash_all, read_safetensors, row_hashes
-from wals_spark.inject.writer import FACTORS, FORMAT, FORMAT_VERSION, MANIFEST, ids_sha256, manifest_sha256
+from wals_spark.inject.rawtensor import RawTensor, file_sha256, gather_rows, hash_all, read_safetensors, row_hashes
+from wals_spark.inject.writer import (
+    FACTORS,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    changed_rows,
+    ids_sha256,
+    manifest_sha256,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +125,7 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
     _check_tensors(report, tensors, manifest)
     _check_rows(report, tensors, proof, manifest)
     if base is not None:
-        _check_base(report, tensors, base, manifest)
+        _check_base(report, tensors, proof, base, manifest)
     if reload:
         _check_reload(report, directory, tensors, manifest)
     return report
@@ -171,9 +179,7 @@ def _check_tensors(report: Report, tensors: Mapping[str, RawTensor], manifest: M
         not wrong,
         f"{len(found)} tensors have their recorded hashes" if not wrong else f"differ from the record: {_some(wrong)}",
     )
-    allowed = {manifest["embedding"]["tensor"]}
-    if manifest["head_bias"]["changed"]:
-        allowed.add(manifest["head_bias"]["tensor"])
+    allowed = _declared(manifest)
     before = manifest["base"]["tensors"]
     moved = sorted(name for name in before.keys() | found.keys() if before.get(name) != found.get(name))
     stray = [name for name in moved if name not in allowed]
@@ -186,6 +192,16 @@ def _check_tensors(report: Report, tensors: Mapping[str, RawTensor], manifest: M
     )
 
 
+def _declared(manifest: Mapping[str, Any]) -> set[str]:
+    """Tensors that may differ from the base: the embedding, a changed head bias, a bias whose rows moved."""
+    described, bias = manifest["embedding"], manifest["head_bias"]
+    declared = {described["tensor"]}
+    resized = described["new_rows"] > 0 or described["dropped_rows"] > 0
+    if bias["tensor"] is not None and (bias["changed"] or resized):
+        declared.add(bias["tensor"])
+    return declared
+
+
 def _check_rows(
     report: Report, tensors: Mapping[str, RawTensor], proof: Mapping[str, RawTensor], manifest: Mapping[str, Any]
 ) -> None:
@@ -195,11 +211,12 @@ def _check_rows(
         report.add("rows", False, f"{described['tensor']} or the row hashes of the base are missing")
         return
     before = proof["base_row_hashes"].data.view("<u8")
+    origin = proof["origin"].data.view("<i8")
     after = row_hashes(embedding)
-    if len(before) != len(after):
-        report.add("rows", False, f"{len(after)} rows, the record has {len(before)}")
+    if len(origin) != len(after) or (len(origin) and origin.max() >= len(before)):
+        report.add("rows", False, f"{len(after)} rows, the record has {len(origin)} from {len(before)}")
         return
-    changed = np.flatnonzero(before != after)
+    changed = np.flatnonzero(changed_rows(before, after, origin))
     right = len(changed) == described["rows_changed"] and ids_sha256(changed) == described["changed_ids_sha256"]
     displacement = proof["displacement"].data.view("<f4")
     report.facts["rows_changed"] = len(changed)
@@ -212,13 +229,14 @@ def _check_rows(
         else f"{len(changed)} rows differ from the base, the record says {described['rows_changed']}",
     )
     protected = np.array(described["protected"], np.int64)
-    touched = np.intersect1d(changed, protected)
+    still_there = np.setdiff1d(origin, np.append(origin[changed], -1))
+    touched = np.setdiff1d(protected, still_there)
     report.add(
         "protected",
         len(touched) == 0,
         f"none of {len(protected)} protected rows moved"
         if len(touched) == 0
-        else f"protected rows moved: {_some([str(index) for index in touched])}",
+        else f"protected rows moved or are gone: {_some([str(index) for index in touched])}",
     )
     still = np.setdiff1d(np.flatnonzero(displacement > 0), changed)
     report.add(
@@ -234,7 +252,13 @@ def _check_rows(
     )
 
 
-def _check_base(report: Report, tensors: Mapping[str, RawTensor], base: str, manifest: Mapping[str, Any]) -> None:
+def _check_base(
+    report: Report,
+    tensors: Mapping[str, RawTensor],
+    proof: Mapping[str, RawTensor],
+    base: str,
+    manifest: Mapping[str, Any],
+) -> None:
     original = open_base(base, manifest)
     recorded = manifest["base"]["tensors"]
     hashes = hash_all(original)
@@ -246,8 +270,8 @@ def _check_base(report: Report, tensors: Mapping[str, RawTensor], base: str, man
         if not differs
         else f"{base} is not the base that was recorded: {_some(differs)} differ",
     )
-    name = manifest["embedding"]["tensor"]
-    declared = {name} | ({manifest["head_bias"]["tensor"]} if manifest["head_bias"]["changed"] else set())
+    name, bias = manifest["embedding"]["tensor"], manifest["head_bias"]["tensor"]
+    declared = _declared(manifest)
     others = sorted(
         other
         for other in original.keys() | tensors.keys()
@@ -257,14 +281,17 @@ def _check_base(report: Report, tensors: Mapping[str, RawTensor], base: str, man
     report.add(
         "identical",
         not others,
-        f"{len(original) - len(declared)} other tensors are bit-identical to the base"
+        f"{len(original.keys() - declared)} other tensors are bit-identical to the base"
         if not others
         else f"not bit-identical to the base: {_some(others)}",
     )
-    if name not in original or name not in tensors or original[name].shape != tensors[name].shape:
-        report.add("base rows", False, f"{name} has another shape than in the base")
+    origin = proof["origin"].data.view("<i8")
+    if any(t not in original or t not in tensors or len(origin) != tensors[t].shape[0] for t in declared):
+        report.add("base rows", False, f"{', '.join(sorted(declared))} have other rows than recorded")
         return
-    changed = np.flatnonzero((original[name].rows != tensors[name].rows).any(axis=1))
+    placed = gather_rows(original[name], origin)
+    differs_here = (placed.rows != tensors[name].rows).any(axis=1) | (origin < 0)
+    changed = np.flatnonzero(differs_here)
     right = ids_sha256(changed) == manifest["embedding"]["changed_ids_sha256"]
     report.add(
         "base rows",
@@ -273,6 +300,9 @@ def _check_base(report: Report, tensors: Mapping[str, RawTensor], base: str, man
         if right
         else f"{len(changed)} rows differ bit by bit, not the {manifest['embedding']['rows_changed']} recorded",
     )
+    if bias is not None and not manifest["head_bias"]["changed"]:
+        kept = gather_rows(original[bias], origin).same_bytes(tensors[bias])
+        report.add("base head bias", kept, "bit-identical to the base" if kept else "differs from the base")
 
 
 def open_base(base: str, manifest: Mapping[str, Any]) -> Mapping[str, RawTensor]:

@@ -31,6 +31,7 @@ from wals_spark.inject.rawtensor import (
     as_mapping,
     file_sha256,
     from_values,
+    gather_rows,
     hash_all,
     replace_rows,
     row_hashes,
@@ -64,8 +65,8 @@ class Base:
         Ids whose rows must not move.
     files : list of Path
         Configuration and tokenizer files to copy.
-    config_text : str or None
-        Content of config.json where it is not among `files`.
+    texts : dict of name -> str
+        Content of further files, or of files that are not copied as they are.
     source : dict
         How the base is described in injection.json.
     """
@@ -78,14 +79,24 @@ class Base:
     head_bias: str | None
     protected: np.ndarray
     files: tuple[Path, ...]
-    config_text: str | None
+    texts: Mapping[str, str]
     source: Mapping[str, Any]
+
+
+def moved_base(base: Base, change: Change) -> dict[str, RawTensor]:
+    """The base with its rows where the result has them: row i is the base's row ``origin[i]``, zeros for a new one."""
+    tensors = dict(base.tensors)
+    if change.origin is not None:
+        for name in (base.embedding, base.head_bias):
+            if name is not None:
+                tensors[name] = gather_rows(base.tensors[name], change.origin)
+    return tensors
 
 
 def apply(base: Base, change: Change) -> dict[str, RawTensor]:
     """The tensors of the result: declared rows and the head bias replaced, every other bit kept."""
-    tensors = dict(base.tensors)
-    tensors[base.embedding] = replace_rows(base.tensors[base.embedding], change.ids, change.rows)
+    tensors = moved_base(base, change)
+    tensors[base.embedding] = replace_rows(tensors[base.embedding], change.ids, change.rows)
     if change.head_bias is not None:
         assert base.head_bias is not None
         tensors[base.head_bias] = from_values(change.head_bias, base.tensors[base.head_bias].dtype)
@@ -93,7 +104,7 @@ def apply(base: Base, change: Change) -> dict[str, RawTensor]:
 
 
 def write(
-    directory: Path, base: Base, change: Change, factors: Factors, described: Mapping[str, Any]
+    directory: Path, base: Base, change: Change, factors: Factors | None, described: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write the artefact into an empty directory; returns the content of injection.json.
 
@@ -102,30 +113,33 @@ def write(
     directory : Path
     base : Base
     change : Change
-    factors : Factors
+    factors : Factors, optional
+        None where rows were only moved.
     described : mapping
         ``mode``, ``parameters`` and ``factors`` (where the vectors come from) for injection.json.
     """
     tensors = apply(base, change)
     for path in base.files:
         shutil.copyfile(path, directory / path.name)
-    if base.config_text is not None:
-        (directory / "config.json").write_text(base.config_text, encoding="utf-8")
+    for name, content in base.texts.items():
+        (directory / name).write_text(content, encoding="utf-8")
     write_safetensors(directory / WEIGHTS, tensors, base.metadata)
 
-    old, new = base.tensors[base.embedding], tensors[base.embedding]
-    before, after = row_hashes(old), row_hashes(new)
-    changed = np.flatnonzero(before != after)
+    placed = moved_base(base, change)
+    old, new = placed[base.embedding], tensors[base.embedding]
+    origin = np.arange(old.shape[0]) if change.origin is None else change.origin.astype(np.int64)
+    before, after = row_hashes(base.tensors[base.embedding]), row_hashes(new)
+    changed = np.flatnonzero(changed_rows(before, after, origin))
     moved = new.values()[changed].astype(np.float32) - old.values()[changed].astype(np.float32)
-    displacement = np.zeros(old.shape[0], np.float32)
+    displacement = np.zeros(len(origin), np.float32)
     displacement[changed] = np.linalg.norm(moved, axis=1)
-    arrays = {
-        "vectors": factors.matrix,
-        "counts": factors.counts,
-        "share": change.share,
+    arrays: dict[str, np.ndarray] = {
+        "origin": origin,
         "displacement": displacement,
         "base_row_hashes": before,
         "protected": base.protected.astype(np.int64),
+        "share": change.share,
+        **({"vectors": factors.matrix, "counts": factors.counts} if factors is not None else {}),
         **change.map,
     }
     write_safetensors(directory / FACTORS, as_mapping(arrays.items()), {"source": FORMAT})
@@ -142,8 +156,11 @@ def write(
         "base": {**base.source, "tensors": base_hashes, "dropped_copies": list(base.dropped)},
         "embedding": {
             "tensor": base.embedding,
-            "shape": list(old.shape),
+            "shape": list(new.shape),
+            "base_rows": len(before),
             "dtype": old.dtype,
+            "new_rows": int((origin < 0).sum()),
+            "dropped_rows": len(np.setdiff1d(np.arange(len(before)), origin)),
             "rows_changed": len(changed),
             "changed_ids_sha256": ids_sha256(changed),
             "displacement": distribution(displacement[changed]),
@@ -152,7 +169,7 @@ def write(
         },
         "head_bias": {
             "tensor": base.head_bias,
-            "changed": base.head_bias is not None and hashes[base.head_bias] != base_hashes[base.head_bias],
+            "changed": base.head_bias is not None and not tensors[base.head_bias].same_bytes(placed[base.head_bias]),
         },
         "fit": change.facts,
         "gate": change.gate.to_json() if change.gate is not None else None,
@@ -164,6 +181,11 @@ def write(
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     return manifest
+
+
+def changed_rows(before: np.ndarray, after: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """Whether each row of the result is new or differs from the base's row that it comes from, bool (V,)."""
+    return (origin < 0) | (before[np.maximum(origin, 0)] != after)
 
 
 def manifest_sha256(manifest: Mapping[str, Any]) -> str:
