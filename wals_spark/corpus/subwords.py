@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -9,35 +10,53 @@ import numpy as np
 import numpy.typing as npt
 
 from wals_spark.corpus.batch import Batch, Longs
+from wals_spark.corpus.bytelevel import ByteLevelEncoder, is_supported
 from wals_spark.corpus.reference import SENTENCE_END
-from wals_spark.corpus.words import Encoded
+from wals_spark.corpus.words import Encoded, punctuation, sentence_ends
 from wals_spark.encoded import SPECIAL
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Ints = npt.NDArray[np.int32]
+_NEWLINE = 0x0A
 
 
 @lru_cache(maxsize=2)
-def load(serialized: str) -> Tokenizer:
-    """The tokenizer of a worker process, parsed once."""
+def load(serialized: str) -> tuple[Tokenizer, ByteLevelEncoder | None]:
+    """The tokenizer of a worker process, parsed once, and its quick encoder where there is one."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(serialized)
+    tokenizer = Tokenizer.from_str(serialized)
+    return tokenizer, ByteLevelEncoder(tokenizer) if is_supported(serialized) else None
 
 
 class SubwordEncoder:
     """Encodes batches with a tokenizer; special tokens in the text become `SPECIAL`."""
 
     def __init__(self, serialized: str, special_ids: frozenset[int], size: int) -> None:
-        self.tokenizer = load(serialized)
+        self.tokenizer, self.quick = load(serialized)
         self.size = size
         self._special = np.zeros(size, bool)
         self._special[list(special_ids)] = True
+        self._punctuation = punctuation()
+        self._bytes = np.zeros(size, np.int64)
+        for token, index in self.tokenizer.get_vocab(with_added_tokens=False).items():
+            self._bytes[index] = len(token)  # a character of a byte-level token is a byte
+        for index, added in self.tokenizer.get_added_tokens_decoder().items():
+            self._bytes[index] = len(added.content.encode())
 
     def encode(self, batch: Batch) -> Encoded:
         """Token ids of documents, with the ends of paragraphs and sentences."""
+        if self.quick is not None:
+            tokens, offsets = self.quick.encode(batch)
+            breaks, break_offsets = self._byte_level_breaks(batch, tokens, offsets)
+        else:
+            tokens, offsets, breaks, break_offsets = self._by_tokenizer(batch)
+        tokens[self._special[tokens]] = SPECIAL
+        return Encoded(tokens, offsets, breaks, break_offsets)
+
+    def _by_tokenizer(self, batch: Batch) -> tuple[Ints, Longs, Ints, Longs]:
         texts = [batch.text(index).decode() for index in range(len(batch))]
         encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         offsets = np.zeros(len(texts) + 1, np.int64)
@@ -47,11 +66,31 @@ class SubwordEncoder:
         for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
             tokens[offsets[index] : offsets[index + 1]] = encoding.ids
             breaks.append(find_breaks(text, np.array(encoding.offsets, np.int64).reshape(-1, 2)))
-        tokens[self._special[tokens]] = SPECIAL
         break_offsets = np.zeros(len(texts) + 1, np.int64)
         np.cumsum([len(ends) for ends in breaks], out=break_offsets[1:])
-        flat = np.concatenate([np.zeros(0, np.int32), *breaks])
-        return Encoded(tokens, offsets, flat, break_offsets)
+        return tokens, offsets, np.concatenate([np.zeros(0, np.int32), *breaks]), break_offsets
+
+    def _byte_level_breaks(self, batch: Batch, tokens: Ints, offsets: Longs) -> tuple[Ints, Longs]:
+        """As `find_breaks`, on bytes: byte-level tokens are the text's bytes, so their lengths say where they are."""
+        ends = np.cumsum(self._bytes[tokens])
+        at_document = np.concatenate([[0], ends])[offsets]
+        shifts = batch.offsets[:-1] - at_document[:-1]
+        ends += np.repeat(shifts, np.diff(offsets))
+        feeds = np.flatnonzero(batch.data == _NEWLINE)
+        stops = sentence_ends(batch.data, batch.offsets, self._punctuation)
+        after_paragraph = np.searchsorted(ends, feeds, side="right")
+        after_sentence = np.searchsorted(ends, stops, side="right") - 1
+        codes, bounds = break_codes(after_paragraph, after_sentence, offsets)
+        lossy = np.flatnonzero(np.diff(at_document) != np.diff(batch.offsets))
+        if not len(lossy):
+            return codes, bounds
+        # An added token took white space with it, or a byte has no token: ask the tokenizer where its tokens are.
+        parts = [codes[low:high] for low, high in itertools.pairwise(bounds)]
+        for index in lossy.tolist():
+            text = batch.text(index).decode()
+            encoding = self.tokenizer.encode(text, add_special_tokens=False)
+            parts[index] = find_breaks(text, np.array(encoding.offsets, np.int64).reshape(-1, 2))
+        return np.concatenate(parts), np.concatenate([[0], np.cumsum([len(part) for part in parts])])
 
 
 def find_breaks(text: str, spans: Longs) -> Ints:

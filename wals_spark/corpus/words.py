@@ -331,6 +331,37 @@ def _intern(data, offsets, first, basis, mask, slots, hashes, starts, heap, coun
     return len(offsets) - 1, count, 0
 
 
+def sentence_ends(data: Bytes, offsets: Longs, flags: Bytes) -> Longs:
+    """Byte positions where `reference.SENTENCE_END` matches end, in documents of valid UTF-8."""
+    found = np.empty(len(data), np.int64)
+    return found[: _sentence_ends(data, offsets, flags, found)].copy()
+
+
+@numba.njit(cache=True)
+def _sentence_ends(data, offsets, flags, found):  # type: ignore[no-untyped-def]
+    count = 0
+    for document in range(len(offsets) - 1):
+        position = offsets[document]
+        terminated = False
+        while position < offsets[document + 1]:
+            if data[position] < 128:
+                code, width = np.int64(data[position]), 1
+            else:
+                code, width = _decode(data, position)
+            flag = flags[code]
+            if flag & (SPACE | FULL_STOP):
+                if terminated or flag & FULL_STOP:
+                    found[count] = position
+                    count += 1
+                terminated = False
+            elif flag & TERMINATOR:
+                terminated = True
+            elif not flag & CLOSER:
+                terminated = False
+            position += width
+    return count
+
+
 @numba.njit(cache=True)
 def _tally(tokens, offsets, document, counts, document_counts, last):  # type: ignore[no-untyped-def]
     """Add occurrences, and documents with an occurrence; `document` numbers the first one."""
@@ -376,22 +407,18 @@ class Encoded:
     break_offsets: Longs
 
 
-class WordIndex:
-    """A growing dictionary of byte strings, filled by the words of batches.
+class ByteStrings:
+    """A growing dictionary of byte strings: local ids in the order of first appearance.
 
     Parameters
     ----------
-    pattern, case : str
-        As in the configuration.
     seed : int
         Of the hash. Another one is tried where two words share a hash.
     hash_bits : int
         Fewer than 64 make collisions likely: for tests.
     """
 
-    def __init__(self, pattern: str, case: str, seed: int = 0, hash_bits: int = 64) -> None:
-        self.pattern, self.case = re.compile(pattern), case
-        self.tables = tables(pattern, case)
+    def __init__(self, seed: int = 0, hash_bits: int = 64) -> None:
         self._basis = np.uint64(FNV_BASIS ^ (seed * _GOLDEN & (1 << 64) - 1))
         self._mask = np.uint64((1 << hash_bits) - 1)
         self._slots = np.full(1 << 16, -1, np.int32)
@@ -402,23 +429,65 @@ class WordIndex:
 
     @property
     def hashes(self) -> npt.NDArray[np.uint64]:
-        """The hash of each word, by local id."""
+        """The hash of each string, by local id."""
         return self._hashes[: self.size]
 
     @property
     def starts(self) -> Longs:
-        """Word i is ``heap[starts[i]:starts[i + 1]]``."""
+        """String i is ``heap[starts[i]:starts[i + 1]]``."""
         return self._starts[: self.size + 1]
 
     @property
     def heap(self) -> Bytes:
-        """The words' bytes."""
+        """The strings' bytes."""
         return self._heap[: int(self._starts[self.size])]
 
-    def words(self) -> list[str]:
-        """The words, by local id."""
-        text, starts = self.heap.tobytes(), self.starts.tolist()
-        return [text[low:high].decode() for low, high in itertools.pairwise(starts)]
+    def words(self, first: int = 0) -> list[str]:
+        """The strings as text, by local id, from `first` on."""
+        starts = self.starts[first:].tolist()
+        text = self.heap[starts[0] :].tobytes()
+        return [text[low - starts[0] : high - starts[0]].decode() for low, high in itertools.pairwise(starts)]
+
+    def intern(self, strings: list[bytes]) -> Ints:
+        """Local ids of byte strings."""
+        offsets = np.zeros(len(strings) + 1, np.int64)
+        np.cumsum([len(string) for string in strings], out=offsets[1:])
+        data = np.frombuffer(b"".join(strings) or b"\0", np.uint8)
+        ids = np.empty(len(strings), np.int32)
+        done = 0
+        while done < len(strings):
+            done, self.size, state = _intern(
+                data, offsets, done, self._basis, self._mask, self._slots, self._hashes, self._starts, self._heap,
+                self.size, ids,
+            )  # fmt: skip
+            if state == FULL:
+                self._grow()
+        return ids
+
+    def _grow(self) -> None:
+        """Make room for twice as many strings."""
+        self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
+        self._starts = np.concatenate([self._starts, np.zeros(len(self._hashes) // 2, np.int64)])
+        self._heap = np.concatenate([self._heap, np.zeros_like(self._heap)])
+        self._slots = np.full(2 * len(self._slots), -1, np.int32)
+        _fill_slots(self._slots, self.hashes)
+
+
+class WordIndex(ByteStrings):
+    """The words of batches as local ids.
+
+    Parameters
+    ----------
+    pattern, case : str
+        As in the configuration.
+    seed, hash_bits : int
+        See `ByteStrings`.
+    """
+
+    def __init__(self, pattern: str, case: str, seed: int = 0, hash_bits: int = 64) -> None:
+        super().__init__(seed, hash_bits)
+        self.pattern, self.case = re.compile(pattern), case
+        self.tables = tables(pattern, case)
 
     def encode(self, batch: Batch) -> Encoded:
         """The words of documents as local ids; `batch` holds valid UTF-8."""
@@ -454,32 +523,8 @@ class WordIndex:
         )  # fmt: skip
         return document, state
 
-    def _grow(self) -> None:
-        """Make room for twice as many words."""
-        self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
-        self._starts = np.concatenate([self._starts, np.zeros(len(self._hashes) // 2, np.int64)])
-        self._heap = np.concatenate([self._heap, np.zeros_like(self._heap)])
-        self._slots = np.full(2 * len(self._slots), -1, np.int32)
-        _fill_slots(self._slots, self.hashes)
-
     def _by_rules(self, text: str) -> tuple[Ints, Ints]:
         words, breaks = words_and_breaks(text, self.pattern, self.case)
         local: dict[str, int] = {}
         places = np.fromiter((local.setdefault(word, len(local)) for word in words), np.int64, len(words))
         return self.intern([word.encode() for word in local])[places], np.array(breaks, np.int32)
-
-    def intern(self, words: list[bytes]) -> Ints:
-        """Local ids of byte strings."""
-        offsets = np.zeros(len(words) + 1, np.int64)
-        np.cumsum([len(word) for word in words], out=offsets[1:])
-        data = np.frombuffer(b"".join(words) or b"\0", np.uint8)
-        ids = np.empty(len(words), np.int32)
-        done = 0
-        while done < len(words):
-            done, self.size, state = _intern(
-                data, offsets, done, self._basis, self._mask, self._slots, self._hashes, self._starts, self._heap,
-                self.size, ids,
-            )  # fmt: skip
-            if state == FULL:
-                self._grow()
-        return ids
