@@ -213,7 +213,7 @@ def run_stage(context: Context, stage: Stage, *, force: bool = False) -> tuple[M
         assert manifest is not None
         logger.info("%s: already done by run %s at %s", stage.name, manifest.run_id, manifest.finished_at)
         return manifest, False
-    with _output_lock(context, stage.name, key):
+    with output_lock(context, stage.name, key):
         return _run(context, stage, key, inputs, expected), True
 
 
@@ -283,7 +283,8 @@ def write_metrics(context: Context, stage: str, metrics: Sequence[Metric]) -> No
 
 
 @contextmanager
-def _output_lock(context: Context, stage: str, key: str) -> Iterator[None]:
+def output_lock(context: Context, stage: str, key: str) -> Iterator[None]:
+    """One writer at a time on an output of a stage; `TransientError` names the holder."""
     directory = storage.join(context.manifests.warehouse, "_locks", f"{stage}.{key}")
     with RunLock(directory, f"{stage} {key!r} of {context.manifests.warehouse}"):
         yield

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wals_spark import schemas, storage
-from wals_spark.cooccurrence.merge import BlockMerger, Cells
+from wals_spark.cooccurrence.merge import BlockMerger, Cells, pack_cells
 from wals_spark.cooccurrence.semantics import Semantics
+from wals_spark.cooccurrence.watch import Done, Heartbeat
 from wals_spark.cooccurrence.window import Tally, WindowCounter
 from wals_spark.encoded import Boundary, Chunk, Span, read_spans
 from wals_spark.errors import InputError
@@ -94,17 +95,24 @@ def packed_frame(spark: SparkSession, job: Job, tasks: Sequence[Sequence[Span]])
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for task in batch.column(0).to_pylist():
-                yield from _packed_batches(count_spans(job, spans[task]))
+                yield from _packed_batches(count_spans(job, spans[task], Heartbeat(job.scratch, f"count-{task}")))
 
     return spark.range(0, len(spans), 1, len(spans)).mapInArrow(run, PACKED_DDL)
 
 
-def count_spans(job: Job, spans: Sequence[Span]) -> Iterator[tuple[int, int, bytes]]:
+def count_spans(
+    job: Job, spans: Sequence[Span], heartbeat: Heartbeat | None = None
+) -> Iterator[tuple[int, int, bytes]]:
     """(block, rows, payload) of all packed rows of a task, then its tally."""
     semantics = job.semantics
     counter = WindowCounter(semantics, job.size, job.block_of, job.memory, job.counts)
+    tally = counter.tally
     for blob in counter.count(_chunks(spans, semantics)):
         yield blob.block, blob.rows, blob.payload
+        if heartbeat is not None:
+            heartbeat.beat(Done(tally.documents, counter.counted_tokens, tally.cells))
+    if heartbeat is not None:
+        heartbeat.beat(Done(tally.documents, tally.tokens, tally.cells), last=True)
     yield 0, TALLY_ROWS, json.dumps(asdict(counter.tally)).encode()
 
 
@@ -132,6 +140,35 @@ def _packed_batch(blobs: list[tuple[int, int, bytes]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         [pa.array(blocks, pa.int32()), pa.array(rows, pa.int32()), pa.array(payloads, pa.binary())], schema=PACKED
     )
+
+
+def repacked_frame(spark: SparkSession, job: Job, paths: Sequence[str]) -> DataFrame:
+    """Sorted files of counts as packed rows by `job`'s blocks: one partition per file."""
+    files = list(paths)
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for index in batch.column(0).to_pylist():
+                yield from _packed_batches(repack_file(job, files[index]))
+
+    return spark.range(0, len(files), 1, len(files)).mapInArrow(run, PACKED_DDL)
+
+
+def repack_file(job: Job, path: str) -> Iterator[tuple[int, int, bytes]]:
+    """(block, rows, payload) of a sorted file of counts."""
+    fs, inner = storage.filesystem(path)
+    with fs.open_input_file(inner) as source:
+        stored = pq.ParquetFile(source)
+        for group in range(stored.num_row_groups):
+            table = stored.read_row_group(group)
+            rows, cols, units = (table[name].to_numpy() for name in ("row_id", "col_id", "units"))
+            block_of = job.block_of[rows]
+            order = np.argsort(block_of, kind="stable")
+            bounds = np.flatnonzero(np.diff(block_of[order])) + 1
+            for part in np.split(order, bounds):
+                cells = Cells(rows[part], cols[part], units[part])
+                for count, payload in pack_cells(cells, BATCH_BYTES):
+                    yield int(block_of[part[0]]), count, payload
 
 
 def by_block(frame: DataFrame, blocks: int) -> DataFrame:
@@ -208,8 +245,12 @@ def _merged(job: Job, block: int, batches: Iterator[pa.RecordBatch]) -> Iterator
                     yield rows, payload
 
     merger = BlockMerger(job.semantics, job.size, job.memory)
-    yield from merger.merge(blobs())
     totals = merger.totals
+    heartbeat = Heartbeat(job.scratch, f"merge-{block}")
+    for part in merger.merge(blobs()):
+        yield part
+        heartbeat.beat(Done(cells=totals.cells))
+    heartbeat.beat(Done(cells=totals.cells), last=True)
     facts = BlockFacts(
         block, totals.cells, totals.pruned_cells, totals.pruned_units, totals.blobs, totals.spilled_bytes, tallies
     )

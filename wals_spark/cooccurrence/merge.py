@@ -210,16 +210,9 @@ class BlockMerger:
         run = _Run()
         limit = max(1 << 14, self._bound // (2 * MAXIMUM_RUNS))
         for part in cells:
-            index = 0
-            buffer = np.empty(limit, np.uint8)
-            while index < len(part):
-                index, used, packed = kernels.pack_rows(part.rows, part.cols, part.units, index, buffer)
-                if packed == 0:
-                    stop = int(np.searchsorted(part.rows, part.rows[index], side="right"))
-                    buffer = np.empty((stop - index) * kernels.MAXIMUM_ENTRY + kernels.ROW_HEADER, np.uint8)
-                    continue
-                run.pieces.append(_Piece(spill.write(buffer[:used]), int(used), int(packed)))
-                self.totals.spilled_bytes += int(used)
+            for rows, payload in pack_cells(part, limit):
+                run.pieces.append(_Piece(spill.write(payload), len(payload), rows))
+                self.totals.spilled_bytes += len(payload)
         return run
 
     def _merge_runs(self, runs: list[_Run], spill: _SpillFile, *, final: bool) -> Iterator[Cells]:
@@ -247,6 +240,19 @@ class BlockMerger:
             current = {number: held for number, held in current.items() if int(held[0][-1]) > high}
 
 
+def pack_cells(cells: Cells, limit: int) -> Iterator[tuple[int, bytes]]:
+    """Sorted cells as (rows, packed rows), in pieces of about `limit` bytes and whole rows."""
+    index = 0
+    buffer = np.empty(limit, np.uint8)
+    while index < len(cells):
+        index, used, packed = kernels.pack_rows(cells.rows, cells.cols, cells.units, index, buffer)
+        if packed:
+            yield int(packed), buffer[:used].tobytes()
+        else:
+            stop = int(np.searchsorted(cells.rows, cells.rows[index], side="right"))
+            buffer = np.empty((stop - index) * kernels.MAXIMUM_ENTRY + kernels.ROW_HEADER, np.uint8)
+
+
 def _row_ids(payload: bytes, rows: int) -> np.ndarray:
     ids = np.empty(rows, np.uint32)
     kernels.index_rows(
@@ -263,12 +269,12 @@ class _SpillFile:
         self._descriptor: int | None = None
         self._size = 0
 
-    def write(self, data: np.ndarray) -> int:
+    def write(self, data: bytes) -> int:
         try:
             if self._descriptor is None:
                 self._descriptor, path = tempfile.mkstemp(prefix="wals-spark-spill-", dir=self._directory)
                 os.unlink(path)
-            offset, view = self._size, memoryview(data.data)
+            offset, view = self._size, memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
         except OSError as error:

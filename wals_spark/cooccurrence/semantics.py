@@ -7,6 +7,7 @@ integers do not depend on their order, so any partitioning, retry or merge gives
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -150,6 +151,16 @@ def semantics_of(config: CooccurrenceConfig, seed: int = 0) -> Semantics:
         left=left,
         right=right,
     )
+
+
+def semantics_from_facts(facts: Mapping[str, Any]) -> Semantics:
+    """The inverse of `Semantics.facts`."""
+    known = {name: value for name, value in facts.items() if name != "weight_error"}
+    sides = {
+        side: tuple(_weights(facts["distance_weighting"], facts[f"window_{side}"], facts["unit"]))
+        for side in ("left", "right")
+    }
+    return Semantics(**known, left=sides["left"], right=sides["right"])
 
 
 def _with_zero(units: tuple[int, ...]) -> np.ndarray:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from wals_spark import schemas, storage
 from wals_spark.config import Config
+from wals_spark.cooccurrence.batches import refuse_folded
+from wals_spark.cooccurrence.tasks import bounded_batches, read_vocabulary, scratch_directory
+from wals_spark.cooccurrence.watch import Watch
 from wals_spark.encoded import list_shards
 from wals_spark.errors import InputError
 from wals_spark.runs import ManifestStore
@@ -23,36 +22,6 @@ from wals_spark.tables.parquet import ParquetTables
 from wals_spark.tokenizer import vocabulary_hash
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the counting needs of the vocabulary table: tokens and counts by id."""
-
-    tokens: list[str]
-    counts: np.ndarray
-
-
-def read_vocabulary(context: Context) -> Vocabulary:
-    """The vocabulary table in the order of the ids.
-
-    Raises
-    ------
-    InputError
-        Ids are missing or doubled.
-    """
-    parts = []
-    for data_file in context.tables.files(schemas.VOCABULARY):
-        fs, path = storage.filesystem(data_file.path)
-        with fs.open_input_file(path) as source:
-            parts.append(pq.ParquetFile(source).read(columns=["token_id", "token", "count"]))
-    table = pa.concat_tables(parts).sort_by("token_id")
-    ids = table["token_id"].to_numpy()
-    if not np.array_equal(ids, np.arange(len(ids))):
-        raise InputError(
-            f"the vocabulary table has ids other than 0 .. {len(ids) - 1}, once each; run vocabulary again"
-        )
-    return Vocabulary(table["token"].to_pylist(), table["count"].to_numpy())
 
 
 def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
@@ -84,7 +53,12 @@ def _run(context: Context) -> Outcome:
     if not plan.tasks:
         raise InputError(f"batch {config.corpus.batch_id!r} has no tokens to count")
     where = {"batch_id": config.corpus.batch_id}
-    with _scratch(context) as scratch, _bounded_batches(context):
+    text_bytes = vocabulary_facts.get("text_bytes")
+    with (
+        scratch_directory(context, config.corpus.batch_id) as scratch,
+        bounded_batches(context),
+        Watch(scratch, plan.tokens, text_bytes, plan.cells),
+    ):
         job = counting.Job(
             semantics,
             blocks_by_rank(vocabulary.counts, plan.blocks),
@@ -137,33 +111,6 @@ def refuse_other_meaning(
                 f"{context.tables.path(schemas.COOCCURRENCE)}: {'; '.join(differences)}. Count it with the same "
                 "settings, drop the other batch (wals-spark drop-batch), or use another warehouse"
             )
-
-
-@contextmanager
-def _scratch(context: Context) -> Iterator[str]:
-    """A directory of this batch that is gone afterwards; what a killed command left is removed first."""
-    base = storage.join(context.manifests.warehouse, "_scratch", f"cooccurrence-{context.config.corpus.batch_id}")
-    storage.remove(base)
-    directory = storage.join(base, uuid.uuid4().hex[:8])
-    storage.make_directory(directory)
-    try:
-        yield directory
-    finally:
-        storage.remove(base)
-
-
-@contextmanager
-def _bounded_batches(context: Context) -> Iterator[None]:
-    """Spark hands packed rows to Python in batches by bytes: 10,000 blobs at a time would be gigabytes."""
-    key = "spark.sql.execution.arrow.maxBytesPerBatch"
-    conf = context.spark.conf
-    before = conf.get(key)
-    conf.set(key, str(16 << 20))
-    try:
-        yield
-    finally:
-        if before is not None:
-            conf.set(key, before)
 
 
 def _write_marginals(context: Context, row_units: np.ndarray, col_units: np.ndarray, where: dict[str, str]) -> None:
@@ -241,10 +188,15 @@ def _outcome(
     return Outcome(outputs, metrics, lines)
 
 
+def _check(config: Config) -> None:
+    refuse_folded(ManifestStore(storage.absolute(config.warehouse)), config.corpus.batch_id)
+
+
 COOCCURRENCE = Stage(
     name="cooccurrence",
     sections=("cooccurrence",),
     key=lambda config: config.corpus.batch_id,
     inputs=_inputs,
     run=_run,
+    check=_check,
 )

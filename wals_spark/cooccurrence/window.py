@@ -62,6 +62,8 @@ class Tally:
 class WindowCounter:
     """Counts chunks of tokens into packed rows, within a bound of memory.
 
+    `tally` says what was read, `counted_tokens` how many of those tokens are counted so far.
+
     Parameters
     ----------
     semantics : Semantics
@@ -85,6 +87,7 @@ class WindowCounter:
     ) -> None:
         self.semantics, self.size = semantics, size
         self.tally = Tally()
+        self.counted_tokens = 0
         self._left, self._right = semantics.weights()
         self._actions = np.array(
             [
@@ -204,7 +207,9 @@ class WindowCounter:
         left32 = self._left.astype(np.uint32) if narrow_fits else np.zeros_like(self._left, np.uint32)
         right32 = self._right.astype(np.uint32) if narrow_fits else np.zeros_like(self._right, np.uint32)
         self.tally.chunks += 1
-        for block, rows in zip(self._blocks, self._rows, strict=True):
+        before = self.counted_tokens
+        for number, (block, rows) in enumerate(zip(self._blocks, self._rows, strict=True)):
+            self.counted_tokens = before + (self.tally.tokens - before) * number // len(self._blocks)
             index = pending = 0
             buffer = np.empty(self._blob_bytes, np.uint8)
             while index < len(rows):

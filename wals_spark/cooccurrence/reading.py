@@ -1,0 +1,72 @@
+"""The counts of a warehouse in memory, without Spark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from wals_spark import schemas, storage
+from wals_spark.errors import InputError
+from wals_spark.matrix import to_scipy
+from wals_spark.runs import ManifestStore
+from wals_spark.tables import open_tables
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from scipy.sparse import csr_matrix
+
+
+@dataclass(frozen=True)
+class CountMatrix:
+    """Weighted counts with the tokens of their rows and columns.
+
+    Attributes
+    ----------
+    counts : csr_matrix of shape (V, V), float64
+    tokens : list of str of length V
+    """
+
+    counts: csr_matrix
+    tokens: list[str]
+
+
+def read_matrix(warehouse: str, batches: Sequence[str] = ("all",)) -> CountMatrix:
+    """The exact sum of batches, from Parquet or Delta tables.
+
+    Raises
+    ------
+    InputError
+        A batch is missing, or batches have different units.
+    """
+    warehouse = storage.absolute(warehouse)
+    manifests = ManifestStore(warehouse)
+    names = manifests.keys("cooccurrence") if tuple(batches) == ("all",) else list(batches)
+    if not names:
+        raise InputError(f"there are no counts in {warehouse}; run `wals-spark cooccurrence` first")
+    outputs = [manifests.require("cooccurrence", name).outputs for name in names]
+    units = {found["unit"] for found in outputs}
+    if len(units) != 1:
+        raise InputError(f"the batches {', '.join(names)} have different units: {sorted(units)}")
+    is_delta = storage.exists(storage.join(warehouse, schemas.COOCCURRENCE.name, "_delta_log"))
+    tables = open_tables("delta" if is_delta else "parquet", warehouse, _no_session)
+    paths = [
+        data_file.path
+        for name, found in zip(names, outputs, strict=True)
+        if found["nnz"]
+        for data_file in tables.files(schemas.COOCCURRENCE, {"batch_id": name})
+    ]
+    tokens: dict[int, str] = {}
+    for data_file in tables.files(schemas.VOCABULARY):
+        fs, path = storage.filesystem(data_file.path)
+        with fs.open_input_file(path) as source:
+            part = pq.ParquetFile(source).read(columns=["token_id", "token"])
+        tokens.update(zip(part["token_id"].to_pylist(), part["token"].to_pylist(), strict=True))
+    size = len(tokens)
+    return CountMatrix(to_scipy(paths, unit=units.pop(), shape=(size, size)), [tokens[i] for i in range(size)])
+
+
+def _no_session() -> SparkSession:
+    raise AssertionError("reading files needs no Spark session")
