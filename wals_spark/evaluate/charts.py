@@ -42,7 +42,7 @@ class Row:
     value, low, high : float
     text : str
         Right of the plot.
-    verdict : {"better", "worse", "unclear", ""}
+    verdict : {"better", "worse", "unclear", "control", ""}
         Colours the mark.
     """
 

@@ -9,8 +9,8 @@ frequent tokens, the three given ones excluded from the answers:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,12 +37,15 @@ class Similarity:
     rho : Interval
         Spearman's rho over the covered pairs; the interval resamples pairs.
     pairs, covered : int
+    controls : mapping of name -> Interval
+        rho of other vectors of the same tokens.
     """
 
     name: str
     rho: Interval
     pairs: int
     covered: int
+    controls: Mapping[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Analogy:
     questions, covered : int
     sections : mapping
         Section -> (covered questions, accuracy by 3CosAdd, by 3CosMul).
+    controls : mapping of name -> Interval
+        Accuracy by 3CosAdd of other vectors of the same tokens.
     """
 
     name: str
@@ -65,6 +70,7 @@ class Analogy:
     questions: int
     covered: int
     sections: dict[str, tuple[int, float, float]]
+    controls: Mapping[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,9 @@ def between(interval: Interval, digits: int = 3, *, sign: bool = False) -> str:
     return f"[{show(interval.low, digits)}, {show(interval.high, digits)}]"
 
 
+CONTROLS = {"permuted": "rows permuted", "random": "random vectors", "svd": "truncated SVD"}
+
+
 def _word(difference: Interval, figure: str) -> str:
     return {"better": "better", "worse": "worse", "unclear": NOT_CLEAR}[verdict(difference, figure)]
 
@@ -315,34 +318,51 @@ def intrinsic_section(data: ReportData) -> Section:
     parts: list[Markup] = []
     if data.similarity:
         parts.append(_paragraph("Rank correlation (Spearman) of cosines with human ratings."))
-        rows = [
-            Row(
-                label=item.name,
-                note=f"{item.covered:,} of {item.pairs:,} pairs",
-                value=item.rho.value,
-                low=item.rho.low,
-                high=item.rho.high,
-                text=f"{plain(item.rho.value)} {between(item.rho)}",
+        rows = []
+        for item in data.similarity:
+            rows.append(
+                Row(
+                    label=item.name,
+                    note=f"{item.covered:,} of {item.pairs:,} pairs",
+                    value=item.rho.value,
+                    low=item.rho.low,
+                    high=item.rho.high,
+                    text=f"{plain(item.rho.value)} {between(item.rho)}",
+                )
             )
-            for item in data.similarity
-        ]
+            rows += [
+                Row(
+                    CONTROLS.get(name, name),
+                    rho.value,
+                    rho.low,
+                    rho.high,
+                    f"{plain(rho.value)} {between(rho)}",
+                    "control",
+                )
+                for name, rho in item.controls.items()
+            ]
         parts.append(interval_plot(rows, zero=True, scale_label="Spearman's ρ"))
         missing = [item.name for item in data.similarity if not math.isfinite(item.rho.value)]
         if missing:
             parts.append(_paragraph(f"Too few pairs covered: {', '.join(missing)}.", "quiet"))
-    for item in data.analogies:
-        parts.append(Markup("<h3>Analogies: {}</h3>").format(item.name))
-        if not item.covered:
+    for questions in data.analogies:
+        parts.append(Markup("<h3>Analogies: {}</h3>").format(questions.name))
+        if not questions.covered:
             parts.append(_paragraph("No question is covered by the vocabulary.", "quiet"))
             continue
+        beside = "".join(
+            f" {CONTROLS.get(name, name).capitalize()}: {plain(found.value)} {between(found)}."
+            for name, found in questions.controls.items()
+        )
         parts.append(
             _paragraph(
-                f"{item.covered:,} of {item.questions:,} questions covered. 3CosAdd {plain(item.add.value)} "
-                f"{between(item.add)}, 3CosMul {plain(item.mul.value)} {between(item.mul)}."
+                f"{questions.covered:,} of {questions.questions:,} questions covered. 3CosAdd "
+                f"{plain(questions.add.value)} {between(questions.add)}, 3CosMul {plain(questions.mul.value)} "
+                f"{between(questions.mul)}.{beside}"
             )
         )
-        rows_ = [[name, f"{n:,}", plain(add), plain(mul)] for name, (n, add, mul) in item.sections.items()]
-        parts.append(_details("By section", _table(["section", "questions", "3CosAdd", "3CosMul"], rows_)))
+        by_section = [[name, f"{n:,}", plain(add), plain(mul)] for name, (n, add, mul) in questions.sections.items()]
+        parts.append(_details("By section", _table(["section", "questions", "3CosAdd", "3CosMul"], by_section)))
     if data.geometry is not None and math.isfinite(data.geometry.mean_cosine):
         shape = data.geometry
         parts.append(Markup("<h3>Shape</h3>"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,34 +13,34 @@ import pyarrow.parquet as pq
 
 from wals_spark import schemas, storage
 from wals_spark.config import Config
-from wals_spark.errors import ConfigError, InputError
+from wals_spark.errors import ConfigError, GateError, InputError
+from wals_spark.evaluate import controls
 from wals_spark.evaluate.charts import Point
 from wals_spark.evaluate.intrinsic import (
     Analogy,
     Geometry,
     Similarity,
-    analogy,
     geometry,
     read_pairs,
     read_questions,
-    similarity,
+    score_vectors,
 )
 from wals_spark.evaluate.masked import POOL, MaskedResult, make_task, measure
 from wals_spark.evaluate.report import ReportData, StageTime, Training, between, plain, render, signed, verdict
 from wals_spark.factors.neighbours import normalise
 from wals_spark.factors.stages import NEIGHBOURS_FILE
 from wals_spark.factors.store import Vectors, read_vectors
-from wals_spark.factors.words import WordIndex
 from wals_spark.mlm.data import encode, pack, special_ids
 from wals_spark.mlm.loss import fresh_masked_lm, load_masked_lm
 from wals_spark.mlm.statistics import Interval
 from wals_spark.runs import Manifest, ManifestStore, now, package_versions
-from wals_spark.stage import Context, Metric, Outcome, Stage
+from wals_spark.stage import Context, Metric, Outcome, Stage, write_metrics
 from wals_spark.tokenizer import load_tokenizer
 
 PRETRAIN_PREFIX = "pretrain."
 """Metrics of masked-LM training runs that the report shows: stage ``pretrain.<name>``, rows ``loss`` by step."""
 DIFFERENCE_PREFIX = "difference."
+BEFORE, AFTER = "before", "after"
 
 
 def _key(config: Config) -> str:
@@ -66,7 +68,8 @@ def _inputs(config: Config, manifests: ManifestStore) -> list[tuple[str, str]]:
 
 
 def _compares_models(config: Config) -> bool:
-    return config.inject.mode != "none" and config.evaluate.masked_lm
+    """Whether there are two checkpoints of one vocabulary: losses over different tokens are no comparison."""
+    return config.inject.mode not in ("none", "extend", "trim") and config.evaluate.masked_lm
 
 
 def _check(config: Config) -> None:
@@ -76,6 +79,12 @@ def _check(config: Config) -> None:
         read_questions(path)
     if not _compares_models(config):
         return
+    reserved = {BEFORE, AFTER} & set(config.evaluate.checkpoints)
+    if reserved:
+        raise ConfigError(f"evaluate.checkpoints: {', '.join(sorted(reserved))} is the name of an arm; take another")
+    for name, path in config.evaluate.checkpoints.items():
+        if path.startswith((".", "/", "~")) and not storage.exists(path):
+            raise InputError(f"evaluate.checkpoints.{name}: there is no checkpoint at {path}")
     if config.vocabulary.kind != "tokenizer" or config.vocabulary.tokenizer is None:
         raise ConfigError(
             f"evaluate.masked_lm needs vocabulary.kind: tokenizer and vocabulary.tokenizer, found kind "
@@ -95,7 +104,12 @@ def _identity(config: Config) -> Any:
         path: hashlib.sha256(storage.read_bytes(path)).hexdigest()
         for path in (*config.evaluate.similarity, *config.evaluate.analogies)
     }
-    return {"files": files}
+    checkpoints = {
+        name: [(info.path, info.size, info.mtime_ns) for info in storage.list_files(path)]
+        for name, path in config.evaluate.checkpoints.items()
+        if storage.exists(path)
+    }
+    return {"files": files, "checkpoints": checkpoints}
 
 
 def held_out_texts(context: Context, limit: int) -> list[str]:
@@ -153,42 +167,80 @@ def compare_models(context: Context, counts: np.ndarray) -> MaskedResult:
         probe_targets=section.probe_targets,
     )
     after = storage.local_path(model_directory(context))
+    fresh = config.inject.mode == "init"
     models: dict[str, Callable[[], Any]] = {
-        "before": lambda: (
-            fresh_masked_lm(before, config.seed) if config.inject.mode == "init" else load_masked_lm(before)
-        ),
-        "after": lambda: load_masked_lm(after),
+        BEFORE: partial(fresh_masked_lm, before, config.seed) if fresh else partial(load_masked_lm, before),
+        AFTER: partial(load_masked_lm, after),
+        **{name: partial(load_masked_lm, path) for name, path in section.checkpoints.items()},
     }
     return measure(task, models, resamples=section.bootstrap, seed=config.seed, batch_size=section.batch_size)
 
 
-def score_files(config: Config, vectors: Vectors) -> tuple[list[Similarity], list[Analogy], Geometry]:
-    """The vectors on every file of the configuration."""
+def score_files(
+    config: Config, vectors: Vectors, controls: Mapping[str, np.ndarray]
+) -> tuple[list[Similarity], list[Analogy], Geometry]:
+    """The vectors, and the controls in their place, on every file of the configuration."""
     section = config.evaluate
-    index, unit = WordIndex(vectors.tokens), normalise(vectors.matrix)
-    order = np.argsort(-vectors.counts, kind="stable")
-    similarities = [
-        similarity(path, index, unit, resamples=section.bootstrap, seed=config.seed) for path in section.similarity
-    ]
-    analogies = [
-        analogy(
-            path,
-            index,
-            unit,
-            order,
+    files = [*section.similarity, *section.analogies]
+
+    def scored(matrix: np.ndarray) -> list[Similarity | Analogy]:
+        return score_vectors(
+            vectors.tokens,
+            matrix,
+            files,
+            counts=vectors.counts,
             search=section.search_vocabulary,
             resamples=section.bootstrap,
             seed=config.seed,
         )
-        for path in section.analogies
-    ]
+
+    others = {name: scored(matrix) for name, matrix in controls.items()}
+    similarities, analogies = [], []
+    for place, item in enumerate(scored(vectors.matrix)):
+        beside = {name: found[place] for name, found in others.items()}
+        if isinstance(item, Similarity):
+            rhos = {name: found.rho for name, found in beside.items() if isinstance(found, Similarity)}
+            similarities.append(replace(item, controls=rhos))
+        else:
+            accuracies = {name: found.add for name, found in beside.items() if isinstance(found, Analogy)}
+            analogies.append(replace(item, controls=accuracies))
+    unit = normalise(vectors.matrix)
     return similarities, analogies, geometry(unit, vectors.matrix, vectors.counts, config.seed)
+
+
+def make_controls(context: Context, vectors: Vectors) -> dict[str, np.ndarray]:
+    """The control vectors that the configuration names; none where there is no file to try them on."""
+    section, seed = context.config.evaluate, context.config.seed
+    if not (section.similarity or section.analogies):
+        return {}
+    makers: dict[str, Callable[[], np.ndarray]] = {
+        "permuted": lambda: controls.permuted(vectors.matrix, vectors.counts, seed),
+        "random": lambda: controls.random(vectors.matrix, vectors.counts, seed),
+        "svd": lambda: controls.svd(context, vectors.matrix.shape[1]),
+    }
+    return {name: makers[name]() for name in section.controls}
+
+
+def regressions(result: MaskedResult, margin: float) -> list[str]:
+    """What is clearly worse after injection, in words: losses whose 95 % interval lies above `margin`."""
+    found = []
+    change = result.differences[AFTER]["nll"]
+    if change.low > margin:
+        found.append(f"masked-LM loss {signed(change.value)} {between(change, sign=True)} nats")
+    for bucket in result.buckets:
+        change = bucket.differences[AFTER]["nll"]
+        if change.low > margin:
+            found.append(
+                f"{bucket.probe} probe of tokens seen {bucket.name} times {signed(change.value)} "
+                f"{between(change, sign=True)} nats"
+            )
+    return found
 
 
 def _run(context: Context) -> Outcome:
     config = context.config
     vectors = read_vectors(context.tables, config.run_id, config.evaluate.combine)
-    similarities, analogies, shape = score_files(config, vectors)
+    similarities, analogies, shape = score_files(config, vectors, make_controls(context, vectors))
     masked = compare_models(context, vectors.counts) if _compares_models(config) else None
     data = report_data(context, vectors, similarities, analogies, shape, masked)
     name = "report.html" if config.inject.mode == "none" else f"report-{config.inject.mode}.html"
@@ -196,6 +248,14 @@ def _run(context: Context) -> Outcome:
     storage.write_bytes(path, render(data).encode())
     metrics = [*vector_metrics(similarities, analogies, shape), *(masked_metrics(masked) if masked else [])]
     summary = summary_lines(similarities, analogies, masked)
+    worse = regressions(masked, config.evaluate.gate_margin) if masked and config.evaluate.gate else []
+    if worse:
+        write_metrics(context, _label(config) or "evaluate", metrics)
+        raise GateError(
+            f"evaluate: {model_directory(context)} is worse than {config.inject.checkpoint}: {'; '.join(worse)}. "
+            f"Figures: {path}. Set evaluate.gate_margin to what is acceptable, or evaluate.gate to false",
+            details={"regressions": worse, "report": path},
+        )
     return Outcome(
         outputs={"paths": [path], "report": path, "summary": summary},
         metrics=metrics,
@@ -217,11 +277,15 @@ def vector_metrics(similarities: Sequence[Similarity], analogies: Sequence[Analo
         metrics.append(Metric(f"similarity.{item.name}.coverage", item.covered / item.pairs))
         if np.isfinite(item.rho.value):
             metrics.append(_metric(f"similarity.{item.name}", item.rho))
+            metrics += [_metric(f"similarity.{item.name}.{name}", rho) for name, rho in item.controls.items()]
     for questions in analogies:
         metrics.append(Metric(f"analogy.{questions.name}.coverage", questions.covered / questions.questions))
         if questions.covered:
             metrics.append(_metric(f"analogy.{questions.name}.3cosadd", questions.add))
             metrics.append(_metric(f"analogy.{questions.name}.3cosmul", questions.mul))
+            metrics += [
+                _metric(f"analogy.{questions.name}.{name}", found) for name, found in questions.controls.items()
+            ]
     if np.isfinite(shape.mean_cosine):
         metrics.append(Metric("geometry.mean_cosine", shape.mean_cosine))
         metrics.append(Metric("geometry.effective_rank", shape.effective_rank))
@@ -254,6 +318,7 @@ def summary_lines(
     for item in similarities:
         lines.append(
             f"{item.name}: Spearman {plain(item.rho.value)} {between(item.rho)}, {item.covered} of {item.pairs} pairs"
+            + "".join(f", {name} {plain(rho.value)} {between(rho)}" for name, rho in item.controls.items())
         )
     for questions in analogies:
         lines.append(
@@ -366,6 +431,8 @@ def _injection(config: Config, manifest: Manifest | None) -> dict[str, str]:
     gate = manifest.outputs.get("gate")
     if isinstance(gate, Mapping) and gate.get("reason"):
         facts["gate"] = str(gate["reason"])
+    if config.evaluate.masked_lm and not _compares_models(config):
+        facts["masked-LM loss"] = "not compared: before and after have different tokens"
     return {**facts, **_scalars(manifest.outputs)}
 
 

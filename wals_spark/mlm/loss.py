@@ -44,11 +44,17 @@ def load_masked_lm(source: str) -> Any:
     """
     import torch
     from transformers import AutoModelForMaskedLM
+    from transformers.utils import logging as transformers_logging
 
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load a masked-LM model from {source}: {error}") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
     if info["missing_keys"]:
         raise InputError(
             f"{source} lacks {len(info['missing_keys'])} weights of a masked-LM model "

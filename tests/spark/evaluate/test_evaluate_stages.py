@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from wals_spark import schemas
-from wals_spark.errors import ConfigError, InputError
+from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.evaluate.stages import EVALUATE, held_out_texts, read_metrics
 from wals_spark.runs import Manifest
 from wals_spark.stage import Metric, run_stage, write_metrics
@@ -103,6 +103,90 @@ def test_before_and_after_of_an_injected_checkpoint(context, tiny_model, tmp_pat
     assert manifest.outputs["report"].endswith("report-blend.html")
     assert 'class="chip worse">worse' in Path(manifest.outputs["report"]).read_text()
     assert run_stage(made, EVALUATE)[1] is False
+
+
+@pytest.fixture
+def worse(tiny_model, tmp_path):
+    """A checkpoint and one that is clearly worse."""
+    import torch
+
+    before, after = str(tmp_path / "before"), str(tmp_path / "after")
+    tiny_model.save_pretrained(before)
+    with torch.no_grad():
+        tiny_model.lm_head.bias[:5] += 5.0
+    tiny_model.save_pretrained(after)
+    return before, after
+
+
+def injected(context, before, after, **values):
+    made = context(inject__mode="blend", inject__checkpoint=before, inject__output=after, **values)
+    made.manifests.write(Manifest("inject", "default.blend", "complete", "i", "default"))
+    return made
+
+
+def test_the_gate_refuses_what_is_worse_and_leaves_report_and_figures(context, worse):
+    made = injected(context, *worse, evaluate__gate=True)
+    with pytest.raises(GateError, match=r"masked-LM loss \+\d") as error:
+        run_stage(made, EVALUATE)
+    assert error.value.exit_code == 3
+    assert Path(made.run.path("report-blend.html")).is_file()
+    assert "masked_lm.after-before.nll" in {row["name"] for row in read_metrics(made)["evaluate.blend"]}
+    manifest = made.manifests.find("evaluate", "default.blend")
+    assert manifest.state == "refused"
+    assert len(manifest.outputs["regressions"]) >= 1
+
+
+def test_the_gate_lets_pass_what_is_no_worse_than_its_margin(context, worse):
+    before, after = worse
+    assert run_stage(injected(context, *worse, evaluate__gate=True, evaluate__gate_margin=20.0), EVALUATE)[1]
+    assert run_stage(injected(context, after, before, evaluate__gate=True), EVALUATE)[1]
+
+
+def test_further_checkpoints_are_measured_on_the_same_masks(context, worse):
+    made = injected(context, *worse, evaluate__checkpoints={"control": worse[0]})
+    run_stage(made, EVALUATE)
+    rows = {row["name"]: row["value"] for row in read_metrics(made)["evaluate.blend"]}
+    assert rows["masked_lm.control.nll"] == rows["masked_lm.before.nll"]
+    assert rows["masked_lm.control-before.nll"] == 0
+    assert rows["masked_lm.after-before.nll"] > 0
+
+
+def test_further_checkpoints_are_checked_before_anything_runs(make_config, saved_tokenizer):
+    settings = {"inject__mode": "blend", "vocabulary__tokenizer": saved_tokenizer}
+    with pytest.raises(InputError, match=r"evaluate\.checkpoints\.control: there is no checkpoint"):
+        EVALUATE.check(make_config(**settings, evaluate__checkpoints={"control": "/nowhere"}))
+    with pytest.raises(ConfigError, match="before is the name of an arm"):
+        EVALUATE.check(make_config(**settings, evaluate__checkpoints={"before": "hub/name"}))
+
+
+def test_vocabularies_that_differ_are_not_compared(context, worse):
+    made = context(inject__mode="trim", inject__checkpoint=worse[0], inject__output=worse[1])
+    made.manifests.write(Manifest("inject", "default.trim", "complete", "i", "default"))
+    manifest, _ = run_stage(made, EVALUATE)
+    assert "not compared: before and after have different tokens" in Path(manifest.outputs["report"]).read_text()
+
+
+def test_controls_stand_beside_the_vectors(context, tmp_path):
+    (tmp_path / "pairs.txt").write_text("the cat 1\ncat dog 2\nred old 3\n")
+    made = context(
+        evaluate__similarity=(str(tmp_path / "pairs.txt"),), evaluate__controls=("permuted", "random", "svd")
+    )
+    pairs = [(i, j) for i in range(5, 23) for j in range(5, 23) if i != j]
+    cells = pa.table(
+        {
+            "row_id": pa.array([i for i, _ in pairs], pa.int32()),
+            "col_id": pa.array([j for _, j in pairs], pa.int32()),
+            "units": pa.array([1 + (i * j) % 7 for i, j in pairs], pa.int64()),
+        }
+    )
+    made.tables.replace_rows(schemas.COOCCURRENCE, cells, {"batch_id": "default", "row_block": "0"})
+    outputs = {"batches": ["default"], "vocabulary_size": 23}
+    made.manifests.write(Manifest("train", "default", "complete", "t", "default", outputs=outputs))
+    manifest, _ = run_stage(made, EVALUATE)
+    names = {row["name"] for row in read_metrics(made)["evaluate"]}
+    assert {"similarity.pairs.permuted", "similarity.pairs.random", "similarity.pairs.svd"} <= names
+    page = Path(manifest.outputs["report"]).read_text()
+    assert all(label in page for label in ("rows permuted", "random vectors", "truncated SVD"))
 
 
 def test_init_is_compared_with_random_weights(context, tiny_model, tmp_path):
