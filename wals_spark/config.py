@@ -332,6 +332,11 @@ class InjectConfig(Section):
         description="With general_batches, what the head bias moves to: the domain's frequency, or that of general and "
         "domain together, which costs next to nothing on general text.",
     )
+    shift: Annotated[float, Field(ge=0, le=2)] | Literal["auto"] = Field(
+        0.0,
+        description="blend, replace: how far rows move by what the domain adds to a token's use (the difference of two "
+        "fold-ins; needs general_batches); auto = chosen on text.",
+    )
     extend_rows: Literal["factors", "subtokens", "mean", "overlap"] = Field(
         "factors", description="extend: rows of new tokens from factors, or one of the baselines to compare with."
     )
@@ -345,6 +350,14 @@ class InjectConfig(Section):
     force: bool = Field(False, description="Write in spite of the gate; recorded in injection.json.")
     overwrite: bool = Field(False, description="Replace an output directory that exists, atomically.")
 
+    @model_validator(mode="after")
+    def _shift_has_what_it_needs(self) -> InjectConfig:
+        if self.shift != 0 and not self.general_batches:
+            raise ValueError("shift compares the domain with general text: name batches of it in general_batches")
+        if self.shift != 0 and self.combine != "u":
+            raise ValueError(f"shift moves row factors: combine must be u, found {self.combine}")
+        return self
+
 
 class EvaluateConfig(Section):
     """What is measured before and after."""
@@ -357,7 +370,19 @@ class EvaluateConfig(Section):
     search_vocabulary: int = Field(
         30_000, ge=4, description="Analogy answers are sought among so many of the most frequent tokens."
     )
+    controls: tuple[Literal["permuted", "random", "svd"], ...] = Field(
+        ("permuted",),
+        description="What the vectors are compared with on these files: their rows permuted, random vectors, "
+        "a truncated SVD of the same counts' PPMI.",
+    )
     masked_lm: bool = Field(True, description="Masked-LM loss and rare-token accuracy, where there is a checkpoint.")
+    checkpoints: dict[str, str] = Field(
+        default_factory=dict, description="Further checkpoints on the same masks, by name: controls, other arms."
+    )
+    gate: bool = Field(
+        False, description="Refuse (exit 3) when the masked-LM loss, or that of a bucket of tokens, is clearly worse."
+    )
+    gate_margin: float = Field(0.0, ge=0, description="gate: nats that the loss may be worse.")
     documents: int = Field(400, ge=1, description="Held-out documents used at most.")
     sequence_length: int = Field(128, ge=8, le=512, description="Tokens per sequence.")
     sequences: int = Field(512, ge=1, description="Sequences used at most.")
