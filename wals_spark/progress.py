@@ -15,6 +15,7 @@ logger = logging.getLogger("wals_spark")
 
 def setup_logging() -> None:
     """Log lines to standard error, for commands; a library user's own logging is left alone."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     level = os.environ.get("WALS_SPARK_LOG_LEVEL", "INFO").upper()
     if not logger.handlers:
         handler = logging.StreamHandler()
