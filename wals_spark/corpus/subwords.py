@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wals_spark.corpus.batch import Batch, Longs
-from wals_spark.corpus.bytelevel import ByteLevelEncoder, is_supported
 from wals_spark.corpus.reference import SENTENCE_END
 from wals_spark.corpus.words import Encoded, punctuation, sentence_ends
 from wals_spark.encoded import SPECIAL
@@ -20,22 +22,38 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.int32]
 _NEWLINE = 0x0A
+_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=\S)")
+CALL_CHARACTERS = 1 << 20
+"""Characters that go to the tokenizer in one call, about 40 MB of its memory; longer documents are cut."""
 
 
 @lru_cache(maxsize=2)
-def load(serialized: str) -> tuple[Tokenizer, ByteLevelEncoder | None]:
-    """The tokenizer of a worker process, parsed once, and its quick encoder where there is one."""
+def load(serialized: str) -> Tokenizer:
+    """The tokenizer of a worker process, parsed once."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(serialized)
-    return tokenizer, ByteLevelEncoder(tokenizer) if is_supported(serialized) else None
+    return Tokenizer.from_str(serialized)
+
+
+def is_byte_level(serialized: str) -> bool:
+    """Whether the tokens of a text are its bytes, one character of a token for each (GPT-2, RoBERTa and their kin)."""
+    rules = json.loads(serialized)
+    before = rules.get("pre_tokenizer") or {}
+    return (
+        rules.get("normalizer") is None
+        and before.get("type") == "ByteLevel"
+        and not before.get("add_prefix_space")
+        and not rules["model"].get("continuing_subword_prefix")
+        and not rules["model"].get("end_of_word_suffix")
+    )
 
 
 class SubwordEncoder:
     """Encodes batches with a tokenizer; special tokens in the text become `SPECIAL`."""
 
     def __init__(self, serialized: str, special_ids: frozenset[int], size: int) -> None:
-        self.tokenizer, self.quick = load(serialized)
+        self.tokenizer = load(serialized)
+        self.byte_level = is_byte_level(serialized)
         self.size = size
         self._special = np.zeros(size, bool)
         self._special[list(special_ids)] = True
@@ -48,27 +66,40 @@ class SubwordEncoder:
 
     def encode(self, batch: Batch) -> Encoded:
         """Token ids of documents, with the ends of paragraphs and sentences."""
-        if self.quick is not None:
-            tokens, offsets = self.quick.encode(batch)
+        ids, spans = self._encode_texts([batch.text(index).decode() for index in range(len(batch))])
+        offsets = np.zeros(len(batch) + 1, np.int64)
+        np.cumsum([len(part) for part in ids], out=offsets[1:])
+        tokens = np.concatenate([np.zeros(0, np.int32), *ids])
+        if self.byte_level:
             breaks, break_offsets = self._byte_level_breaks(batch, tokens, offsets)
         else:
-            tokens, offsets, breaks, break_offsets = self._by_tokenizer(batch)
+            breaks, break_offsets = _joined(
+                [find_breaks(batch.text(index).decode(), span) for index, span in enumerate(spans)]
+            )
         tokens[self._special[tokens]] = SPECIAL
         return Encoded(tokens, offsets, breaks, break_offsets)
 
-    def _by_tokenizer(self, batch: Batch) -> tuple[Ints, Longs, Ints, Longs]:
-        texts = [batch.text(index).decode() for index in range(len(batch))]
-        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        offsets = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([len(encoding) for encoding in encodings], out=offsets[1:])
-        tokens = np.empty(int(offsets[-1]), np.int32)
-        breaks: list[Ints] = []
-        for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
-            tokens[offsets[index] : offsets[index + 1]] = encoding.ids
-            breaks.append(find_breaks(text, np.array(encoding.offsets, np.int64).reshape(-1, 2)))
-        break_offsets = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([len(ends) for ends in breaks], out=break_offsets[1:])
-        return tokens, offsets, np.concatenate([np.zeros(0, np.int32), *breaks]), break_offsets
+    def _encode_texts(self, texts: list[str]) -> tuple[list[Ints], list[Longs]]:
+        """Ids of each text, and the spans of its tokens where bytes do not say them; in calls of bounded memory."""
+        ids: list[list[Ints]] = [[] for _ in texts]
+        spans: list[list[Longs]] = [[] for _ in texts]
+        parts = [(index, start, part) for index, text in enumerate(texts) for start, part in cut_long(text)]
+        # Without offsets encoding is quicker; byte-level tokens say themselves where they are.
+        tokenizer = self.tokenizer
+        encode: Callable[..., Any] = tokenizer.encode_batch_fast if self.byte_level else tokenizer.encode_batch
+        first = held = 0
+        for last, (_, _, text) in enumerate(parts, start=1):
+            held += len(text)
+            if held < CALL_CHARACTERS and last < len(parts):
+                continue
+            group = parts[first:last]
+            encodings = encode([part for _, _, part in group], add_special_tokens=False)
+            for (index, start, _), encoding in zip(group, encodings, strict=True):
+                ids[index].append(np.array(encoding.ids, np.int32))
+                if not self.byte_level:
+                    spans[index].append(np.array(encoding.offsets, np.int64).reshape(-1, 2) + start)
+            first, held = last, 0
+        return [_flat(found) for found in ids], [np.concatenate(found) for found in spans if found]
 
     def _byte_level_breaks(self, batch: Batch, tokens: Ints, offsets: Longs) -> tuple[Ints, Longs]:
         """As `find_breaks`, on bytes: byte-level tokens are the text's bytes, so their lengths say where they are."""
@@ -90,7 +121,30 @@ class SubwordEncoder:
             text = batch.text(index).decode()
             encoding = self.tokenizer.encode(text, add_special_tokens=False)
             parts[index] = find_breaks(text, np.array(encoding.offsets, np.int64).reshape(-1, 2))
-        return np.concatenate(parts), np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+        return _joined(parts)
+
+
+def cut_long(text: str) -> Iterator[tuple[int, str]]:
+    """A text in parts of about `CALL_CHARACTERS`, with their positions; a usual document is one part.
+
+    The cuts are before a space between two ASCII letters, or after a lone line feed between two characters that
+    are no white space: there no piece of a GPT-2 or whitespace pre-tokenizer goes across.
+    """
+    start = 0
+    while len(text) - start > CALL_CHARACTERS and (found := _SAFE_CUT.search(text, start + CALL_CHARACTERS)):
+        yield start, text[start : found.start()]
+        start = found.start()
+    yield start, text[start:]
+
+
+def _flat(parts: list[Ints]) -> Ints:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _joined(parts: list[Ints]) -> tuple[Ints, Longs]:
+    bounds = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([len(part) for part in parts], out=bounds[1:])
+    return np.concatenate([np.zeros(0, np.int32), *parts]), bounds
 
 
 def find_breaks(text: str, spans: Longs) -> Ints:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import random
 import re
 
@@ -8,12 +7,11 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from wals_spark.corpus import bytelevel
+from wals_spark.corpus import subwords
 from wals_spark.corpus.batch import from_texts
-from wals_spark.corpus.bytelevel import ByteLevelEncoder, is_supported
 from wals_spark.corpus.reference import SENTENCE_END
-from wals_spark.corpus.subwords import SubwordEncoder, find_breaks
-from wals_spark.corpus.words import RULES, punctuation, sentence_ends
+from wals_spark.corpus.subwords import SubwordEncoder, find_breaks, is_byte_level
+from wals_spark.corpus.words import punctuation, sentence_ends
 from wals_spark.encoded import SPECIAL
 
 LETTERS = (
@@ -47,62 +45,6 @@ def tokenizer():
     return trained
 
 
-def by_tokenizer(tokenizer, texts):
-    return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-
-
-def by_encoder(encoder, texts):
-    tokens, offsets = encoder.encode(to_batch(texts))
-    return [tokens[low:high].tolist() for low, high in itertools.pairwise(offsets)]
-
-
-def test_ids_equal_the_tokenizers(tokenizer):
-    encoder = ByteLevelEncoder(tokenizer)
-    for seed in range(3):
-        texts = ["", *random_texts(seed), *ENGLISH]
-        assert by_encoder(encoder, texts) == by_tokenizer(tokenizer, texts)
-
-
-def test_documents_with_added_tokens_equal_the_tokenizers(tokenizer):
-    texts = ["<s>", "a <mask> b", "a<s>", "<mask", "x", "  <mask>  <mask> 's", "<<s>s>"]
-    assert by_encoder(ByteLevelEncoder(tokenizer), texts) == by_tokenizer(tokenizer, texts)
-
-
-def test_pieces_equal_the_pre_tokenizers_for_every_character():
-    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    known = [code for code in range(0x40000) if not 0xD800 <= code < 0xE000 and bytelevel.classes()[code] != RULES]
-    texts = [
-        "".join(f"a{c}b {c} 1{c}2 !{c}?{c}{c} 's{c}" for c in map(chr, known[start : start + 512]))
-        for start in range(0, len(known), 512)
-    ]
-    encoder = ByteLevelEncoder(Tokenizer(models.BPE()))
-    batch = to_batch(texts)
-    pieces, ends = np.empty(len(batch.data), np.int32), np.zeros(len(texts) + 1, np.int64)
-    done = 0
-    while done < len(texts):
-        done, state = encoder._scan(batch, done, pieces, ends)
-        if state:
-            encoder._index._grow()
-    lengths = np.diff(encoder._index.starts)
-    for index, text in enumerate(texts):
-        expected = [len(piece) for piece, _ in splitter.pre_tokenize_str(text)]
-        assert lengths[pieces[ends[index] : ends[index + 1]]].tolist() == expected
-
-
-def test_characters_unknown_to_this_python_go_to_the_tokenizer(tokenizer):
-    unknown = chr(int(np.flatnonzero(bytelevel.classes()[:0x3000] == RULES)[0]))
-    texts = [f"a{unknown}b 's", "plain", unknown, "\U000e0100x", "\U000f0000"]
-    assert by_encoder(ByteLevelEncoder(tokenizer), texts) == by_tokenizer(tokenizer, texts)
-
-
-def test_forgetting_pieces_changes_nothing(tokenizer, monkeypatch):
-    monkeypatch.setattr(bytelevel, "MAX_PIECES", 10)
-    encoder = ByteLevelEncoder(tokenizer)
-    for seed in range(3):
-        texts = random_texts(seed, 50)
-        assert by_encoder(encoder, texts) == by_tokenizer(tokenizer, texts)
-
-
 def altered(tokenizer, change):
     copy = Tokenizer.from_str(tokenizer.to_str())
     change(copy)
@@ -114,14 +56,12 @@ def altered(tokenizer, change):
     [
         lambda t: setattr(t, "normalizer", normalizers.Lowercase()),
         lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
-        lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
         lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.Whitespace()),
-        lambda t: t.add_tokens([f"added {n}" for n in range(65)]),
     ],
 )
 def test_other_tokenizers_are_not_taken_for_byte_level(tokenizer, change):
-    assert is_supported(tokenizer.to_str())
-    assert not is_supported(altered(tokenizer, change))
+    assert is_byte_level(tokenizer.to_str())
+    assert not is_byte_level(altered(tokenizer, change))
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -130,7 +70,7 @@ def test_encoder_marks_special_tokens_and_breaks(tokenizer, quick):
     if not quick:
         serialized = altered(tokenizer, lambda t: setattr(t, "normalizer", normalizers.Sequence([])))
     encoder = SubwordEncoder(serialized, frozenset({0, 1}), tokenizer.get_vocab_size())
-    assert (encoder.quick is not None) == quick
+    assert encoder.byte_level == quick
     found = encoder.encode(to_batch(["ab. (cd!) e\nf.g", "a<s>b", "", "x\n"]))
     words = [tokenizer.id_to_token(token) if token >= 0 else None for token in found.tokens]
     assert "".join(word for word in words[: found.offsets[1]]) == "ab.Ġ(cd!)ĠeĊf.g"
@@ -170,13 +110,16 @@ def test_sentence_ends_equal_the_expression():
     assert found == expected
 
 
-def test_roberta_on_real_text(data):
-    import pyarrow.parquet as pq
-
-    tokenizer = Tokenizer.from_file(str(data / "tokenizers" / "roberta-base" / "tokenizer.json"))
-    assert is_supported(tokenizer.to_str())
-    encoder = ByteLevelEncoder(tokenizer)
-    for name in ("enwiki/part-1.parquet", "novels.parquet", "biomedical.parquet", "scotus.parquet"):
-        source = pq.ParquetFile(data / "corpora" / name)
-        texts = [text[:20_000] for text in source.read_row_group(0, columns=["text"])["text"].to_pylist()[:40]]
-        assert by_encoder(encoder, texts) == by_tokenizer(tokenizer, texts)
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_a_long_document_in_parts_is_encoded_as_a_whole(tokenizer, monkeypatch, byte_level):
+    serialized = tokenizer.to_str()
+    if not byte_level:
+        serialized = altered(tokenizer, lambda t: setattr(t, "normalizer", normalizers.Sequence([])))
+    texts = ["".join(random_texts(1, 60)) + "".join(ENGLISH * 3), "", *ENGLISH]
+    whole = SubwordEncoder(serialized, frozenset(), tokenizer.get_vocab_size()).encode(to_batch(texts))
+    monkeypatch.setattr(subwords, "CALL_CHARACTERS", 30)
+    assert len(list(subwords.cut_long(texts[0]))) > 20
+    parts = SubwordEncoder(serialized, frozenset(), tokenizer.get_vocab_size()).encode(to_batch(texts))
+    assert parts.tokens.tolist() == whole.tokens.tolist()
+    assert parts.offsets.tolist() == whole.offsets.tolist()
+    assert parts.breaks.tolist() == whole.breaks.tolist()
