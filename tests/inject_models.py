@@ -124,7 +124,12 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
             else:
                 E = embedding_values(open_checkpoint(str(checkpoint)))[: len(tokenizer.tokens)]
             factors = make_factors(E)
-        settings = {"vocabulary__tokenizer": str(checkpoint), "inject__anchor_min_count": 1, "inject__strengths": "fitted", **values}
+        settings = {
+            "vocabulary__tokenizer": str(checkpoint),
+            "inject__anchor_min_count": 1,
+            "inject__strengths": "fitted",
+            **values,
+        }
         config = make_config(inject__mode=mode, inject__checkpoint=str(checkpoint), **settings)
         bias = np.zeros(len(tokenizer.tokens), np.float32)
         vectors = Vectors(list(tokenizer.tokens), factors.counts, factors.matrix, bias)
@@ -140,3 +145,55 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
         return directory, manifest
 
     return run
+
+
+SIZE, K, UNIT = 40, 5, 10
+"""Of `worlds`."""
+
+
+def matrix(seed: int) -> np.ndarray:
+    """A symmetric matrix of counts."""
+    generator = np.random.default_rng(seed)
+    upper = np.triu(generator.poisson(1.5, (SIZE, SIZE)) * generator.integers(1, 9, (SIZE, SIZE)))
+    return upper + np.triu(upper, 1).T
+
+
+def save(path: Path, x: np.ndarray, blocks: int = 3) -> list[str]:
+    """As the co-occurrence stage writes it: sorted by row, rows interleaved over blocks."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = []
+    for block in range(blocks):
+        row, col = np.nonzero(x)
+        mine = row % blocks == block
+        columns = {"row_id": row[mine], "col_id": col[mine], "units": x[row[mine], col[mine]]}
+        types = {"row_id": pa.int32(), "col_id": pa.int32(), "units": pa.int64()}
+        files.append(f"{path}-{block}.parquet")
+        pq.write_table(pa.table({name: pa.array(values, types[name]) for name, values in columns.items()}), files[-1])
+    return files
+
+
+def marginals(x: np.ndarray) -> Any:
+    """Marginals of a matrix of counts."""
+    from wals_spark.objective import Marginals
+
+    return Marginals(x.sum(1) / UNIT, x.sum(0) / UNIT, (x > 0).sum(1), (x > 0).sum(0))
+
+
+@pytest.fixture
+def worlds(tmp_path: Path) -> Any:
+    """General counts and the sum with a domain, as arrays and as files, and column factors."""
+    from wals_spark.inject.shift import Counts
+
+    general, domain = matrix(0), matrix(1)
+    total = general + domain
+    files = save(tmp_path / "general", general), save(tmp_path / "domain", domain)
+    V = np.random.default_rng(2).standard_normal((SIZE, K)).astype(np.float32)
+    return (
+        general,
+        total,
+        Counts(tuple(files[0] + files[1]), marginals(total)),
+        Counts(tuple(files[0]), marginals(general)),
+        V,
+    )

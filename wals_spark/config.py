@@ -61,6 +61,7 @@ class CorpusConfig(Section):
         description="text = a document per line, text_files = a document per file; "
         "auto goes by the file ending (.txt is text_files). .gz and .zst are read for the text formats.",
     )
+    delta_version: int | None = Field(None, ge=0, description="Version of a Delta source; none = the newest.")
     id_column: str | None = Field(
         None, description="Column of unique document ids; none = the file's name and the position in it."
     )
@@ -79,6 +80,18 @@ class CorpusConfig(Section):
     )
     duplicate_ids: Literal["refuse", "keep_first"] = Field(
         "refuse", description="Documents with the same id: stop and name some, or keep the first and count."
+    )
+    min_characters: int | None = Field(None, ge=1, description="Shorter documents are dropped and counted.")
+    max_characters: int | None = Field(None, ge=1, description="Longer documents are dropped and counted.")
+    boilerplate_documents: int | None = Field(
+        None, ge=2, description="Lines that stand in so many documents or more are removed; none = keep all lines."
+    )
+    duplicate_texts: Literal["keep", "exact", "near"] = Field(
+        "keep",
+        description="Documents with the text of an earlier one: keep, drop the same text, or drop similar text too.",
+    )
+    near_duplicate_similarity: float = Field(
+        0.8, ge=0.5, le=1, description="near: least share of common five-word sequences (estimated by MinHash)."
     )
     held_out_fraction: float = Field(
         0.02, ge=0, lt=1, description="Share of documents (by hash of the id) never counted, kept for evaluation."

@@ -28,10 +28,13 @@ class Text:
     ----------
     general : like the model's pretraining
     domain : the rest
+    delta : float32 (T, k), optional
+        From `wals_spark.inject.shift`, where a shift is asked for.
     """
 
     general: tuple[str, ...] = ()
     domain: tuple[str, ...] = ()
+    delta: np.ndarray | None = None
 
 
 def prepare(
@@ -150,7 +153,7 @@ def _inject(
     protected = ckpt.protected_ids(tokenizer, opened.config, opened.size)
     E = ckpt.embedding_values(opened)
     frequencies = _frequencies(config, factors, tokenizer, protected, text)
-    proposal = methods.propose(factors, E, protected, frequencies, config.inject, config.seed)
+    proposal = methods.propose(factors, E, protected, frequencies, config.inject, config.seed, text.delta)
     change = settle(config, opened, proposal, factors, tokenizer, text)
     base = _base(opened, source, protected)
     return base, change
@@ -272,7 +275,7 @@ def on_text(config: Config, has_head: bool) -> bool:
     if inject.mode == "init":
         return False
     rows = inject.mode == "blend" and (inject.strengths == "text" or (inject.strengths == "auto" and has_head))
-    return rows or inject.head_bias == "auto"
+    return rows or inject.head_bias == "auto" or inject.shift == "auto"
 
 
 def settle(
@@ -296,13 +299,21 @@ def settle(
     if on_text(config, bias is not None) and bias is not None:
         found = strengths.on_text(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
     else:
-        given = inject.head_bias
-        assert given != "auto"
-        found = strengths.Strengths(proposal.variances.half_exposure, given if bias is not None else 0.0, {})
+        assert inject.head_bias != "auto"
+        assert inject.shift != "auto"
+        given = inject.head_bias if bias is not None else 0.0
+        found = strengths.Strengths(proposal.variances.half_exposure, given, inject.shift)
     share = proposal.everything() if inject.mode == "replace" else proposal.shares(found.half_exposure)
     moved = None
     if found.head_bias > 0 and bias is not None:
         goal = proposal.frequencies.towards(inject.head_bias_target)
         moved = methods.moved_head_bias(bias, goal, proposal.protected, found.head_bias)
-    facts = {"strengths": {"half_exposure": found.half_exposure, "head_bias": found.head_bias, **found.facts}}
-    return methods.change_of(proposal, E, share, moved, facts)
+    facts = {
+        "strengths": {
+            "half_exposure": found.half_exposure,
+            "head_bias": found.head_bias,
+            "shift": found.shift,
+            **found.facts,
+        }
+    }
+    return methods.change_of(proposal, E, share, moved, facts, found.shift)

@@ -133,6 +133,8 @@ class Proposal:
     frequencies : Frequencies
     protected : int64 array, ids below T
     b_max : float
+    shift : float32 (T, d) or None
+        What `wals_spark.inject.shift` adds at strength 1; None = nothing.
     """
 
     fit: Fit
@@ -141,6 +143,7 @@ class Proposal:
     frequencies: Frequencies
     protected: np.ndarray
     b_max: float
+    shift: np.ndarray | None = None
 
     def shares(self, half_exposure: float) -> np.ndarray:
         """b_i for a given h."""
@@ -159,14 +162,28 @@ class Proposal:
         share[self.protected] = 0.0
         return share
 
-    def rows(self, E: np.ndarray, share: np.ndarray, P: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Ids with a share and their new rows; `P` stands in for the proposal's own rows."""
-        ids = np.flatnonzero(share > 0)
-        return ids, blend.blend_rows(E[ids], (self.P if P is None else P)[ids], share[ids])
+    def rows(
+        self, E: np.ndarray, share: np.ndarray, *, P: np.ndarray | None = None, shift: float = 0.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the rows that change and their new values; `P` stands in for the proposal's own rows."""
+        changes = share > 0
+        if shift > 0 and self.shift is not None:
+            changes = changes | self.shift.any(axis=1)
+        ids = np.flatnonzero(changes)
+        rows = blend.blend_rows(E[ids], (self.P if P is None else P)[ids], share[ids])
+        if shift > 0 and self.shift is not None:
+            rows = rows + np.float32(shift) * self.shift[ids]
+        return ids, rows
 
 
 def propose(
-    factors: Factors, E: np.ndarray, protected: np.ndarray, frequencies: Frequencies, config: InjectConfig, seed: int
+    factors: Factors,
+    E: np.ndarray,
+    protected: np.ndarray,
+    frequencies: Frequencies,
+    config: InjectConfig,
+    seed: int,
+    delta: np.ndarray | None = None,
 ) -> Proposal:
     """Modes ``blend`` and ``replace``: align, gate, match norms, fit the variances.
 
@@ -176,6 +193,8 @@ def propose(
     E : float32 (V, d), V >= T
     protected : ids that never move
     frequencies : Frequencies
+    delta : float32 (T, k), optional
+        How the domain uses each token differently, in the factors' space.
 
     Raises
     ------
@@ -188,7 +207,16 @@ def propose(
     matched = align.match_norms(predicted, fit.alignment.mu_e, align.log_share(factors.counts), profile)
     variances = _fit_variances(fit, predicted, E, frequencies, protected, np.interp(seen, *profile))
     inside = protected[protected < len(factors.counts)]
-    return Proposal(fit, matched, variances, frequencies, inside, config.b_max)
+    shift = None
+    if delta is not None:
+        centre = fit.alignment.mu_e.astype(np.float32)
+        stretch = np.linalg.norm(matched - centre, axis=1) / np.maximum(
+            np.linalg.norm(predicted - centre, axis=1), 1e-12
+        )
+        trusted = blend.trust(frequencies.corpus, variances.half_count) * stretch
+        trusted[inside] = 0.0
+        shift = (delta @ fit.alignment.W.astype(np.float32)) * trusted[:, None].astype(np.float32)
+    return Proposal(fit, matched, variances, frequencies, inside, config.b_max, shift)
 
 
 def permuted(proposal: Proposal, counts: np.ndarray, seed: int) -> np.ndarray:
@@ -223,11 +251,16 @@ def moved_head_bias(bias: np.ndarray, frequencies: Frequencies, protected: np.nd
 
 
 def change_of(
-    proposal: Proposal, E: np.ndarray, share: np.ndarray, head_bias: np.ndarray | None, facts: dict[str, Any]
+    proposal: Proposal,
+    E: np.ndarray,
+    share: np.ndarray,
+    head_bias: np.ndarray | None,
+    facts: dict[str, Any],
+    shift: float = 0.0,
 ) -> Change:
     """The proposal at chosen strengths."""
     fit = proposal.fit
-    ids, rows = proposal.rows(E, share)
+    ids, rows = proposal.rows(E, share, shift=shift)
     facts = {
         "anchors": len(fit.anchors),
         "lambda0": fit.cv.best,

@@ -19,14 +19,18 @@ from wals_spark.config import Config
 from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.factors.store import Vectors, read_vectors
 from wals_spark.inject import checkpoint as ckpt
-from wals_spark.inject import frequency, methods, place, writer
+from wals_spark.inject import frequency, methods, place, shift, writer
 from wals_spark.inject.make import Text, check_vocabulary, extended_tokenizer, init_tokenizer, prepare, source_of
 from wals_spark.inject.verify import read_manifest, verify
+from wals_spark.objective import Objective
 from wals_spark.runs import ManifestStore, Run
 from wals_spark.stage import Context, Metric, Outcome, Stage
 from wals_spark.tokenizer import load_tokenizer, vocabulary_hash
 
 logger = logging.getLogger(__name__)
+
+SHIFT_MIN_COUNT = 5
+"""Tokens that the domain has less often do not shift."""
 
 
 def output_directory(config: Config) -> str:
@@ -62,12 +66,13 @@ def _check(config: Config) -> None:
     else:
         opened = ckpt.open_checkpoint(source)
         rows = opened.size
-        needs_head = config.inject.head_bias != 0 or config.inject.strengths == "text"
+        needs_head = "auto" in (config.inject.head_bias, config.inject.shift) or config.inject.head_bias != 0
+        needs_head = needs_head or config.inject.strengths == "text"
         if needs_head and opened.head_bias is None:
             raise InputError(
-                f"inject.head_bias is {config.inject.head_bias} and inject.strengths {config.inject.strengths}, but "
-                f"{source} is a {opened.architecture} without a masked-LM head: set them to 0 and fitted, or give the "
-                "checkpoint with its head"
+                f"inject.head_bias is {config.inject.head_bias}, shift {config.inject.shift}, strengths "
+                f"{config.inject.strengths}, but {source} is a {opened.architecture} without a masked-LM head: set "
+                "them to 0, 0 and fitted, or give the checkpoint with its head"
             )
         tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
     ckpt.check_tokenizer(tokenizer, rows, source)
@@ -178,7 +183,27 @@ def _text(context: Context) -> Text:
     domain = tuple(path for key, path in sorted(batches.items()) if key not in wanted)
     if wanted and not domain:
         raise InputError("inject.general_batches names every batch: none is left to be the domain")
-    return Text(tuple(path for key, path in sorted(batches.items()) if key in wanted), domain)
+    general = tuple(path for key, path in sorted(batches.items()) if key in wanted)
+    return Text(general, domain, _delta(context, domain) if context.config.inject.shift != 0 else None)
+
+
+def _delta(context: Context, domain: tuple[str, ...]) -> np.ndarray:
+    """How the domain uses each token differently: `wals_spark.inject.shift`."""
+    config = context.config
+    train = context.input("train").outputs
+    batches, size = list(train["batches"]), int(train["vocabulary_size"])
+    unit = int(context.manifests.require("cooccurrence", batches[0]).outputs["unit"])
+    found = frequency.count_encoded(domain, size)
+    V = read_vectors(context.tables, config.run_id, "v").matrix
+    return shift.differences(
+        context.spark,
+        np.flatnonzero(found >= SHIFT_MIN_COUNT),
+        shift.counts_of(context.tables, batches, size, unit),
+        shift.counts_of(context.tables, list(config.inject.general_batches), size, unit),
+        V,
+        Objective(**train["objective"]),
+        unit,
+    )
 
 
 def _outcome(output: str, manifest: dict[str, Any], change: methods.Change) -> Outcome:

@@ -1,4 +1,4 @@
-"""Which strengths: head bias first, then rows on top of it, each against doing nothing, rows against permuted rows."""
+"""Which strengths: head bias, rows on top of it, shift on top of both, each against doing nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 HEAD_BIAS_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 HALF_EXPOSURE_GRID = (0.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+SHIFT_GRID = (0.0, 0.25, 0.5, 1.0, 1.5)
 LENGTH = 128
 
 
@@ -32,12 +33,14 @@ class Strengths:
     half_exposure : float
         h of the blend.
     head_bias : float
+    shift : float
     facts : dict
         Losses of all candidates and the gains with intervals, for injection.json.
     """
 
     half_exposure: float
     head_bias: float
+    shift: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -83,12 +86,11 @@ def on_text(
         logger.info("inject: head bias strength %g, %s", chosen_bias, _told(found))
     else:
         before = scorer(bias=biased(chosen_bias)) if chosen_bias else base
-    half = 0.0
+    half, now = 0.0, before
     if inject.mode == "blend" and inject.strengths != "fitted":
         losses = {0.0: before}
         for candidate in HALF_EXPOSURE_GRID[1:]:
-            ids, rows = proposal.rows(E, proposal.shares(candidate))
-            losses[candidate] = scorer(ids, rows, biased(chosen_bias))
+            losses[candidate] = scorer(*proposal.rows(E, proposal.shares(candidate)), biased(chosen_bias))
         rows_choice = choose(losses, documents, config.seed)
         half = rows_choice.best
         facts["rows_choice"] = rows_choice.to_json()
@@ -97,9 +99,21 @@ def on_text(
             half = _against_permuted(
                 config, proposal, factors, scorer, losses[half], half, biased(chosen_bias), facts, E
             )
+        now = losses[half]
     elif inject.mode == "blend":
         half = proposal.variances.half_exposure
-    nothing = half == 0 and inject.mode == "blend" and chosen_bias == 0
+        now = scorer(*proposal.rows(E, proposal.shares(half)), biased(chosen_bias))
+    chosen_shift = 0.0 if inject.shift == "auto" else float(inject.shift)
+    if inject.shift == "auto":
+        share = proposal.shares(half) if inject.mode == "blend" else proposal.everything()
+        losses = {0.0: now}
+        for candidate in SHIFT_GRID[1:]:
+            losses[candidate] = scorer(*proposal.rows(E, share, shift=candidate), biased(chosen_bias))
+        shift_choice = choose(losses, documents, config.seed)
+        chosen_shift = shift_choice.best
+        facts["shift_choice"] = shift_choice.to_json()
+        logger.info("inject: shift %g, %s", chosen_shift, _told(shift_choice))
+    nothing = inject.mode == "blend" and half == chosen_bias == chosen_shift == 0
     if nothing and inject.gate and not inject.force:
         raise GateError(
             f"inject: the gate refused, nothing was written: on {len(sample.masked)} masked tokens of the corpus no "
@@ -107,7 +121,7 @@ def on_text(
             "--set inject.force=true writes in spite of it and records that",
             details={"strengths": facts, "gate": proposal.fit.gate.to_json()},
         )
-    return Strengths(half, chosen_bias, facts)
+    return Strengths(half, chosen_bias, chosen_shift, facts)
 
 
 def _against_permuted(
@@ -123,7 +137,7 @@ def _against_permuted(
 ) -> float:
     """`half` where the rows gain clearly more than permuted ones, else 0."""
     shuffled = methods.permuted(proposal, factors.counts, config.seed)
-    ids, rows = proposal.rows(E, proposal.shares(half), shuffled)
+    ids, rows = proposal.rows(E, proposal.shares(half), P=shuffled)
     gain = difference(scorer(ids, rows, bias), loss, scorer.masked.document, config.seed)
     facts["gain_over_permuted"] = {"value": gain.value, "low": gain.low, "high": gain.high}
     if gain.low > 0 or config.inject.force:
