@@ -126,8 +126,11 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def plain(value: float, digits: int = 3) -> str:
-    """A number, or a dash where there is none."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+    """A number with a true minus, or a dash where there is none."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{abs(value):.{digits}f}"
+    return f"−{text}" if value < 0 and float(text) != 0 else text
 
 
 def between(interval: Interval, digits: int = 3, *, sign: bool = False) -> str:

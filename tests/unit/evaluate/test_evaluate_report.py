@@ -8,7 +8,7 @@ import pytest
 from wals_spark.evaluate.charts import Point
 from wals_spark.evaluate.intrinsic import Analogy, Geometry, Similarity
 from wals_spark.evaluate.masked import Bucket, MaskedResult
-from wals_spark.evaluate.report import ReportData, StageTime, Training, between, render, seconds, signed, verdict
+from wals_spark.evaluate.report import ReportData, StageTime, Training, between, plain, render, seconds, signed, verdict
 from wals_spark.mlm.statistics import Interval
 
 VOID = {"meta", "line", "polyline", "polygon", "br"}
@@ -148,6 +148,7 @@ def test_numbers_are_written_with_a_true_minus_and_no_negative_zero():
     assert signed(0.3) == "+0.300"
     assert signed(-0.0001) == "0.000"
     assert signed(float("nan")) == "–"
+    assert [plain(value) for value in (-0.3, -0.0001, 2.0, float("nan"))] == ["−0.300", "0.000", "2.000", "–"]
     assert between(interval(0.0), sign=True) == "[−0.100, +0.100]"
     assert between(Interval(1.0, float("nan"), float("nan"), 1, 1)) == ""
 
