@@ -84,7 +84,9 @@ class Objective:
     rho : float
         Weight of unobserved cells.
     popularity_exponent : float
-        ``g_i = (r_i / geometric mean of r)^popularity_exponent``, h likewise from the column sums.
+        ``g_i = max((r_i / geometric mean of r)^popularity_exponent, popularity_floor)``, h likewise from the
+        column sums.
+    popularity_floor : float
     regularization, regularization_exponent : float
         lambda and nu.
     unobserved_regularize : bool
@@ -103,6 +105,7 @@ class Objective:
     regularization: float
     regularization_exponent: float = 0.0
     unobserved_regularize: bool = True
+    popularity_floor: float = 0.0
     bias: str = "none"
     clipped: bool = False
     clipped_are_unobserved: bool = False
@@ -130,7 +133,7 @@ class Objective:
         return not (self.target == "log_conditional" or (self.target == "pmi" and self.context_smoothing != 1.0))
 
     def popularity(self, sums: np.ndarray, cells: np.ndarray, log_mean: float | None = None) -> np.ndarray:
-        """``g_i = (r_i / geometric mean)^exponent``, 0 for an empty row.
+        """``g_i = max((r_i / geometric mean)^exponent, floor)``, 0 for an empty row.
 
         Parameters
         ----------
@@ -150,6 +153,7 @@ class Objective:
         elif filled.any():
             logs = np.log(sums[filled])
             g[filled] = np.exp(self.popularity_exponent * (logs - (logs.mean() if log_mean is None else log_mean)))
+            g[filled] = np.maximum(g[filled], self.popularity_floor)
         return g
 
     def regularizers(self, cells: np.ndarray, others: int) -> np.ndarray:
@@ -329,6 +333,7 @@ _KEYS = (
     "regularization_exponent",
     "rho",
     "popularity_exponent",
+    "popularity_floor",
     "x_max",
     "weight_exponent",
     "context_smoothing",

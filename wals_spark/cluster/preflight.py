@@ -105,7 +105,11 @@ def available_slots(spark: SparkSession, profile: Any, wanted: int) -> int:
     """Tasks that can run at the same time; waits for executors that are still registering."""
     context = spark.sparkContext._jsc.sc()
     manager = context.resourceProfileManager()
-    java_profile = manager.defaultResourceProfile() if profile is None else _java_profile(spark, profile)
+    if profile is None:
+        java_profile = manager.defaultResourceProfile()
+    else:
+        java_profile = _java_profile(spark, profile)
+        manager.addResourceProfile(java_profile)
     deadline = time.monotonic() + EXECUTORS_WAIT_S
     while True:
         slots = int(context.maxNumConcurrentTasks(java_profile))

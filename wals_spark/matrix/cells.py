@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,13 +88,14 @@ def share(found: Sequence[Portion], rank: int, ranks: int) -> list[Portion]:
     return mine
 
 
-def read_portion(portion: Portion, shape: tuple[int, int], value: str = "units") -> Cells:
+def read_portion(portion: Portion, shape: tuple[int, int], value: str = "units", *, signed: bool = False) -> Cells:
     """The cells of a row group, checked.
 
     Raises
     ------
     InputError
-        A column is missing, a cell is null, an id is outside the matrix, a value is negative, NaN or infinite.
+        A column is missing, a cell is null, an id is outside the matrix, a value is NaN or infinite, or
+        negative unless `signed`.
     """
     fs, local = storage.filesystem(portion.path)
     try:
@@ -113,30 +114,28 @@ def read_portion(portion: Portion, shape: tuple[int, int], value: str = "units")
         if table[name].null_count:
             raise InputError(f"matrix file {portion.path}: {table[name].null_count} values of {name} are null")
     cells = Cells(*(_array(table[name]) for name in (ROW, COL, value)))
-    _check(cells, shape, portion.path)
+    _check(cells, shape, portion.path, signed)
     rows, cols = cells.rows.astype(np.int32, copy=False), cells.cols.astype(np.int32, copy=False)
     return Cells(rows, cols, cells.values)
 
 
-def read_share(paths: Sequence[str], rank: int, ranks: int, shape: tuple[int, int], value: str = "units") -> Cells:
+def read_share(
+    paths: Sequence[str], rank: int, ranks: int, shape: tuple[int, int], value: str = "units", *, signed: bool = False
+) -> Cells:
     """All cells of a rank's `share` of the files, in one piece."""
-    parts = list(_read(share(portions(paths), rank, ranks), shape, value))
+    mine = share(portions(paths), rank, ranks)
+    parts = [read_portion(portion, shape, value, signed=signed) for portion in mine]
     if not parts:
         dtype = np.int64 if value == "units" else np.float64
         return Cells(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, dtype))
     return Cells(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "cols", "values")))
 
 
-def _read(mine: Sequence[Portion], shape: tuple[int, int], value: str) -> Iterator[Cells]:
-    for portion in mine:
-        yield read_portion(portion, shape, value)
-
-
 def _array(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy()
 
 
-def _check(cells: Cells, shape: tuple[int, int], path: str) -> None:
+def _check(cells: Cells, shape: tuple[int, int], path: str, signed: bool) -> None:
     for name, ids, size in ((ROW, cells.rows, shape[0]), (COL, cells.cols, shape[1])):
         if len(ids) and (ids.min() < 0 or ids.max() >= size):
             worst = int(ids.min()) if ids.min() < 0 else int(ids.max())
@@ -144,6 +143,6 @@ def _check(cells: Cells, shape: tuple[int, int], path: str) -> None:
     if cells.values.dtype.kind == "f" and not np.isfinite(cells.values).all():
         bad = int((~np.isfinite(cells.values)).sum())
         raise InputError(f"matrix file {path}: {bad} values are NaN or infinite; remove or repair these cells")
-    if len(cells) and cells.values.min() < 0:
+    if not signed and len(cells) and cells.values.min() < 0:
         bad = int((cells.values < 0).sum())
         raise InputError(f"matrix file {path}: {bad} values are negative (the least is {cells.values.min()})")

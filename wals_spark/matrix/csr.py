@@ -17,7 +17,7 @@ class Csr:
     ----------
     indptr : int64 array of shape (rows + 1,)
     indices : int32 array of shape (nnz,)
-        Column ids, rising within a row.
+        Column ids, rising within a row; repeated only where that was asked for.
     values : int64 or float64 array of shape (nnz,)
     """
 
@@ -41,7 +41,7 @@ class Csr:
 
 
 def build_csr(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, n_rows: int, *, duplicates: str = "sum") -> Csr:
-    """Cells to rows; a cell that occurs more than once is summed or refused.
+    """Cells to rows; a cell that occurs more than once is summed, refused, or kept as several observations.
 
     Integer sums are exact whatever the order of the cells.
 
@@ -52,7 +52,7 @@ def build_csr(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, n_rows: in
     cols : int32 array of shape (c,)
     values : int64 or float64 array of shape (c,)
     n_rows : int
-    duplicates : {"sum", "refuse"}
+    duplicates : {"sum", "refuse", "keep"}
 
     Raises
     ------
@@ -68,7 +68,7 @@ def build_csr(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, n_rows: in
     out_cols, out_values = np.empty(len(cols), np.int32), np.empty(len(cols), values.dtype)
     kernels.scatter(rows, cols, values, indptr[:-1].copy(), out_cols, out_values)
     repeated = kernels.order_rows(indptr, out_cols, out_values)
-    if not repeated:
+    if not repeated or duplicates == "keep":
         return Csr(indptr, out_cols, out_values)
     if duplicates == "refuse":
         raise InputError(

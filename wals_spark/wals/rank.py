@@ -54,8 +54,10 @@ class RankTask:
     unit : int
         Values are divided by it.
     objective : Objective
-    k, sweeps, tolerance, seed, precision, gauge_power
+    k, sweeps, tolerance, seed, precision
         See the configuration.
+    gauge_power : float or None
+        See the configuration; None = the factors as they were solved.
     directory : str
         Of checkpoints, status and result.
     facts : dict
@@ -64,7 +66,14 @@ class RankTask:
     device : {"cpu", "cuda"}
     checkpoint_every : int
         Half-sweeps.
-    duplicates : {"sum", "refuse"}
+    duplicates : {"sum", "refuse", "keep"}
+    signed : bool
+        Negative values are allowed.
+    start : {"normal", "positive"}
+        Random columns: of independent normal numbers, or of their absolute values with norm 1, which is nearer to
+        the solution for ratings that are all positive, and MLlib's choice.
+    initial : str or None
+        A Parquet file or directory of (id, vector): where the columns start; others start at random.
     """
 
     files: tuple[str, ...]
@@ -80,11 +89,14 @@ class RankTask:
     facts: dict[str, Any] = field(default_factory=dict)
     value: str = "units"
     precision: str = "float32"
-    gauge_power: float = 0.5
+    gauge_power: float | None = 0.5
     threads: int = 1
     device: str = "cpu"
     checkpoint_every: int = 1
     duplicates: str = "sum"
+    signed: bool = False
+    start: str = "normal"
+    initial: str | None = None
 
     def to_json(self) -> str:
         """As text."""
@@ -184,7 +196,7 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
     phases = Phases()
     with one_blas_thread():
         with phases("read"):
-            cells = read_share(task.files, group.rank, group.size, task.shape, task.value)
+            cells = read_share(task.files, group.rank, group.size, task.shape, task.value, signed=task.signed)
         with phases("place"):
             row, col = make_sides(
                 group,
@@ -230,8 +242,37 @@ def _start(task: RankTask, sides: dict[str, Side]) -> dict[str, np.ndarray]:
     width = task.k + int(task.objective.bias == "free")
     arrays = {side: np.zeros((sides[side].size, width), task.precision) for side in SIDES}
     filled = np.flatnonzero(sides["col"].cells)
-    arrays["col"][filled, : task.k] = initial_factors(task.seed, "col", filled, task.k)
+    random = initial_factors(task.seed, "col", filled, task.k)
+    if task.start == "positive":
+        random = np.abs(random) / np.linalg.norm(random, axis=1, keepdims=True)
+    arrays["col"][filled, : task.k] = random
+    if task.initial is not None:
+        ids, vectors = read_vectors(task.initial, task.k, sides["col"].size)
+        arrays["col"][ids, : task.k] = vectors
+        arrays["col"][sides["col"].cells == 0] = 0
     return arrays
+
+
+def read_vectors(path: str, k: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and vectors of a Parquet file or directory of (id, vector).
+
+    Raises
+    ------
+    InputError
+        Vectors of another length, not finite, or ids outside 0 .. size - 1.
+    """
+    import pyarrow.parquet as pq
+
+    fs, local = storage.filesystem(path)
+    table = pq.read_table(local, filesystem=fs, columns=["id", "vector"]).combine_chunks()
+    ids = table["id"].to_numpy()
+    lengths = table["vector"].combine_chunks().value_lengths().to_numpy()
+    if len(ids) and (lengths != k).any():
+        raise InputError(f"initial factors have {int(lengths[0])} numbers per vector, but k is {k}")
+    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(ids), k)
+    if len(ids) and (ids.min() < 0 or ids.max() >= size or not np.isfinite(vectors).all()):
+        raise InputError(f"initial factors at {path}: ids outside 0 .. {size - 1}, or numbers that are not finite")
+    return ids, vectors
 
 
 def _alternate(
@@ -342,12 +383,19 @@ def _write_result(task: RankTask, group: Group, model: Model) -> tuple[list[dict
     """Both sides in the canonical gauge, every rank its range of ids; returns the shards and singular values."""
     k = task.k
     u, v = model.arrays["row"], model.arrays["col"]
+    if task.gauge_power is None:
+        return _write_sides(task, group, model, np.eye(k), np.eye(k)), []
     r_u, r_v = (_triangular_factor(group, x[:, :k], task.threads) for x in (u, v))
     t_u, t_v, singular = gauge.gauge_transforms(r_u, r_v, task.gauge_power)
     extremes = over_pieces(group, len(u), (k,), lambda piece: gauge.column_extremes(u[piece, :k] @ t_u))
     t_u, t_v = gauge.fix_signs(t_u, t_v, gauge.column_extremes(np.stack(extremes)))
+    return _write_sides(task, group, model, t_u, t_v), [float(value) for value in singular]
+
+
+def _write_sides(task: RankTask, group: Group, model: Model, t_u: np.ndarray, t_v: np.ndarray) -> list[dict[str, Any]]:
+    k = task.k
     entries = []
-    for side, x, t in (("row", u, t_u), ("col", v, t_v)):
+    for side, x, t in (("row", model.arrays["row"], t_u), ("col", model.arrays["col"], t_v)):
         ids = checkpoint.shard_range(len(x), group.rank, group.size)
         vectors = (x[ids, :k] @ t).astype(np.float32)
         if not np.isfinite(vectors).all():
@@ -356,8 +404,7 @@ def _write_result(task: RankTask, group: Group, model: Model) -> tuple[list[dict
         path = storage.join(task.result, f"{side}-{group.rank:05d}.parquet")
         storage.write_bytes(path, encode_result(ids.start, vectors, bias.astype(np.float32)))
         entries.append({"side": side, "path": path, "rows": len(vectors)})
-    shards = [entry for text in group.gather_text(json.dumps(entries)) for entry in json.loads(text)]
-    return shards, [float(value) for value in singular]
+    return [entry for text in group.gather_text(json.dumps(entries)) for entry in json.loads(text)]
 
 
 def _triangular_factor(group: Group, x: np.ndarray, threads: int) -> np.ndarray:

@@ -102,7 +102,7 @@ def make_sides(
         Decides the balance between long and short rows.
     dtype : float32 or float64
         Of targets and weights.
-    duplicates : {"sum", "refuse"}
+    duplicates : {"sum", "refuse", "keep"}
 
     Raises
     ------

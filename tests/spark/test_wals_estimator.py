@@ -1,0 +1,192 @@
+"""The pyspark.ml estimator beside MLlib's ALS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wals_spark.errors import ConfigError, InputError
+
+pytestmark = pytest.mark.spark
+USERS, ITEMS = 30, 20
+
+
+@pytest.fixture(scope="module")
+def ratings(spark: Any) -> Any:
+    """Ratings of users 100.. and items 7, 17, ...: ids with gaps; user 100 has rated item 7 twice."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (100 + u, 7 + 10 * i, float(rng.integers(1, 6)))
+        for u in range(USERS)
+        for i in range(ITEMS)
+        if rng.random() < 0.4 or i == u % ITEMS
+    ]
+    rows.append((100, 7, 2.0))
+    return spark.createDataFrame(rows, "user int, item int, rating double").cache()
+
+
+@pytest.fixture(scope="module")
+def implicit_model(ratings: Any) -> Any:
+    from wals_spark import WALS
+
+    return WALS(rank=5, maxIter=8, regParam=0.05, alpha=2.0, implicitPrefs=True, seed=3, numWorkers=1).fit(ratings)
+
+
+def vectors(frame: Any) -> dict[int, np.ndarray]:
+    return {row["id"]: np.array(row["features"], np.float64) for row in frame.collect()}
+
+
+def objective(ratings: Any, users: dict, items: dict, regularization: float, alpha: float | None) -> float:
+    """MLlib's objective in float64; alpha None = explicit. Written from its formula, not from our code."""
+    rows = [(row["user"], row["item"], row["rating"]) for row in ratings.collect()]
+    degree_u = {u: sum(1 for a, _, r in rows if a == u and (alpha is None or r > 0)) for u in users}
+    degree_i = {i: sum(1 for _, b, r in rows if b == i and (alpha is None or r > 0)) for i in items}
+    total = regularization * sum(degree_u[u] * x @ x for u, x in users.items())
+    total += regularization * sum(degree_i[i] * x @ x for i, x in items.items())
+    if alpha is None:
+        return total + sum((r - users[u] @ items[i]) ** 2 for u, i, r in rows)
+    # sum over all cells of s^2, then observed cells add c (p - s)^2 - s^2; a repeated rating adds its own.
+    u, v = np.array(list(users.values())), np.array(list(items.values()))
+    total += float(((u @ v.T) ** 2).sum())
+    for a, b, r in rows:
+        s = users[a] @ items[b]
+        confidence = 1 + alpha * abs(r)
+        total += confidence * ((r > 0) - s) ** 2 - s**2
+    return float(total)
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["explicit", "implicit"])
+def test_the_objective_is_at_or_below_that_of_mllib(ratings: Any, implicit_model: Any, implicit: bool) -> None:
+    from pyspark.ml.recommendation import ALS
+
+    from wals_spark import WALS
+
+    parameters: dict[str, Any] = {"rank": 5, "maxIter": 8, "regParam": 0.05, "implicitPrefs": implicit, "seed": 3}
+    parameters |= {"alpha": 2.0} if implicit else {}
+    single = ratings.dropDuplicates(["user", "item"])
+    theirs = ALS(**parameters).fit(single)
+    ours = WALS(**parameters, numWorkers=1).fit(single)
+    alpha = 2.0 if implicit else None
+    losses = [objective(single, vectors(m.userFactors), vectors(m.itemFactors), 0.05, alpha) for m in (ours, theirs)]
+    assert losses[0] <= losses[1] * 1.02
+    assert ours.losses[-1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_repeated_ratings_are_separate_observations(ratings: Any, implicit_model: Any) -> None:
+    losses = objective(ratings, vectors(implicit_model.userFactors), vectors(implicit_model.itemFactors), 0.05, 2.0)
+    assert implicit_model.losses[-1] == pytest.approx(losses, rel=1e-4)
+
+
+def test_predictions_are_products_and_unknown_ids_are_cold(spark: Any, ratings: Any, implicit_model: Any) -> None:
+    users, items = vectors(implicit_model.userFactors), vectors(implicit_model.itemFactors)
+    pairs = spark.createDataFrame([(100, 7), (101, 17), (999, 7), (100, 8)], "user int, item int")
+    rows = implicit_model.transform(pairs).collect()
+    for row in rows:
+        if row["user"] in users and row["item"] in items:
+            assert row["prediction"] == pytest.approx(users[row["user"]] @ items[row["item"]], rel=1e-5)
+        else:
+            assert np.isnan(row["prediction"])
+    assert implicit_model.copy().setColdStartStrategy("drop").transform(pairs).count() == 2
+
+
+def test_recommendations_are_the_largest_products(spark: Any, implicit_model: Any) -> None:
+    users, items = vectors(implicit_model.userFactors), vectors(implicit_model.itemFactors)
+    rows = implicit_model.recommendForAllUsers(4).collect()
+    assert len(rows) == USERS
+    for row in rows:
+        scores = {item: float(users[row["user"]] @ x) for item, x in items.items()}
+        expected = sorted(scores.values(), reverse=True)[:4]
+        assert [pair["rating"] for pair in row["recommendations"]] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert all(
+            scores[pair["item"]] == pytest.approx(pair["rating"], rel=1e-4, abs=1e-6) for pair in row["recommendations"]
+        )
+    assert implicit_model.recommendForAllItems(3).count() == ITEMS
+    subset = spark.createDataFrame([(100,), (100,), (555,)], "user int")
+    assert [row["user"] for row in implicit_model.recommendForUserSubset(subset, 2).collect()] == [100]
+
+
+def test_a_folded_in_user_gets_the_vector_of_one_more_half_step(spark: Any, ratings: Any) -> None:
+    from wals_spark import WALS
+
+    model = WALS(rank=4, maxIter=40, regParam=0.1, alpha=2.0, implicitPrefs=True, numWorkers=1).fit(ratings)
+    trained = vectors(model.userFactors)
+    folded = vectors(model.foldInUsers(ratings.where("user < 110")))
+    assert sorted(folded) == list(range(100, 110))
+    assert max(np.abs(folded[u] - trained[u]).max() for u in folded) < 2e-2
+
+
+def test_a_saved_model_loads_as_it_was(tmp_path: Path, implicit_model: Any) -> None:
+    from wals_spark import WALSModel
+
+    path = str(tmp_path / "model")
+    implicit_model.save(path)
+    loaded = WALSModel.load(path)
+    assert loaded.rank == 5
+    assert loaded.losses == implicit_model.losses
+    assert loaded.getUserCol() == "user"
+    before, after = vectors(implicit_model.itemFactors), vectors(loaded.itemFactors)
+    assert all(np.array_equal(before[item], after[item]) for item in before)
+
+
+def test_a_warm_start_begins_where_the_model_ended(ratings: Any, implicit_model: Any) -> None:
+    from wals_spark import WALS
+
+    warm = WALS(rank=5, maxIter=1, regParam=0.05, alpha=2.0, implicitPrefs=True, numWorkers=1).warmStart(implicit_model)
+    assert warm.fit(ratings).losses[0] <= implicit_model.losses[-1] * (1 + 1e-6)
+
+
+def test_it_works_in_a_pipeline_and_a_cross_validator(ratings: Any) -> None:
+    from pyspark.ml import Pipeline
+    from pyspark.ml.evaluation import RegressionEvaluator
+    from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
+
+    from wals_spark import WALS
+
+    wals = WALS(rank=2, maxIter=2, coldStartStrategy="drop", numWorkers=1)
+    grid = ParamGridBuilder().addGrid(wals.regParam, [0.1, 100.0]).build()
+    evaluator = RegressionEvaluator(metricName="rmse", labelCol="rating", predictionCol="prediction")
+    fitted = CrossValidator(
+        estimator=Pipeline(stages=[wals]), estimatorParamMaps=grid, evaluator=evaluator, numFolds=2, seed=1
+    ).fit(ratings)
+    assert fitted.avgMetrics[0] < fitted.avgMetrics[1]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"nonnegative": True}, "nonnegative=True is not supported"),
+        ({"rank": 21}, "k is 21, but the matrix has 30 rows and 20 columns"),
+        ({"coldStartStrategy": "x"}, "coldStartStrategy is 'x', expected one of nan, drop"),
+        ({"ratingCol": "stars"}, "no column stars"),
+        ({"duplicates": "refuse"}, "cells of the matrix occur more than once"),
+    ],
+    ids=["nonnegative", "rank", "cold start", "column", "duplicates"],
+)
+def test_what_cannot_work_is_refused(ratings: Any, parameters: dict[str, Any], message: str) -> None:
+    from wals_spark import WALS
+
+    with pytest.raises((ConfigError, InputError), match=message):
+        WALS(**{"rank": 3, "numWorkers": 1, **parameters}).fit(ratings)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [((1.5, 1, 1.0), "user holds 1.5, expected whole numbers"), ((1.0, 1, float("nan")), "rating holds NaN")],
+    ids=["fraction", "nan"],
+)
+def test_bad_values_are_named(spark: Any, row: tuple[Any, ...], message: str) -> None:
+    from wals_spark import WALS
+
+    frame = spark.createDataFrame([row], "user double, item int, rating double")
+    with pytest.raises(InputError, match=message):
+        WALS(rank=1, numWorkers=1).fit(frame)
+
+
+def test_an_unknown_parameter_is_refused() -> None:
+    from wals_spark import WALS
+
+    with pytest.raises(ConfigError, match="no parameter ranks; expected some of rank"):
+        WALS(ranks=3)
