@@ -355,6 +355,10 @@ class InjectConfig(Section):
     )
     trim_min_count: int = Field(1, ge=1, description="trim: tokens that are rarer in the corpus go.")
     b_max: float = Field(0.9, ge=0, le=1, description="blend: largest share of a row taken from the factors.")
+    alignment: Literal["ridge", "procrustes"] = Field(
+        "ridge", description="The map from factors to rows: any linear one with a penalty, or rotation and scale only."
+    )
+    whiten: bool = Field(False, description="Equalise the factors' directions before alignment.")
     folds: int = Field(5, ge=2, le=100, description="Folds of the cross-validation.")
     anchor_min_count: int = Field(20, ge=1, description="Rows rarer than this do not fit the alignment.")
     anchor_half_count: float = Field(100.0, ge=0, description="Count at which an anchor has half its full weight.")

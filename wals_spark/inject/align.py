@@ -162,6 +162,43 @@ def ridge(sums: Sums, regularization: float) -> Alignment:
     return Alignment(centred.mu_u, centred.mu_e, W, regularization)
 
 
+def procrustes(sums: Sums) -> Alignment:
+    """Rotation and scale only: X^T D Y = A S B^T, W = s A B^T, s = tr(S) / tr(X^T D X).
+
+    Keeps the factors' geometry (cosines within their span), fits worse than ridge; for few anchors. With
+    k < d the map is semi-orthogonal. Schoenemann 1966, as used by WECHSEL and E-BERT.
+    """
+    centred = sums.centred()
+    A, S, B = np.linalg.svd(centred.xy, full_matrices=False)
+    scale = float(S.sum()) / max(float(np.trace(centred.xx)), np.finfo(np.float64).tiny)
+    return Alignment(centred.mu_u, centred.mu_e, scale * (A @ B), 0.0)
+
+
+def whitening(sums: Sums) -> np.ndarray:
+    """T = (X^T D X / sum w)^(-1/2), float64 (k, k): after U <- U T no direction of the factors counts more."""
+    _, eigenvalues, Q = _spectrum(sums)
+    return (Q * np.sqrt(sums.weight / eigenvalues)) @ Q.T
+
+
+def transformed(sums: Sums, T: np.ndarray) -> Sums:
+    """The sums of (x T, y)."""
+    return Sums(sums.count, sums.weight, sums.x @ T, sums.y, T.T @ sums.xx @ T, T.T @ sums.xy, sums.yy)
+
+
+def held_out_error(alignment: Alignment, part: Sums) -> float:
+    """Sum of w |y - p|^2 over rows that are known by their sums only."""
+    offset = alignment.mu_e - alignment.mu_u @ alignment.W  # p = offset + x W
+    W = alignment.W
+    cross = float(np.einsum("ij,ij->", part.xy, W)) + float(part.y @ offset)
+    square = float(np.einsum("ij,ij->", part.xx @ W, W)) + 2 * float((part.x @ W) @ offset)
+    return part.yy - 2 * cross + square + part.weight * float(offset @ offset)
+
+
+def solve(sums: Sums, method: str, regularization: float) -> Alignment:
+    """`ridge`, or `procrustes`, which has no regularization."""
+    return ridge(sums, regularization) if method == "ridge" else procrustes(sums)
+
+
 def anchor_weights(counts: np.ndarray, half: float) -> np.ndarray:
     """w_i = c_i / (c_i + half): rises with the count and saturates."""
     counts = counts.astype(np.float64)
@@ -228,6 +265,26 @@ class CrossValidation:
         return float(1 - self.error.min() / self.total) if self.total > 0 else 0.0
 
 
+def cross_validate_procrustes(per_fold: Sequence[Sums]) -> CrossValidation:
+    """What held-out anchors say of `procrustes`; its only lambda_0 is 0."""
+    everything = total_of(per_fold)
+    error, total = 0.0, 0.0
+    for part in per_fold:
+        train = everything - part
+        error += held_out_error(procrustes(train), part)
+        mean = train.y / train.weight
+        total += part.yy - 2 * float(mean @ part.y) + part.weight * float(mean @ mean)
+    return CrossValidation((0.0,), np.array([error]), total, 0.0)
+
+
+def total_of(per_fold: Sequence[Sums]) -> Sums:
+    """The sum of all folds."""
+    everything = per_fold[0]
+    for part in per_fold[1:]:
+        everything = everything + part
+    return everything
+
+
 def cross_validate(per_fold: Sequence[Sums], grid: Sequence[float] = LAMBDA_GRID) -> CrossValidation:
     """Choose lambda_0 from the sums of the folds alone.
 
@@ -235,9 +292,7 @@ def cross_validate(per_fold: Sequence[Sums], grid: Sequence[float] = LAMBDA_GRID
     tr(Y^T D Y) - 2 tr(W^T X^T D Y) + tr(W^T X^T D X W); in the eigenbasis Q of the training X^T D X every
     lambda_0 costs one pass over a k x d matrix.
     """
-    everything = per_fold[0]
-    for part in per_fold[1:]:
-        everything = everything + part
+    everything = total_of(per_fold)
     error, total = np.zeros(len(grid)), 0.0
     for part in per_fold:
         train = everything - part
@@ -263,7 +318,7 @@ def cross_validate(per_fold: Sequence[Sums], grid: Sequence[float] = LAMBDA_GRID
 
 
 def held_out_predictions(
-    U: np.ndarray, fold: np.ndarray, per_fold: Sequence[Sums], regularization: float
+    U: np.ndarray, fold: np.ndarray, per_fold: Sequence[Sums], regularization: float, method: str = "ridge"
 ) -> tuple[np.ndarray, np.ndarray]:
     """For every anchor the prediction, and the mean row, of a map fitted without its fold.
 
@@ -272,14 +327,12 @@ def held_out_predictions(
     predicted : float32 (n, d)
     means : float32 (folds, d)
     """
-    everything = per_fold[0]
-    for part in per_fold[1:]:
-        everything = everything + part
+    everything = total_of(per_fold)
     d = len(everything.y)
     predicted = np.empty((len(U), d), np.float32)
     means = np.empty((len(per_fold), d), np.float32)
     for number, part in enumerate(per_fold):
-        alignment = ridge(everything - part, regularization)
+        alignment = solve(everything - part, method, regularization)
         rows = fold == number
         predicted[rows] = alignment.predict(U[rows])
         means[number] = alignment.mu_e

@@ -10,13 +10,13 @@ the lower end of a bootstrap interval over tokens.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.inject import align
+from wals_spark.inject import align, retrieval
 
 MARGIN = 0.01
 _RESAMPLES = 500
@@ -37,7 +37,7 @@ class GateResult:
     gain, low, high : float
         R^2 of the factors minus that of the better control, with its 95 % interval.
     deciles : list of dict
-        By frequency decile of the anchors: counts, tokens, R^2 of each arm, mean cosine.
+        By frequency decile of the anchors: counts, tokens, R^2 and CSLS precision at 1 of each arm, mean cosine.
     """
 
     passed: bool
@@ -85,6 +85,8 @@ def fit_and_gate(
     half: float,
     seed: int,
     margin: float = MARGIN,
+    method: str = "ridge",
+    whiten: bool = False,
 ) -> Fit:
     """Align the factors with the embedding, and both controls with it, on the same folds.
 
@@ -97,6 +99,9 @@ def fit_and_gate(
     folds, half, seed
         Of the cross-validation, of `align.anchor_weights`, of folds, permutation and bootstrap.
     margin : the gain in R^2 that must be exceeded
+    method : {"ridge", "procrustes"}
+        The map; the frequency control is always ridge.
+    whiten : equalise the factors' directions first
 
     Raises
     ------
@@ -117,24 +122,35 @@ def fit_and_gate(
         "permuted": U[anchors][align.permute_within(strata, seed)],
         "frequency": align.frequency_features(c).astype(np.float32),
     }
+    T = None
+    if whiten:
+        T = align.whitening(align.accumulate(arms["factors"], Y, weight))
+        arms["factors"], arms["permuted"] = ((arms[name] @ T).astype(np.float32) for name in ("factors", "permuted"))
     errors: dict[str, np.ndarray] = {}
+    hits: dict[str, np.ndarray] = {}
+    queries = retrieval.stratified_queries(strata, seed)
     total = np.zeros(len(anchors))
     found: dict[str, tuple[list[align.Sums], align.CrossValidation, np.ndarray]] = {}
     for name, X in arms.items():
         per_fold = align.sums_by_fold(X, Y, weight, fold, folds)
-        cv = align.cross_validate(per_fold)
-        predicted, means = align.held_out_predictions(X, fold, per_fold, cv.best)
+        used = "ridge" if name == "frequency" else method
+        cv = align.cross_validate(per_fold) if used == "ridge" else align.cross_validate_procrustes(per_fold)
+        predicted, means = align.held_out_predictions(X, fold, per_fold, cv.best, used)
         errors[name] = _squares(Y - predicted)
+        centre = means[fold]
+        hits[name] = retrieval.csls_hits(predicted - centre, Y - centre, queries)
         if name == "factors":
             total = _squares(Y - means[fold])
             found[name] = (per_fold, cv, predicted)
     per_fold, cv, predicted = found["factors"]
-    everything = per_fold[0]
-    for part in per_fold[1:]:
-        everything = everything + part
-    alignment = align.ridge(everything, cv.best)
+    alignment = align.solve(align.total_of(per_fold), method, cv.best)
+    if T is not None:
+        alignment = replace(alignment, mu_u=alignment.mu_u @ np.linalg.pinv(T), W=T @ alignment.W)
     gate = _decide(errors, total, weight, margin, seed)
     table = _by_decile(c, strata, errors, total, _cosines(Y - alignment.mu_e, predicted - alignment.mu_e))
+    for row in table:
+        mine = strata[queries] == row["decile"]
+        row.update({f"csls_{name}": float(hit[mine].mean()) for name, hit in hits.items()})
     return Fit(alignment, anchors, predicted, cv, GateResult(**{**gate.__dict__, "deciles": table}))
 
 

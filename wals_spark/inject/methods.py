@@ -86,6 +86,8 @@ def align_factors(
         half=config.anchor_half_count,
         seed=seed,
         margin=config.gate_margin,
+        method=config.alignment,
+        whiten=config.whiten,
     )
     if config.gate and not fit.gate.passed and not config.force:
         raise GateError(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wals_spark.errors import InputError
-from wals_spark.inject import align, blend
+from wals_spark.inject import align, blend, retrieval
 from wals_spark.inject.gate import fit_and_gate
 from wals_spark.inject.reference import (
     blend_reference,
@@ -187,3 +187,79 @@ def test_variances_split_evenly_where_the_frequencies_are_the_same():
     found = blend.fit_variances(6 / n + 0.4, n, n)
     assert found.pretrained == pytest.approx(found.factors, rel=1e-3)
     assert found.pretrained + found.factors == pytest.approx(6, rel=0.05)
+
+
+def test_procrustes_recovers_a_rotation_and_its_scale():
+    generator = np.random.default_rng(0)
+    Q = np.linalg.qr(generator.standard_normal((9, 9)))[0][:6]
+    U = generator.standard_normal((400, 6)).astype(np.float32)
+    E = (3 * U @ Q + 2).astype(np.float32)
+    found = align.procrustes(align.accumulate(U, E, np.ones(400)))
+    np.testing.assert_allclose(found.W, 3 * Q, atol=1e-5)
+    np.testing.assert_allclose(found.predict(U), E, atol=1e-4)
+
+
+def test_procrustes_keeps_cosines_and_ridge_fits_better():
+    U, E, counts = problem()
+    weight = align.anchor_weights(counts, 100)
+    sums = align.accumulate(U, E, weight)
+    W = align.procrustes(sums).W
+    gram = W @ W.T
+    np.testing.assert_allclose(gram, gram[0, 0] * np.eye(6), atol=1e-10)
+    fold = align.stratified_folds(counts, 5, 1)
+    per_fold = align.sums_by_fold(U, E, weight, fold, 5)
+    assert align.cross_validate(per_fold).r2 > align.cross_validate_procrustes(per_fold).r2 > 0
+
+
+def test_errors_from_sums_are_errors_from_rows():
+    U, E, counts = problem()
+    weight = align.anchor_weights(counts, 100)
+    alignment = align.ridge(align.accumulate(U[:300], E[:300], weight[:300]), 0.1)
+    residual = E[300:] - alignment.predict(U[300:])
+    expected = float(weight[300:] @ np.einsum("ij,ij->i", residual, residual))
+    found = align.held_out_error(alignment, align.accumulate(U[300:], E[300:], weight[300:]))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_whitened_factors_have_unit_covariance():
+    U, E, counts = problem()
+    weight = align.anchor_weights(counts, 100)
+    sums = align.accumulate(U, E, weight)
+    T = align.whitening(sums)
+    np.testing.assert_allclose(align.transformed(sums, T).centred().xx / sums.weight, np.eye(6), atol=1e-6)
+    direct = align.accumulate(U.astype(np.float64) @ T, E, weight)
+    np.testing.assert_allclose(align.transformed(sums, T).xy, direct.xy, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ridge", "procrustes"])
+def test_a_whitened_map_applies_to_the_factors_as_they_are(method):
+    U, E, counts = problem(noise=0.01)
+    anchors = np.arange(600)
+    fit = fit_and_gate(U, E, counts, anchors, folds=5, half=100, seed=1, method=method, whiten=True)
+    difference = fit.alignment.predict(U) - fit.held_out
+    assert np.sqrt((difference**2).mean()) < 0.2 * E.std()
+    assert fit.gate.passed
+
+
+def test_csls_finds_the_own_row_and_not_under_permutation():
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((500, 20)).astype(np.float32)
+    noisy = rows + 0.3 * generator.standard_normal((500, 20)).astype(np.float32)
+    queries = retrieval.stratified_queries(np.arange(500) // 50, 1, 200)
+    assert len(queries) == 200
+    assert retrieval.csls_hits(noisy, rows, queries).mean() > 0.95
+    assert retrieval.csls_hits(noisy[::-1], rows, queries).mean() < 0.05
+
+
+def test_csls_is_its_definition():
+    generator = np.random.default_rng(3)
+    x, y = generator.standard_normal((2, 30, 4)).astype(np.float32)
+    queries = np.arange(30)
+    unit = [m / np.linalg.norm(m, axis=1, keepdims=True) for m in (x, y)]
+    expected = []
+    for i in range(30):
+        cosines = [float(unit[0][i] @ unit[1][j]) for j in range(30)]
+        hub = [np.mean(sorted(float(unit[0][m] @ unit[1][j]) for m in range(30))[-10:]) for j in range(30)]
+        own = np.mean(sorted(cosines)[-10:])
+        expected.append(int(np.argmax([2 * c - own - h for c, h in zip(cosines, hub, strict=True)])) == i)
+    assert retrieval.csls_hits(x, y, queries).tolist() == expected
