@@ -165,3 +165,16 @@ def drop_empty(batch: Batch, counts: Counter[str]) -> Batch:
         kept[index] = bool(batch.text(index).decode("utf-8").strip())
     counts["empty"] += int(np.count_nonzero(~kept))
     return batch.select(kept)
+
+
+def filter_length(batch: Batch, config: CorpusConfig, counts: Counter[str]) -> Batch:
+    """Drop documents with too few or too many characters."""
+    if not len(batch) or (config.min_characters is None and config.max_characters is None):
+        return batch
+    starts_character = (batch.data & 0xC0) != 0x80
+    characters = np.add.reduceat(starts_character, batch.offsets[:-1], dtype=np.int64)
+    short = characters < (config.min_characters or 0)
+    long = characters > config.max_characters if config.max_characters is not None else np.zeros(len(batch), bool)
+    counts["too_short"] += int(np.count_nonzero(short))
+    counts["too_long"] += int(np.count_nonzero(long))
+    return batch.select(~(short | long))

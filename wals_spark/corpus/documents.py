@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any
 
@@ -21,12 +21,15 @@ import pyarrow.parquet as pq
 
 from wals_spark import storage
 from wals_spark.config import Config, CorpusConfig
-from wals_spark.corpus.batch import Batch
-from wals_spark.corpus.clean import clean
-from wals_spark.corpus.duplicates import DuplicateIds, drop_lists, find_duplicates, pack_ids
-from wals_spark.corpus.exchange import Blob, exchange, run_tasks
-from wals_spark.corpus.read import read_units
+from wals_spark.corpus.batch import Batch, from_arrow
+from wals_spark.corpus.boilerplate import LineCounter, frequent_lines, remove_lines
+from wals_spark.corpus.clean import clean, drop_empty, filter_length
+from wals_spark.corpus.duplicates import DuplicateIds, drop_lists, find_duplicates, pack_ids, write_drop_lists
+from wals_spark.corpus.exchange import Blob, exchange, pack_table, run_tasks, unpack_table
+from wals_spark.corpus.minhash import PERMUTATIONS, band_keys, signatures, similar_to_earlier
+from wals_spark.corpus.read import check_records, read_units
 from wals_spark.corpus.source import SourceFile, Unit, check_columns, cut, identity, list_sources, pack, text_bytes
+from wals_spark.corpus.words import WordIndex
 from wals_spark.errors import InputError
 from wals_spark.schemas import DOCUMENTS
 from wals_spark.stage import Context, Metric, Outcome
@@ -38,12 +41,16 @@ FILE_BYTES = 128 << 20
 TASK_BYTES = (4 << 20, 96 << 20)
 """Least and most text a task is planned for; between them, two tasks per slot."""
 TEMPORARY = "_tmp-"
+WORD = r"\w+"
+"""Of the shingles of near-duplicates."""
+ROW_BITS = 40
 
 
 def check(config: Config) -> None:
     """Raise for what can be known without reading the corpus: paths, formats, columns."""
     files = list_sources(config.corpus)
     check_columns(files, config.corpus)
+    check_records(files, config.corpus)
 
 
 def source_identity(config: Config) -> Any:
@@ -59,7 +66,8 @@ def run(context: Context) -> Outcome:
     where = {"batch_id": config.batch_id}
     with _target(context, where) as (directory, work):
         reducers = min(len(tasks), context.spark.sparkContext.defaultParallelism)
-        job = partial(ingest, tasks, config, context.config.seed, directory, reducers)
+        lines = _boilerplate(context, tasks, reducers)
+        job = partial(ingest, tasks, config, context.config.seed, directory, reducers, lines)
         blobs = exchange(context.spark, len(tasks), job, partial(_merge_ids, work, config), reducers)
         written = {blob.bucket: Written.load(blob.payload) for blob in blobs if blob.kind == "written"}
         counts: Counter[str] = sum((Counter(part.counts) for part in written.values()), Counter())
@@ -68,10 +76,13 @@ def run(context: Context) -> Outcome:
             if config.duplicate_ids == "refuse":
                 raise InputError(duplicates.message())
             counts["duplicate_ids"] = duplicates.count
-            affected = sorted(duplicates.tasks)
-            rewrite = partial(_without_duplicates, affected, written, directory, work)
-            for blob in run_tasks(context.spark, len(affected), rewrite):
-                _replace_files(directory, written[blob.bucket], Written.load(blob.payload))
+            _drop(context, written, sorted(duplicates.tasks), directory, work)
+        if config.duplicate_texts != "keep":
+            same = storage.join(work, "texts")
+            search = partial(_similar, written, directory, same, config, reducers)
+            found = exchange(context.spark, len(tasks), search, partial(_merge_texts, same, config), reducers)
+            affected = sorted({task for blob in found for task in json.loads(blob.payload)})
+            counts["duplicate_texts"] = _drop(context, written, affected, directory, same)
         entries = [entry for task in sorted(written) for entry in written[task].files]
         totals = {name: sum(entry[name] for entry in entries) for name in ("documents", "held_out", "text_bytes")}
         if not totals["documents"]:
@@ -88,8 +99,111 @@ def run(context: Context) -> Outcome:
     return Outcome(outputs, metrics, [_summary(totals, outputs["dropped"])])
 
 
+def _boilerplate(context: Context, tasks: list[list[Unit]], reducers: int) -> Any:
+    """Sorted hashes of the lines to remove; None where none are looked for."""
+    least = context.config.corpus.boilerplate_documents
+    if least is None:
+        return None
+    count = partial(_count_lines, tasks, context.config.corpus, reducers)
+    blobs = exchange(context.spark, len(tasks), count, partial(_merge_lines, least), reducers)
+    return np.sort(np.concatenate([np.zeros(0, np.uint64), *(np.frombuffer(b.payload, "<u8") for b in blobs)]))
+
+
+def _count_lines(tasks: list[list[Unit]], config: CorpusConfig, reducers: int, task: int) -> Iterator[Blob]:
+    counter, counts = LineCounter(), Counter[str]()
+    for batch in read_units(tasks[task], config, counts):
+        counter.add(clean(batch, config, counts))
+    yield from counter.blobs(reducers)
+
+
+def _merge_lines(least: int, blobs: Iterator[Blob]) -> Iterator[Blob]:
+    yield Blob(0, "lines", frequent_lines([blob.payload for blob in blobs], least).astype("<u8").tobytes())
+
+
+def _drop(context: Context, written: dict[int, Written], affected: list[int], directory: str, work: str) -> int:
+    """Write the files of tasks again without the rows of their drop lists; returns how many went."""
+    before = sum(entry["documents"] for task in affected for entry in written[task].files)
+    rewrite = partial(_without_duplicates, affected, written, directory, work)
+    for blob in run_tasks(context.spark, len(affected), rewrite) if affected else ():
+        _replace_files(directory, written[blob.bucket], Written.load(blob.payload))
+    return before - sum(entry["documents"] for task in affected for entry in written[task].files)
+
+
+def _similar(
+    written: dict[int, Written], directory: str, work: str, config: CorpusConfig, reducers: int, task: int
+) -> Iterator[Blob]:
+    """Digests of the texts of a task, or the bands of their signatures, by bucket."""
+    parts: list[Any] = []
+    index = WordIndex(WORD, "lower")
+    for entry in written[task].files if task in written else ():
+        for batch in _stored(storage.join(directory, entry["name"])):
+            if config.duplicate_texts == "near":
+                parts.append(signatures(batch, index))
+            else:
+                texts = (batch.text(place) for place in range(len(batch)))
+                parts += [blake2b(text, digest_size=16).hexdigest() for text in texts]
+    if not parts:
+        return
+    if config.duplicate_texts == "exact":
+        yield from pack_ids(parts, task, reducers)
+        return
+    found = np.concatenate(parts)
+    storage.write_bytes(storage.join(work, f"signatures-{task:05d}"), found.astype("<u4").tobytes())
+    keys = band_keys(found)
+    rows = np.broadcast_to(np.arange(len(found))[:, None], keys.shape)
+    bucket_of = keys % np.uint64(reducers)
+    for bucket in range(reducers):
+        chosen = bucket_of == bucket
+        columns = {"key": keys[chosen], "row": rows[chosen], "task": np.full(int(chosen.sum()), task)}
+        yield Blob(bucket, "bands", pack_table(pa.table(columns)))
+
+
+def _stored(location: str) -> Iterator[Batch]:
+    fs, path = storage.filesystem(location)
+    with pq.ParquetFile(path, filesystem=fs) as source:
+        for group in range(source.num_row_groups):
+            for part in source.read_row_group(group, columns=["doc_id", "text"]).to_batches():
+                yield from_arrow(part["doc_id"].to_pylist(), part["text"], location)
+
+
+def _merge_texts(work: str, config: CorpusConfig, blobs: Iterator[Blob]) -> Iterator[Blob]:
+    """Write drop lists of texts that come again; yields the tasks that have some."""
+    payloads = [blob.payload for blob in blobs]
+    if config.duplicate_texts == "exact":
+        yield Blob(0, "tasks", json.dumps(sorted(find_duplicates(payloads, work).tasks)).encode())
+    elif payloads:
+        table = pa.concat_tables([unpack_table(payload) for payload in payloads])
+        positions = table["task"].to_numpy() << ROW_BITS | table["row"].to_numpy()
+        fetch = SignatureFiles(work)
+        keys = table["key"].to_numpy()
+        again = similar_to_earlier(keys, positions, fetch, config.near_duplicate_similarity)
+        write_drop_lists(work, again >> ROW_BITS, again & (1 << ROW_BITS) - 1, f"{int(keys.min()):016x}")
+        yield Blob(0, "tasks", json.dumps(np.unique(again >> ROW_BITS).tolist()).encode())
+
+
+class SignatureFiles:
+    """Signatures of documents by position, from the files of the tasks; the last ones used stay open."""
+
+    def __init__(self, work: str) -> None:
+        self.work = work
+        self._load = lru_cache(maxsize=64)(self._read)
+
+    def _read(self, task: int) -> Any:
+        path = storage.join(self.work, f"signatures-{task:05d}")
+        if storage.is_local(path):
+            return np.memmap(storage.local_path(path), "<u4", "r").reshape(-1, PERMUTATIONS)
+        return np.frombuffer(storage.read_bytes(path), "<u4").reshape(-1, PERMUTATIONS)
+
+    def __call__(self, positions: Any) -> Any:
+        """Signatures, uint32 of shape (len(positions), `PERMUTATIONS`)."""
+        return np.stack([self._load(int(at) >> ROW_BITS)[int(at) & (1 << ROW_BITS) - 1] for at in positions])
+
+
 DROPPED = {
     "empty": "empty",
+    "too_short": "too short",
+    "too_long": "too long",
+    "duplicate_texts": "with the text of another",
     "not_utf8_skipped": "not UTF-8",
     "duplicate_ids": "with an id seen before",
     "corrupt_files": "corrupt files",
@@ -239,7 +353,13 @@ class DocumentWriter:
 
 
 def ingest(
-    tasks: list[list[Unit]], config: CorpusConfig, seed: int, directory: str, reducers: int, task: int
+    tasks: list[list[Unit]],
+    config: CorpusConfig,
+    seed: int,
+    directory: str,
+    reducers: int,
+    lines: Any,
+    task: int,
 ) -> Iterator[Blob]:
     """Read, clean and write the units of a task; yields its ids by bucket, and what was written."""
     counts: Counter[str] = Counter()
@@ -248,6 +368,9 @@ def ingest(
     with storage.explained(f"cannot write documents to {directory}"):
         for batch in read_units(tasks[task], config, counts):
             batch = clean(batch, config, counts)  # noqa: PLW2901
+            if lines is not None:
+                batch = drop_empty(remove_lines(batch, lines, counts), counts)  # noqa: PLW2901
+            batch = filter_length(batch, config, counts)  # noqa: PLW2901
             if not len(batch):
                 continue
             _require_lengths(batch)

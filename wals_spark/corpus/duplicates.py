@@ -81,12 +81,15 @@ def find_duplicates(payloads: Sequence[bytes], work: str | None) -> DuplicateIds
     tasks = repeated["task"].to_numpy()
     names = pc.unique(repeated["id"])[:EXAMPLES].to_pylist()
     if work is not None:
-        rows = repeated["row"].to_numpy()
-        part = document_key(names[0])
-        for task in np.unique(tasks).tolist():
-            content = rows[tasks == task].astype("<i8").tobytes()
-            storage.write_bytes(storage.join(work, f"drop-{task:05d}", f"{part:016x}"), content)
+        write_drop_lists(work, tasks, repeated["row"].to_numpy(), f"{document_key(names[0]):016x}")
     return DuplicateIds(len(repeated), names, set(tasks.tolist()))
+
+
+def write_drop_lists(work: str, tasks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], part: str) -> None:
+    """Leave the rows to drop for each task; `part` tells the reducers' files apart."""
+    for task in np.unique(tasks).tolist():
+        content = rows[tasks == task].astype("<i8").tobytes()
+        storage.write_bytes(storage.join(work, f"drop-{task:05d}", part), content)
 
 
 def drop_lists(work: str, task: int) -> npt.NDArray[np.int64]:

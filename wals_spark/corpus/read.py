@@ -6,6 +6,8 @@ are read here. Nothing is decoded yet: see `clean`.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -272,5 +274,68 @@ def _column_ids(part: pa.RecordBatch, file: SourceFile, row: int, config: Corpus
     return [str(value, "utf-8") if isinstance(value, bytes) else str(value) for value in column.to_pylist()]
 
 
+def _read_csv(unit: Unit, config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+    """A document per record under a header; ``.tsv`` has tabs. Quoted fields may hold line breaks."""
+    file = unit.file
+    if not _intact(file, config, counts):
+        return
+    ids: list[str] = []
+    texts: list[bytes] = []
+    held = 0
+    csv.field_size_limit(2**31 - 1)
+    with _text_stream(file) as stream:
+        records = csv.reader(stream, delimiter="\t" if ".tsv" in file.name.lower() else ",", strict=True)
+        header = _next_record(records, file, config) or []
+        if header and header[0].startswith("\ufeff"):
+            header[0] = header[0][1:]
+        require_columns(pa.schema([(name, pa.string()) for name in header]), file.path, config)
+        text_at = header.index(config.text_column)
+        id_at = header.index(config.id_column) if config.id_column is not None else None
+        number = 0
+        while (record := _next_record(records, file, config)) is not None:
+            if not record:
+                continue
+            if len(record) != len(header):
+                if config.corrupt_files == "refuse":
+                    raise InputError(
+                        f"{file.path}, line {records.line_num}: {len(record)} fields under a header of {len(header)}; "
+                        "correct the record, or set corpus.corrupt_files=skip to leave it out and count it"
+                    )
+                counts["corrupt_records"] += 1
+            else:
+                ids.append(f"{file.name}:{number}" if id_at is None else record[id_at])
+                texts.append(record[text_at].encode("utf-8", "surrogateescape"))
+                held += len(texts[-1])
+            number += 1
+            if held >= BLOCK_BYTES:
+                counts["bytes_read"] += held
+                yield from_texts(ids, texts, file.path)
+                ids, texts, held = [], [], 0
+    counts["bytes_read"] += held
+    yield from_texts(ids, texts, file.path)
+
+
+def _text_stream(file: SourceFile) -> io.TextIOWrapper:
+    fs, path = storage.filesystem(file.path)
+    stream = fs.open_input_stream(path, compression=file.compression)
+    return io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="")
+
+
+def _next_record(records: Any, file: SourceFile, config: CorpusConfig) -> list[str] | None:
+    try:
+        record: list[str] | None = next(records, None)
+    except (csv.Error, *_DECODE_ERRORS) as error:
+        raise corrupt(f"{file.path}, line {records.line_num},", error) from error
+    return record
+
+
+def check_records(files: list[SourceFile], config: CorpusConfig) -> None:
+    """Read the first record of the first JSON-lines and CSV file: what is wrong with all of them shows there."""
+    for form in ("jsonl", "csv"):
+        first = next((file for file in files if file.format == form), None)
+        if first is not None:
+            next(READERS[form](Unit(first, 0, 1 if first.compression is None else None), config, Counter()), None)
+
+
 Reader = Callable[[Unit, CorpusConfig, "Counter[str]"], Iterator[Batch]]
-READERS: dict[str, Reader] = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}
+READERS: dict[str, Reader] = {"text": _read_text, "jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}

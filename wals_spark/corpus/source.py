@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from wals_spark import storage
 from wals_spark.config import CorpusConfig
 from wals_spark.errors import InputError
+from wals_spark.tables import delta_log
 
 FORMATS = {
     ".txt": "text_files",
@@ -86,7 +87,7 @@ def list_sources(config: CorpusConfig) -> list[SourceFile]:
     found: dict[str, pafs.FileInfo] = {}
     entries = [storage.absolute(entry) for entry in config.path]
     for entry in entries:
-        for uri, info in _expand(entry):
+        for uri, info in _expand(entry, config):
             found.setdefault(uri, info)
     root = _common_directory([_static_part(entry) for entry in entries], found)
     files = [_source(uri, root, info, config.format) for uri, info in sorted(found.items())]
@@ -100,8 +101,8 @@ def list_sources(config: CorpusConfig) -> list[SourceFile]:
     return known
 
 
-def _expand(entry: str) -> list[tuple[str, pafs.FileInfo]]:
-    """The files that a path, directory or glob stands for."""
+def _expand(entry: str, config: CorpusConfig) -> list[tuple[str, pafs.FileInfo]]:
+    """The files that a path, directory, Delta table or glob stands for."""
     static = _static_part(entry)
     fs, path = storage.filesystem(static)
     prefix = static.removesuffix(path)
@@ -110,6 +111,10 @@ def _expand(entry: str) -> list[tuple[str, pafs.FileInfo]]:
         raise InputError(f"corpus.path: there is nothing at {entry}")
     if static == entry and info.is_file:
         return [(entry, info)]
+    if config.format in ("auto", "delta") and storage.exists(delta_log.log_directory(entry)):
+        return _delta_files(entry, config)
+    if config.format == "delta":
+        raise InputError(f"corpus.path: {entry} is no Delta table: it has no _delta_log")
     inner = fs.get_file_info(pafs.FileSelector(path, recursive=True))
     files = [(prefix + item.path, item) for item in inner if item.is_file and not _hidden(item.path, path)]
     if static != entry:
@@ -120,6 +125,19 @@ def _expand(entry: str) -> list[tuple[str, pafs.FileInfo]]:
     if not files:
         raise InputError(f"corpus.path: the directory {entry} holds no files")
     return files
+
+
+def _delta_files(entry: str, config: CorpusConfig) -> list[tuple[str, pafs.FileInfo]]:
+    """The Parquet files of a version of a Delta table, without Spark."""
+    files = delta_log.active_files(entry, config.delta_version)
+    if not files:
+        raise InputError(f"corpus.path: the Delta table {entry} has no rows")
+    uris = [storage.join(entry, file.path) for file in files]
+    infos = [fs.get_file_info(path) for fs, path in map(storage.filesystem, uris)]
+    for uri, info in zip(uris, infos, strict=True):
+        if info.type == pafs.FileType.NotFound:
+            raise InputError(f"corpus.path: {uri} is in the log of its Delta table and not there any more (VACUUM?)")
+    return list(zip(uris, infos, strict=True))
 
 
 def _static_part(entry: str) -> str:
@@ -158,7 +176,7 @@ def _source(uri: str, root: str, info: pafs.FileInfo, wanted: str) -> SourceFile
     compression = COMPRESSIONS.get(ending)
     if compression:
         ending = posixpath.splitext(stem)[1]
-    form = FORMATS.get(ending) if wanted == "auto" else wanted
+    form = FORMATS.get(ending) if wanted == "auto" else "parquet" if wanted == "delta" else wanted
     if form is None:
         return None
     if form == "parquet":

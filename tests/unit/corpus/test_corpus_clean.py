@@ -9,7 +9,7 @@ import pytest
 
 from wals_spark.config import CorpusConfig
 from wals_spark.corpus.batch import from_texts
-from wals_spark.corpus.clean import LINE_BREAKS, REMOVED, SPACES, clean
+from wals_spark.corpus.clean import LINE_BREAKS, REMOVED, SPACES, clean, filter_length
 from wals_spark.errors import InputError
 
 
@@ -125,3 +125,11 @@ def test_selecting_and_replacing_documents_keeps_offsets_right():
     batch = batch.replace_texts({0: b"", 1: b"zwei"}).select(np.array([False, True, True]))
     assert [batch.text(index) for index in range(len(batch))] == [b"zwei", b"three"]
     assert batch.offsets.tolist() == [0, 4, 9]
+
+
+def test_length_filters_count_characters_not_bytes():
+    counts: Counter[str] = Counter()
+    batch = from_texts(list("abcd"), [text.encode() for text in ("x", "äöü", "\U0001f600" * 4, "12345")])
+    kept = filter_length(batch, CorpusConfig(min_characters=2, max_characters=4), counts)
+    assert kept.ids == ["b", "c"]
+    assert (counts["too_short"], counts["too_long"]) == (1, 1)

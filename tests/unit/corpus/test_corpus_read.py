@@ -186,3 +186,63 @@ def test_a_damaged_parquet_row_group_can_be_skipped_and_ids_stay(tmp_path):
     assert len(found) == 200
     assert found[100][0] == "bad.parquet:200"
     assert counts["corrupt_row_groups"] == 1
+
+
+def test_csv_records(tmp_path):
+    (tmp_path / "a.csv").write_bytes('\ufeffn,text\r\n1,"a, ""b""\nc"\r\n2,grün\r\n\r\n3,\r\n'.encode())
+    assert documents(tmp_path, id_column="n") == [("1", b'a, "b"\nc'), ("2", "grün".encode()), ("3", b"")]
+
+
+def test_tab_separated_and_compressed(tmp_path):
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"text\tother\none, two\tx\n"))
+    assert documents(tmp_path) == [("a.tsv.gz:0", b"one, two")]
+
+
+def test_csv_bytes_that_are_not_utf8_arrive_as_they_are(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text\ngut \xff\n")
+    assert documents(tmp_path) == [("a.csv:0", b"gut \xff")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"body\nx\n", r"has no column 'text' .*; its columns are body"),
+        (b"", r"has no column 'text' .*; its columns are none"),
+        (b"text,b\nx\n", r"line 2: 1 fields under a header of 2"),
+        (b'text\n"open\n', r"line 2, cannot be decoded \(unexpected end of data\)"),
+    ],
+)
+def test_bad_csv_is_refused_with_its_place(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        documents(tmp_path)
+
+
+def test_csv_records_of_another_length_can_be_skipped(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text,b\nx,1\ny\nz,2\n")
+    counts: Counter[str] = Counter()
+    assert documents(tmp_path, counts=counts, corrupt_files="skip") == [("a.csv:0", b"x"), ("a.csv:2", b"z")]
+    assert counts["corrupt_records"] == 1
+
+
+def test_the_first_record_shows_a_wrong_column(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": 1}\n')
+    config = CorpusConfig(path=str(tmp_path))
+    with pytest.raises(InputError, match="there is no 'text'"):
+        read.check_records(list_sources(config), config)
+
+
+def test_a_delta_table_gives_the_files_of_a_version(tmp_path):
+    deltalake = pytest.importorskip("deltalake")
+    path = str(tmp_path / "table")
+    deltalake.write_deltalake(path, pa.table({"id": ["a"], "text": ["one"]}))
+    deltalake.write_deltalake(path, pa.table({"id": ["b"], "text": ["two"]}), mode="append")
+    deltalake.write_deltalake(path, pa.table({"id": ["c"], "text": ["three"]}), mode="overwrite")
+    assert documents(path, id_column="id") == [("c", b"three")]
+    assert sorted(documents(path, id_column="id", delta_version=1)) == [("a", b"one"), ("b", b"two")]
+
+
+def test_a_directory_that_is_no_delta_table_is_refused(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match="is no Delta table"):
+        documents(tmp_path, format="delta")
