@@ -9,8 +9,26 @@ import numpy as np
 from numba import njit
 
 from wals_spark.wals.lapack import call_by_address
+from wals_spark.wals.microkernel import LINE_BYTES, rank_update
 
 LOWER, PLAIN = ord("L"), ord("N")
+OWN_PRODUCT = 192
+"""Up to this width our product is faster than ``syrk``, beyond it slower: see benchmarks/wals.py."""
+
+
+@njit(cache=True, nogil=True)
+def padded_width(width, itemsize):  # type: ignore[no-untyped-def]  # numba infers the types
+    """The width of rows that fill whole cache lines."""
+    lanes = LINE_BYTES // itemsize
+    return (width + lanes - 1) // lanes * lanes
+
+
+@njit(cache=True, nogil=True)
+def line_aligned(rows, width, like):  # type: ignore[no-untyped-def]  # numba infers the types
+    """Zeros of shape (rows, width), of the dtype of `like`, that start on a cache line."""
+    flat = np.zeros(rows * width + LINE_BYTES // like.itemsize, like.dtype)
+    first = (LINE_BYTES - int(flat.ctypes.data) % LINE_BYTES) % LINE_BYTES // like.itemsize
+    return flat[first : first + rows * width].reshape((rows, width))
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -54,9 +72,10 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     fixed = held.shape[1]
     free = width - fixed
     dtype = features.dtype
-    a = np.empty((width, width), dtype)  # column-major for BLAS; its lower triangle is ours upper
+    padded = padded_width(width, features.itemsize)
+    a = line_aligned(padded, padded, features)  # column-major for BLAS; its lower triangle is ours upper
     factor = np.empty((free, free), dtype)
-    gathered = np.empty((tile, width), dtype)
+    gathered = line_aligned(tile, padded, features)
     partial = np.empty(width, dtype)
     rhs = np.empty(width, np.float64)
     reduced = np.empty(free, np.float64)
@@ -64,13 +83,13 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     residual = np.empty(free, np.float64)
     one = np.ones(1, dtype)
     sign = np.ones(1, dtype)
-    sizes = np.zeros(4, np.int32)
-    sizes[0], sizes[2], sizes[3] = width, free, 1
+    sizes = np.zeros(5, np.int32)
+    sizes[0], sizes[2], sizes[3], sizes[4] = width, free, 1, padded
     info = np.zeros(1, np.int32)
     lower = np.full(1, LOWER, np.uint8)
     plain = np.full(1, PLAIN, np.uint8)
     at_width, at_count = sizes.ctypes.data, sizes[1:].ctypes.data
-    at_free, at_single = sizes[2:].ctypes.data, sizes[3:].ctypes.data
+    at_free, at_single, at_padded = sizes[2:].ctypes.data, sizes[3:].ctypes.data, sizes[4:].ctypes.data
     for i in rows:
         start, stop = indptr[i], indptr[i + 1]
         if start == stop:
@@ -108,23 +127,29 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
             for q in range(width):
                 rhs[q] += partial[q]
             if front > 0:
-                sizes[1], sign[0] = front, 1
-                call_by_address(
-                    functions[0],
-                    (
-                        lower.ctypes.data, plain.ctypes.data, at_width, at_count, one.ctypes.data,
-                        gathered.ctypes.data, at_width, one.ctypes.data, a.ctypes.data, at_width,
-                    ),
-                )  # fmt: skip
+                if width <= OWN_PRODUCT:
+                    rank_update(gathered, 0, front, a, one[0])
+                else:
+                    sizes[1], sign[0] = front, 1
+                    call_by_address(
+                        functions[0],
+                        (
+                            lower.ctypes.data, plain.ctypes.data, at_width, at_count, sign.ctypes.data,
+                            gathered.ctypes.data, at_padded, one.ctypes.data, a.ctypes.data, at_padded,
+                        ),
+                    )  # fmt: skip
             if back < tile:
-                sizes[1], sign[0] = tile - back, -1
-                call_by_address(
-                    functions[0],
-                    (
-                        lower.ctypes.data, plain.ctypes.data, at_width, at_count, sign.ctypes.data,
-                        gathered[back:].ctypes.data, at_width, one.ctypes.data, a.ctypes.data, at_width,
-                    ),
-                )  # fmt: skip
+                if width <= OWN_PRODUCT:
+                    rank_update(gathered, back, tile - back, a, -one[0])
+                else:
+                    sizes[1], sign[0] = tile - back, -1
+                    call_by_address(
+                        functions[0],
+                        (
+                            lower.ctypes.data, plain.ctypes.data, at_width, at_count, sign.ctypes.data,
+                            gathered[back:].ctypes.data, at_padded, one.ctypes.data, a.ctypes.data, at_padded,
+                        ),
+                    )  # fmt: skip
             begin = end
         for p in range(free):
             shift = 0.0

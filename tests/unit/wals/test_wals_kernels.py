@@ -90,6 +90,17 @@ def test_cells_beyond_one_tile_are_all_counted(counts: np.ndarray, monkeypatch: 
     assert np.allclose(whole, pieces, rtol=1e-12)
 
 
+def test_wide_rows_are_solved_through_blas_as_narrow_ones_are(counts: np.ndarray) -> None:
+    k = 200
+    for objective in (PRESETS["ppmi"], VARIANTS["replaced"]):
+        row, col = sides_of(counts, objective, "float64")
+        z = np.random.default_rng(2).standard_normal((col.size, k))
+        z[col.cells == 0] = 0
+        solved, _ = solve(CpuSolver(1), row, col.weights, z, Model(k, False, {}), objective.rho)
+        u, _ = reference.half_step(reference.dense_problem(objective, counts), z, np.zeros(col.size))
+        assert np.allclose(solved, u, atol=1e-9)
+
+
 def test_threads_change_no_bit(counts: np.ndarray) -> None:
     row, col = sides_of(counts, PRESETS["ppmi"], "float32")
     z = np.random.default_rng(2).standard_normal((col.size, 6)).astype(np.float32)
