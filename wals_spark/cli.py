@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import wals_spark
 from wals_spark.config import Config, load_config, reference_markdown
@@ -18,6 +19,7 @@ from wals_spark.progress import setup_logging
 
 logger = logging.getLogger(__name__)
 
+BATCH_COMMANDS = ("compact", "drop-batch", "maintain")
 HELP = {
     "corpus": "read, check and clean the documents",
     "vocabulary": "tokenise and count tokens",
@@ -53,6 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "verify":
             command.add_argument("directory", nargs="?", help="an injected checkpoint; none = the one of the run")
             command.add_argument("--base", metavar="CKPT", help="the checkpoint it was made from")
+        if name == "cooccurrence":
+            command.add_argument("--explain", action="store_true", help="print the plan and count nothing")
+        if name in ("evaluate", "pipeline"):
+            command.add_argument("--gate", action="store_true", help="exit 3 on a regression (evaluate.gate)")
+    _add_batch_commands(commands)
     show = commands.add_parser("config", help="show the resolved configuration or the reference of all keys")
     _add_configuration(show)
     kind = show.add_mutually_exclusive_group()
@@ -61,6 +68,20 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the whole pipeline on the documentation of your installed packages")
     demo.add_argument("--directory", default="demo", help="where everything goes (default: demo)")
     return parser
+
+
+def _add_batch_commands(commands: Any) -> None:
+    compact = commands.add_parser("compact", help="fold batches of counts into one, their exact sum")
+    _add_configuration(compact)
+    compact.add_argument("--batches", default="all", metavar="A,B|all", help="what to fold (default: all)")
+    compact.add_argument("--into", required=True, metavar="ID", help="the batch that holds the sum")
+    drop = commands.add_parser("drop-batch", help="remove the batch --batch-id from the counts")
+    _add_configuration(drop)
+    maintain = commands.add_parser("maintain", help="compact small files and remove old versions of the tables")
+    _add_configuration(maintain)
+    maintain.add_argument(
+        "--retain-hours", type=float, default=168.0, metavar="H", help="keep old versions so long (default: 168)"
+    )
 
 
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +96,8 @@ def _configuration(options: argparse.Namespace) -> Config:
     flags = {"warehouse": options.warehouse, "run_id": options.run_id, "corpus.batch_id": options.batch_id}
     if getattr(options, "batches", None):
         flags["train.batches"] = options.batches
+    if getattr(options, "gate", False):
+        flags["evaluate.gate"] = True
     if getattr(options, "tokens", None):
         flags["neighbours.tokens"] = [token for token in options.tokens.split(",") if token]
     return load_config(options.config, options.set, flags)
@@ -121,11 +144,42 @@ def run(options: argparse.Namespace) -> int:
     if options.command == "verify" and options.directory:
         return _verify_directory(options)
     config = _configuration(options)
+    if options.command in BATCH_COMMANDS or getattr(options, "explain", False):
+        return _on_batches(options, config)
     if options.command == "pipeline":
         logger.info("configuration %s of run %s:\n%s", config.fingerprint, config.run_id, config.to_yaml().rstrip())
         run_stages(config, force=options.force)
     else:
         run_stages(config, [options.command], force=options.force)
+    return EXIT_DONE
+
+
+def _on_batches(options: argparse.Namespace, config: Config) -> int:
+    """Commands on the table of counts that are no stages."""
+    from wals_spark.cluster.failures import translated
+    from wals_spark.cooccurrence import batches
+    from wals_spark.cooccurrence.explain import explain
+    from wals_spark.stage import Context
+
+    context = Context(config)
+    try:
+        with context.run.locked(), translated():
+            if options.command == "compact":
+                names = [name for name in options.batches.split(",") if name]
+                outputs = batches.compact(context, options.into, names).outputs
+                logger.info("compact: batch %s holds %s non-zeros", options.into, f"{outputs['nnz']:,}")
+            elif options.command == "drop-batch":
+                gone = batches.drop_batch(context, config.corpus.batch_id)
+                logger.info(
+                    "drop-batch: %s", f"{config.corpus.batch_id} removed" if gone else "there was nothing to drop"
+                )
+            elif options.command == "maintain":
+                for table, counts in batches.maintain(context, options.retain_hours).items():
+                    logger.info("maintain: %s: %s", table, ", ".join(f"{k} {v}" for k, v in counts.items()))
+            else:
+                sys.stdout.write("\n".join(explain(context)) + "\n")
+    finally:
+        context.stop()
     return EXIT_DONE
 
 

@@ -127,3 +127,20 @@ def test_exit_codes_through_spark_submit(arguments, extra, code):
         env={**os.environ, "PYSPARK_PYTHON": sys.executable},
     )
     assert done.returncode == code, done.stderr[-3000:]
+
+
+def test_batches_are_counted_summed_folded_and_dropped_by_command(arguments, tmp_path):
+    for batch in ("monday", "tuesday"):
+        corpus = write_corpus(tmp_path / batch, 40)
+        for stage in ("corpus", "vocabulary", "cooccurrence"):
+            assert main([stage, *arguments, "--batch-id", batch, "--set", f"corpus.path={corpus}"]) == 0
+    store = ManifestStore(str(tmp_path / "warehouse"))
+    assert store.keys("cooccurrence") == ["monday", "tuesday"]
+    assert main(["train", *arguments, "--batches", "monday,tuesday"]) == 0
+    nnz = store.require("train", "default").outputs["nnz"]
+    assert main(["compact", *arguments, "--into", "week"]) == 0
+    assert store.keys("cooccurrence") == ["week"]
+    assert store.require("cooccurrence", "week").outputs["nnz"] == nnz
+    assert main(["drop-batch", *arguments, "--batch-id", "week"]) == 0
+    assert store.keys("cooccurrence") == []
+    assert main(["drop-batch", *arguments, "--batch-id", "week"]) == 0
