@@ -33,6 +33,7 @@ from wals_spark.inject.align import deciles, permute_within
 from wals_spark.inject.frequency import log_unigram
 from wals_spark.inject.fresh import initial_rows
 from wals_spark.mlm.data import SpecialIds, encode, mask, pack, special_ids
+from wals_spark.mlm.loss import best_device
 from wals_spark.mlm.pretrain import Schedule, evaluation_steps, pretrain
 from wals_spark.mlm.statistics import percentile_interval
 from wals_spark.pipeline import run_stages
@@ -163,7 +164,7 @@ def main() -> int:
     facts = {"steps": options.steps, "tokens_per_step": options.batch * options.length, "documents": pool.documents}
     for seed in range(1, options.seeds + 1):
         for arm in arms:
-            model = start(arm, options, vectors, special, seed)
+            model = start(arm, options, vectors, special, seed).to(best_device())
             curve = pretrain(model, train, special, schedule, seed, unseen=unseen, at=at, label=f"{arm}, seed {seed}")
             last[arm].append(curve.nll[-1])
             for step, nll in zip(curve.steps, curve.nll, strict=True):

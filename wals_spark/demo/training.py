@@ -22,7 +22,7 @@ from wals_spark.config import fingerprint
 from wals_spark.evaluate.stages import DIFFERENCE_PREFIX, PRETRAIN_PREFIX
 from wals_spark.inject.frequency import log_unigram
 from wals_spark.mlm.data import Masked, Packed, SpecialIds, encode, mask, pack, special_ids
-from wals_spark.mlm.loss import fresh_masked_lm, load_masked_lm
+from wals_spark.mlm.loss import best_device, fresh_masked_lm, load_masked_lm
 from wals_spark.mlm.pretrain import Schedule, evaluation_steps, pretrain
 from wals_spark.mlm.statistics import Clusters, Interval
 from wals_spark.runs import package_versions
@@ -118,7 +118,7 @@ def train_arm(
             return Curve(stored["steps"].tolist(), stored["nll"], float(stored["seconds"])), False
     staging = f"{directory}.unfinished"
     shutil.rmtree(staging, ignore_errors=True)
-    model = _model(arm, start, initial, counts, seed)
+    model = _model(arm, start, initial, counts, seed).to(best_device())
     found = pretrain(
         model,
         data.train,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wals_spark.mlm.data import Masked, Packed, SpecialIds, mask
-from wals_spark.mlm.loss import Scores, columns, score, unigram_nll
+from wals_spark.mlm.loss import Scores, best_device, columns, score, unigram_nll
 from wals_spark.mlm.rare import MIN_TYPES, Probe, bucket_names, context_probe, target_probe
 from wals_spark.mlm.statistics import Clusters, Interval
 
@@ -128,7 +128,7 @@ def measure(
     loss: dict[str, Scores] = {}
     probes: dict[str, dict[str, Scores]] = {name: {} for name in task.probes}
     for arm, load in models.items():
-        model = load()
+        model = load().to(best_device())
         loss[arm] = score(model, task.masked, batch_size=batch_size, label=f"masked LM, {arm}")
         for name, probe in task.probes.items():
             probes[name][arm] = score(model, probe.masked, batch_size=batch_size, label=f"{name} probe, {arm}")

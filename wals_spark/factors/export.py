@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ from wals_spark.errors import InputError
 from wals_spark.factors.store import Vectors
 
 ROWS_PER_WRITE = 4096
+_ESCAPED = re.compile(r"\\(\\|u[0-9a-f]{4}|U[0-9a-f]{8})")
 
 
 def escape(token: str) -> str:
@@ -36,6 +38,11 @@ def escape(token: str) -> str:
         "\\\\" if c == "\\" else (f"\\u{ord(c):04x}" if ord(c) <= 0xFFFF else f"\\U{ord(c):08x}") if c.isspace() else c
         for c in token
     )
+
+
+def unescape(token: str) -> str:
+    """The inverse of `escape`."""
+    return _ESCAPED.sub(lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), token)
 
 
 def word2vec_tokens(tokens: Sequence[str], white_space: str) -> list[str]:

@@ -84,6 +84,13 @@ def fresh_masked_lm(source: str, seed: int) -> Any:
         return AutoModelForMaskedLM.from_config(config, dtype=torch.float32).eval()
 
 
+def best_device() -> Any:
+    """The first GPU that torch sees, else the CPU."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def masked_logits(model: Any, inputs: Any, flat: Any) -> Any:
     """Logits at chosen positions only.
 

@@ -140,7 +140,7 @@ def pretrain(
         if on_point is not None:
             on_point(step, float(nll.mean()))
 
-    devices = [device] if device.type == "cuda" else []
+    devices = [device.index or 0] if device.type == "cuda" else []
     with Progress(label, schedule.steps, "steps") as progress, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         measure(0)

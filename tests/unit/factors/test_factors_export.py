@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from wals_spark.errors import InputError
-from wals_spark.factors.export import escape, export, word2vec_tokens
+from wals_spark.factors.export import escape, export, unescape, word2vec_tokens
 from wals_spark.factors.store import Vectors
 
 
@@ -68,11 +68,11 @@ def test_white_space_in_tokens_is_refused_with_the_way_out():
 
 
 def test_escaped_tokens_can_be_undone():
-    tokens = ["new york", "a\u2028b", "back\\slash", "plain"]
+    tokens = ["new york", "a\u2028b", "back\\slash", "plain", "\\u0020é"]
     written = word2vec_tokens(tokens, "escape")
-    assert written == ["new\\u0020york", "a\\u2028b", "back\\\\slash", "plain"]
+    assert written == ["new\\u0020york", "a\\u2028b", "back\\\\slash", "plain", "\\\\u0020é"]
     assert not any(c.isspace() for token in written for c in token)
-    assert [token.encode().decode("unicode_escape") for token in written] == tokens
+    assert [unescape(token) for token in written] == tokens
 
 
 def test_without_white_space_nothing_is_escaped():
