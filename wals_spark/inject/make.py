@@ -152,8 +152,8 @@ def _inject(
     check_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the factors table", source)
     protected = ckpt.protected_ids(tokenizer, opened.config, opened.size)
     E = ckpt.embedding_values(opened)
-    frequencies = _frequencies(config, factors, tokenizer, protected, text)
-    proposal = methods.propose(factors, E, protected, frequencies, config.inject, config.seed, text.delta)
+    seen = frequencies(config, factors, tokenizer, protected, text)
+    proposal = methods.propose(factors, E, protected, seen, config.inject, config.seed, text.delta)
     change = settle(config, opened, proposal, factors, tokenizer, text)
     base = _base(opened, source, protected)
     return base, change
@@ -258,9 +258,10 @@ def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> Loa
     return new
 
 
-def _frequencies(
+def frequencies(
     config: Config, factors: methods.Factors, tokenizer: LoadedTokenizer, protected: np.ndarray, text: Text
 ) -> methods.Frequencies:
+    """n_i and c_i: from general batches where there are some, else as `exposure` says."""
     counts = factors.counts
     if text.general:
         general = frequency.count_encoded(text.general, len(counts))
