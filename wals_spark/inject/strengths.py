@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 HEAD_BIAS_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 HALF_EXPOSURE_GRID = (0.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-SHIFT_GRID = (0.0, 0.25, 0.5, 1.0, 1.5)
+SHIFT_GRID = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 LENGTH = 128
 
 
