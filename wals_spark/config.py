@@ -256,6 +256,10 @@ class TrainConfig(Section):
     )
     bias: Literal["none", "free"] | None = Field(None, description="Row and column biases; none = the preset's.")
     gauge_power: float = Field(0.5, ge=0, le=1, description="p of the canonical gauge U S^p.")
+    solver: Literal["exact", "cg"] = Field(
+        "exact", description="exact = Cholesky per row; cg = a few warm-started steps, for large k on CPUs."
+    )
+    cg_steps: int = Field(4, ge=1, description="cg: steps per row and half-sweep.")
     workers: int | None = Field(None, ge=1, description="Ranks; none = all slots (or all GPUs).")
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; none = the task's cpus.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where the task was given one.")

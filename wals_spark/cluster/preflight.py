@@ -32,11 +32,14 @@ class Placement:
     device : {"cpu", "cuda"}
     profile : ResourceProfile or None
         None = the default: one task per slot.
+    local : bool
+        All ranks run on this machine.
     """
 
     ranks: int
     device: str
     profile: Any = None
+    local: bool = False
 
 
 def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Placement:
@@ -86,7 +89,7 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Place
             f"add executors, set train.workers={max(slots, 1)}, or lower spark.task.cpus "
             f"(now {conf.get('spark.task.cpus', '1')})"
         )
-    return Placement(ranks, chosen, profile)
+    return Placement(ranks, chosen, profile, local)
 
 
 def expected_slots(conf: Any) -> int:

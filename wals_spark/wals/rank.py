@@ -28,7 +28,7 @@ from wals_spark.wals import checkpoint
 from wals_spark.wals.exchange import gramian, over_pieces, publish
 from wals_spark.wals.initial import initial_factors
 from wals_spark.wals.sides import SIDES, Side, make_sides
-from wals_spark.wals.solver import CpuSolver, Solver, System, one_blas_thread
+from wals_spark.wals.solver import ConjugateGradientSolver, CpuSolver, Solver, System, one_blas_thread
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class RankTask:
     duplicates : {"sum", "refuse", "keep"}
     signed : bool
         Negative values are allowed.
+    solver : {"exact", "cg"}
+    cg_steps : int
     start : {"normal", "positive"}
         Random columns: of independent normal numbers, or of their absolute values with norm 1, which is nearer to
         the solution for ratings that are all positive, and MLlib's choice.
@@ -95,6 +97,8 @@ class RankTask:
     checkpoint_every: int = 1
     duplicates: str = "sum"
     signed: bool = False
+    solver: str = "exact"
+    cg_steps: int = 4
     start: str = "normal"
     initial: str | None = None
 
@@ -303,6 +307,7 @@ def _alternate(
             task.objective.rho,
             model.held(len(side.rows)),
             model.ridge(side.ridge[side.rows]),
+            model.arrays[name][side.rows],
         )
         with phases("solve"):
             solved, row_loss = solver.solve(side, system)
@@ -336,6 +341,8 @@ def make_solver(task: RankTask) -> Solver:
         from wals_spark.wals.kernels_torch import TorchSolver
 
         return TorchSolver("cuda")
+    if task.solver == "cg":
+        return ConjugateGradientSolver(task.threads, task.cg_steps)
     return CpuSolver(task.threads)
 
 

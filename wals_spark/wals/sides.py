@@ -171,10 +171,11 @@ def _marginals(
 def _sums(group: Group, objective: Objective, owner: np.ndarray, csr: Csr) -> tuple[np.ndarray, np.ndarray]:
     rows = np.flatnonzero(owner == group.rank)
     sums = np.zeros(len(owner), csr.values.dtype)
-    numbers = np.repeat(np.arange(len(rows)), csr.lengths)
+    numbers = np.repeat(np.arange(len(rows), dtype=np.int32), csr.lengths)
     sums[rows] = sum_by(numbers, csr.values, len(rows))
     counted = np.zeros(len(owner), np.int64)
-    counted[rows] = np.bincount(numbers[objective.counted(csr.values)], minlength=len(rows))
+    which = objective.counted(csr.values)
+    counted[rows] = csr.lengths if which.all() else np.bincount(numbers[which], minlength=len(rows))
     return group.sum(sums), group.sum(counted)
 
 

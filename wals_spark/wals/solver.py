@@ -37,6 +37,8 @@ class System:
     rho : float
     held : float64 array of shape (r, fixed)
     ridge : float64 array of shape (r, K - fixed)
+    start : array of shape (r, K - fixed), optional
+        The own rows as they are: where iterative solvers begin.
     """
 
     features: np.ndarray
@@ -45,6 +47,7 @@ class System:
     rho: float
     held: np.ndarray
     ridge: np.ndarray
+    start: np.ndarray | None = None
 
 
 @contextmanager
@@ -134,6 +137,42 @@ class CpuSolver(Solver):
             return []
         bounds = np.unique(np.searchsorted(ends, ends[-1] * np.arange(1, pieces) / pieces))
         return [piece for piece in np.split(rows[order], bounds) if len(piece)]
+
+
+class ConjugateGradientSolver(CpuSolver):
+    """A few preconditioned steps from the rows as they are; for large k, where exact solutions cost too much.
+
+    The basis is turned to the eigenvectors of the Gramian first, where the diagonal is a good preconditioner.
+    Objectives with biases are solved exactly.
+    """
+
+    def __init__(self, threads: int, steps: int) -> None:
+        super().__init__(threads)
+        self.steps = steps
+
+    def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
+        from wals_spark.wals.kernels_cpu import improve_rows
+
+        if system.held.shape[1] or system.start is None or not system.start.any():
+            return super().solve(side, system)
+        dtype = system.features.dtype
+        values, basis = np.linalg.eigh(system.gramian)
+        features = (system.features @ basis).astype(dtype)
+        out = (system.start @ basis).astype(dtype)
+        row_loss = np.zeros(len(side.rows))
+        h, gramian, g = system.h.astype(dtype), np.diag(values).astype(dtype), side.g.astype(dtype)
+        ridge = system.ridge.astype(dtype)
+        m, d = side.m.astype(dtype, copy=False), side.d.astype(dtype, copy=False)
+
+        def work(chunk: np.ndarray) -> None:
+            improve_rows(
+                chunk, side.indptr, side.indices, m, d, features, h, gramian, g, ridge, dtype.type(system.rho),
+                self.steps, out, row_loss,
+            )  # fmt: skip
+
+        with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(work, self._chunks(side, np.arange(len(side.rows)), features.shape[1])))
+        return (out @ basis.T).astype(dtype), row_loss
 
 
 def refuse_singular(side: Side, failed: np.ndarray) -> None:

@@ -35,6 +35,7 @@ def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str
 def _run(context: Context) -> Outcome:
     from wals_spark.cluster.preflight import preflight
     from wals_spark.wals.driver import train
+    from wals_spark.wals.estimate import check_memory, estimate_memory, machine_memory
     from wals_spark.wals.rank import RankTask, check_shape
 
     config = context.config.train
@@ -44,13 +45,20 @@ def _run(context: Context) -> Outcome:
     batches = [manifest.key for manifest in context.inputs_of("cooccurrence")]
     files = [file for batch in batches for file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": batch})]
     placement = preflight(context.spark, workers=config.workers, device=config.device)
+    objective = from_config(config)
+    cells = sum(file.rows for file in files)
+    layouts = 1 if counts["symmetric"] and objective.symmetric else 2
+    itemsize = 8 if config.precision == "float64" else 4
+    memory = estimate_memory(cells, (size, size), config.k, placement.ranks, layouts=layouts, itemsize=itemsize)
+    if placement.local:
+        check_memory(memory, machine_memory(), placement.ranks)
     directory = _directory(context)
     task = RankTask(
         files=tuple(file.path for file in files),
         shape=(size, size),
         symmetric=bool(counts["symmetric"]),
         unit=int(counts["unit"]),
-        objective=from_config(config),
+        objective=objective,
         k=config.k,
         sweeps=config.sweeps,
         tolerance=config.tolerance,
@@ -61,11 +69,12 @@ def _run(context: Context) -> Outcome:
         gauge_power=config.gauge_power,
         device=placement.device,
         checkpoint_every=config.checkpoint_every,
+        solver=config.solver,
+        cg_steps=config.cg_steps,
     )
     logger.info(
-        "train: %s, %d x %d, about %s cells of %d batches, k=%d, %d ranks on %s",
-        config.objective, size, size, f"{sum(file.rows for file in files):,}", len(batches), config.k,
-        placement.ranks, placement.device,
+        "train: %s, %d x %d, about %s cells of %d batches, k=%d, %d ranks on %s; each needs about: %s",
+        config.objective, size, size, f"{cells:,}", len(batches), config.k, placement.ranks, placement.device, memory,
     )  # fmt: skip
     result = train(
         context.spark,

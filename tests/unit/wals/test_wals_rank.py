@@ -168,3 +168,19 @@ def test_the_status_file_says_where_the_training_stands(make_task, counts) -> No
     assert status["half_sweep"] == 8
     assert status["loss"] == result["losses"][-1]
     assert status["eta_s"] == 0
+
+
+@pytest.mark.parametrize("preset", ["ppmi", "implicit"])
+def test_conjugate_gradients_fall_to_the_exact_loss(make_task, counts, preset) -> None:
+    exact = run(make_task(counts, preset, name="exact", sweeps=60), GROUP)["losses"]
+    steps = run(make_task(counts, preset, name="cg", sweeps=60, solver="cg"), GROUP)["losses"]
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(steps))
+    assert steps[-1] == pytest.approx(exact[-1], rel=5e-3)
+
+
+def test_enough_conjugate_gradient_steps_are_the_exact_solution(make_task, result_of, counts) -> None:
+    one = make_task(counts, name="exact", precision="float64")
+    run(one, GROUP)
+    many = make_task(counts, name="cg", precision="float64", solver="cg", cg_steps=40)
+    run(many, GROUP)
+    assert np.abs(result_of(one)["row"] - result_of(many)["row"]).max() < 1e-5
