@@ -22,7 +22,7 @@ from wals_spark import schemas, storage
 from wals_spark.cooccurrence.merge import BlockMerger, Cells, pack_cells
 from wals_spark.cooccurrence.semantics import Semantics
 from wals_spark.cooccurrence.watch import Done, Heartbeat
-from wals_spark.cooccurrence.window import Tally, WindowCounter
+from wals_spark.cooccurrence.window import Tally, WindowCounter, context_tokens
 from wals_spark.encoded import Boundary, Chunk, Span, read_spans
 from wals_spark.errors import InputError
 
@@ -107,7 +107,7 @@ def count_spans(
     semantics = job.semantics
     counter = WindowCounter(semantics, job.size, job.block_of, job.memory, job.counts)
     tally = counter.tally
-    for blob in counter.count(_chunks(spans, semantics)):
+    for blob in counter.count(_chunks(job, spans)):
         yield blob.block, blob.rows, blob.payload
         if heartbeat is not None:
             heartbeat.beat(Done(tally.documents, counter.counted_tokens, tally.cells))
@@ -116,9 +116,63 @@ def count_spans(
     yield 0, TALLY_ROWS, json.dumps(asdict(counter.tally)).encode()
 
 
-def _chunks(spans: Sequence[Span], semantics: Semantics) -> Iterator[Chunk]:
-    boundary: Boundary = semantics.boundary  # type: ignore[assignment]  # the configuration allows these three only
-    return read_spans(spans, boundary=boundary, context=semantics.window)
+def _chunks(job: Job, spans: Sequence[Span]) -> Iterator[Chunk]:
+    boundary: Boundary = job.semantics.boundary  # type: ignore[assignment]  # the configuration allows these three only
+    return read_spans(spans, boundary=boundary, context=context_tokens(job.semantics, job.counts))
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Counting without a shuffle: `tasks` tasks read all `spans` and count every tasks-th block each."""
+
+    spans: Sequence[Span]
+    tasks: int
+    blocks: int
+
+
+def counted_blocks(job: Job, direct: Direct, task: int) -> Iterator[tuple[int, Iterator[Cells]]]:
+    """The blocks of a task with their sorted cells; facts and marginals go to the scratch directory."""
+    mine = range(task, direct.blocks, direct.tasks)
+    semantics = job.semantics
+    counter = WindowCounter(semantics, job.size, job.block_of, job.memory, job.counts, only=frozenset(mine))
+    heartbeat = Heartbeat(job.scratch, f"count-{task}")
+    for number, (block, totals, cells) in enumerate(counter.cells(_chunks(job, direct.spans))):
+        yield block, cells
+        first = task == 0 and number == 0
+        facts = BlockFacts(
+            block, totals.cells, totals.pruned_cells, totals.pruned_units, 0, 0, [counter.tally] if first else []
+        )
+        _leave_facts(job, facts, totals.row_units, totals.col_units)
+        share = (number + 1) / len(mine) / direct.tasks
+        heartbeat.beat(
+            Done(round(counter.tally.documents * share), round(counter.tally.tokens * share), counter.tally.cells)
+        )
+
+
+def write_direct(spark: SparkSession, job: Job, direct: Direct, directory: str) -> DataFrame:
+    """Count and write below `directory`, see `write_blocks`."""
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for task in batch.column(0).to_pylist():
+                for block, cells in counted_blocks(job, direct, task):
+                    written = _write_block(directory, block, cells)
+                    yield pa.RecordBatch.from_pydict({"row_block": [block], "cells": [written]}, schema=_WRITTEN)
+
+    return spark.range(0, direct.tasks, 1, direct.tasks).mapInArrow(run, WRITTEN_DDL)
+
+
+def direct_cells(spark: SparkSession, job: Job, direct: Direct) -> DataFrame:
+    """Count; the sorted cells come back as rows, see `merged_cells`."""
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for task in batch.column(0).to_pylist():
+                for block, cells in counted_blocks(job, direct, task):
+                    for part in cells:
+                        yield _cell_batch(block, part)
+
+    return spark.range(0, direct.tasks, 1, direct.tasks).mapInArrow(run, CELLS_DDL)
 
 
 def _packed_batches(blobs: Iterator[tuple[int, int, bytes]]) -> Iterator[pa.RecordBatch]:
@@ -187,15 +241,20 @@ def write_blocks(frame: DataFrame, job: Job, directory: str) -> DataFrame:
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         block = _block()
-        cells = 0
-        path = storage.join(directory, f"row_block={block}", "part-00000.parquet")
-        with cell_writer(path) as write:
-            for part in _merged(job, block, batches):
-                write(part)
-                cells += len(part)
+        cells = _write_block(directory, block, _merged(job, block, batches))
         yield pa.RecordBatch.from_pydict({"row_block": [block], "cells": [cells]}, schema=_WRITTEN)
 
     return frame.mapInArrow(run, WRITTEN_DDL)
+
+
+def _write_block(directory: str, block: int, parts: Iterator[Cells]) -> int:
+    """Write a block's file; returns its cells."""
+    cells = 0
+    with cell_writer(storage.join(directory, f"row_block={block}", "part-00000.parquet")) as write:
+        for part in parts:
+            write(part)
+            cells += len(part)
+    return cells
 
 
 _WRITTEN = pa.schema([("row_block", pa.int32()), ("cells", pa.int64())])
@@ -207,17 +266,17 @@ def merged_cells(frame: DataFrame, job: Job) -> DataFrame:
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         block = _block()
         for part in _merged(job, block, batches):
-            yield pa.RecordBatch.from_arrays(
-                [
-                    pa.array(part.rows),
-                    pa.array(part.cols),
-                    pa.array(part.units),
-                    pa.array(np.full(len(part), block, np.int32)),
-                ],
-                names=["row_id", "col_id", "units", "row_block"],
-            )
+            yield _cell_batch(block, part)
 
     return frame.mapInArrow(run, CELLS_DDL)
+
+
+def _cell_batch(block: int, part: Cells) -> pa.RecordBatch:
+    blocks = pa.array(np.full(len(part), block, np.int32))
+    return pa.RecordBatch.from_arrays(
+        [pa.array(part.rows), pa.array(part.cols), pa.array(part.units), blocks],
+        names=["row_id", "col_id", "units", "row_block"],
+    )
 
 
 def _block() -> int:

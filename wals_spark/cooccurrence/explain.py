@@ -11,7 +11,7 @@ import numpy as np
 from wals_spark.cooccurrence.plan import Plan, expected_cells, make_plan
 from wals_spark.cooccurrence.semantics import Semantics, semantics_of
 from wals_spark.cooccurrence.tasks import read_vocabulary
-from wals_spark.cooccurrence.window import TOKEN_BYTES, VOCABULARY_BYTES, WindowCounter
+from wals_spark.cooccurrence.window import TOKEN_BYTES, VOCABULARY_BYTES, WindowCounter, direct_bytes
 from wals_spark.encoded import Boundary, Chunk, Shard, list_shards, read_spans, split
 from wals_spark.stage import Context
 
@@ -82,6 +82,18 @@ def describe(
     per_task = math.ceil(plan.tokens / max(1, len(plan.tasks)))
     pieces = math.ceil(per_task / plan.capacity)
     held = VOCABULARY_BYTES * size + TOKEN_BYTES * min(per_task, plan.capacity)
+    if plan.direct:
+        held = direct_bytes(plan.tokens, size, plan.direct)
+        work = f"{plan.direct} tasks on {slots} slots count a share of the rows over all tokens each, without a shuffle"
+        shuffle = ""
+    else:
+        work = (
+            f"{len(plan.tasks)} counting tasks on {slots} slots, {per_task:,} tokens each, in {pieces} "
+            f"piece{'s' * (pieces != 1)}"
+        )
+        packed = cells * len(plan.tasks) * pieces * PACKED_BYTES_PER_CELL
+        shuffle = f", and up to {packed / 1e6:,.0f} MB of shuffle while it runs"
+    work += f"; {held / 1e6:,.0f} MB held of {memory / 1e6:,.0f} MB allowed"
     unit = "exact" if semantics.exact_unit else f"each weight within {semantics.weight_error:.2g}"
     return [
         f"window {semantics.window_left} + {semantics.window_right}, {semantics.distance_weighting} weights in units "
@@ -89,9 +101,7 @@ def describe(
         f"{plan.documents:,} documents, {plan.tokens:,} tokens, vocabulary {size:,}",
         f"about {cells:,.0f} non-zeros expected, density {cells / max(1, size) ** 2:.2%} "
         f"(from a sample of {sampled:,} tokens)",
-        f"{len(plan.tasks)} counting tasks on {slots} slots, {per_task:,} tokens each, in {pieces} "
-        f"piece{'s' * (pieces != 1)}; {held / 1e6:,.0f} MB held of {memory / 1e6:,.0f} MB allowed",
+        work,
         f"{plan.blocks} row blocks of about {cells / plan.blocks:,.0f} non-zeros",
-        f"disk: about {cells * BYTES_PER_CELL / 1e6:,.0f} MB for the table, and up to "
-        f"{cells * len(plan.tasks) * pieces * PACKED_BYTES_PER_CELL / 1e6:,.0f} MB of shuffle while it runs",
+        f"disk: about {cells * BYTES_PER_CELL / 1e6:,.0f} MB for the table{shuffle}",
     ]

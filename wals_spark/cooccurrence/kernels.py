@@ -148,8 +148,27 @@ def clean(tokens, offsets, keys, first, actions, size, thresholds, seed, dropped
 
 
 @compiled
-def list_positions(ids, bounds, owned, window_left, window_right, start, positions, reach):
-    """List the positions of every token with the part of its window that counts.
+def start_positions(ids, wanted, start):
+    """Where the list of every wanted token starts; returns the length of all lists.
+
+    Parameters
+    ----------
+    ids : uint32 array of shape (n,)
+    wanted : uint8 array of shape (V + 1,)
+    start : int64 array of shape (V + 2,), zeros
+        Receives the first list index of every token.
+    """
+    for i in range(len(ids)):
+        t = U(ids[U(i)])
+        start[t + U(1)] += wanted[t]
+    for v in range(len(start) - 1):
+        start[v + 1] += start[v]
+    return start[len(start) - 1]
+
+
+@compiled
+def list_positions(ids, bounds, owned, wanted, window_left, window_right, start, positions, reach):
+    """List the positions of every wanted token with the part of its window that counts.
 
     Parameters
     ----------
@@ -157,20 +176,19 @@ def list_positions(ids, bounds, owned, window_left, window_right, start, positio
         0 .. V, V holding places.
     bounds, owned : int64 arrays of shape (segments + 1,), (segments,)
         Segment s is ``ids[bounds[s]:bounds[s + 1]]``; a pair counts where its later token is at or after ``owned[s]``.
-    start : int64 array of shape (V + 2,), zeros
-        Receives the first list index of every token.
-    positions, reach : uint32 arrays of shape (n + AHEAD,)
+    wanted, start : arrays
+        Of `start_positions`.
+    positions, reach : uint32 arrays, longer than all lists by AHEAD
         Receive positions by token, and ``left | right << 8 | first_right << 16``: columns at distances 1 .. left
         to the left and first_right .. right to the right.
     """
-    for i in range(len(ids)):
-        start[U(ids[U(i)]) + U(1)] += 1
-    for v in range(len(start) - 1):
-        start[v + 1] += start[v]
+    total = start[len(start) - 1]
     for s in range(len(owned)):
         low, high, own = bounds[s], bounds[s + 1], owned[s]
         for i in range(low, high):
             t = U(ids[U(i)])
+            if not wanted[t]:
+                continue
             k = U(start[t])
             start[t] += 1
             positions[k] = i
@@ -183,7 +201,7 @@ def list_positions(ids, bounds, owned, window_left, window_right, start, positio
     for v in range(len(start) - 1, 0, -1):
         start[v] = start[v - 1]
     start[0] = 0
-    for k in range(len(ids), len(positions)):
+    for k in range(total, len(positions)):
         positions[k] = 0
         reach[k] = 0
 
@@ -294,6 +312,44 @@ def _pack_accumulated(touched, n, skip, accumulator, words, summary, buffer, at)
 
 
 @compiled
+def _count_row(
+    row,
+    low,
+    high,
+    heavy,
+    ids,
+    positions,
+    reach,
+    left32,
+    right32,
+    left64,
+    right64,
+    self_units,
+    owners,
+    narrow,
+    wide,
+    touched,
+):
+    """Sum a row into one of the accumulators; returns the number of touched columns."""
+    n = U(0)
+    if low == high:
+        return n
+    size = U(len(narrow) - 1)
+    narrow[size] = 1
+    wide[size] = 1
+    if self_units > 0 and owners[row] > 0:
+        touched[0] = row
+        n = U(1)
+        if heavy:
+            wide[row] = owners[row] * self_units
+        else:
+            narrow[row] = owners[row] * self_units
+    if heavy:
+        return _accumulate(ids, low, high, positions, reach, left64, right64, wide, touched, n)
+    return _accumulate(ids, low, high, positions, reach, left32, right32, narrow, touched, n)
+
+
+@compiled
 def count_rows(
     rows,
     index,
@@ -349,22 +405,10 @@ def count_rows(
         low, high = start[row], start[row + U(1)]
         heavy = high - low > light
         if n == U(0):
-            if low == high:
-                index += 1
-                continue
-            narrow[size] = 1
-            wide[size] = 1
-            if self_units > 0 and owners[row] > 0:
-                touched[0] = row
-                n = U(1)
-                if heavy:
-                    wide[row] = owners[row] * self_units
-                else:
-                    narrow[row] = owners[row] * self_units
-            if heavy:
-                n = _accumulate(ids, low, high, positions, reach, left64, right64, wide, touched, n)
-            else:
-                n = _accumulate(ids, low, high, positions, reach, left32, right32, narrow, touched, n)
+            n = _count_row(
+                row, low, high, heavy, ids, positions, reach, left32, right32, left64, right64,
+                self_units, owners, narrow, wide, touched,
+            )  # fmt: skip
             if n == U(0):
                 index += 1
                 continue
@@ -409,6 +453,61 @@ def index_rows(buffer, low, high, rows, places, lengths, n):
         previous = row
         at += length
     return n
+
+
+@compiled
+def _order_accumulated(skip, accumulator, words, summary, out_cols, out_units, written):
+    """Write the marked columns in order with their units, and clear both; returns the new number of cells."""
+    for s in range(len(summary)):
+        m = summary[U(s)]
+        if m == U(0):
+            continue
+        summary[U(s)] = U(0)
+        while m != U(0):
+            w = (U(s) << U(6)) + U(_trailing_zeros(m))
+            m &= m - U(1)
+            x = words[w]
+            words[w] = U(0)
+            while x != U(0):
+                c = (w << U(6)) + U(_trailing_zeros(x))
+                x &= x - U(1)
+                if c != skip:
+                    out_cols[written] = c
+                    out_units[written] = accumulator[c]
+                    written += U(1)
+                accumulator[c] = 0
+    return written
+
+
+@compiled
+def _finish_row(
+    row, first, written, halve_diagonal, minimum, limit, out_rows, out_cols, out_units, row_units, col_units, pruned
+):
+    """Halve the self pair, prune, and add to the marginals; returns the new number of cells, or -1 for an overflow."""
+    kept = first
+    total = np.int64(0)
+    for k in range(first, written):
+        units = out_units[U(k)]
+        c = U(out_cols[U(k)])
+        if halve_diagonal and c == U(row):
+            units //= 2
+        if units < minimum:
+            pruned[0] += 1
+            pruned[1] = pruned[1] + units if pruned[1] <= limit - units else limit
+            continue
+        if units > limit - total:
+            return np.int64(-1)
+        total += units
+        if len(col_units) > 0:
+            if col_units[c] > limit - units:
+                return np.int64(-1)
+            col_units[c] += units
+        out_rows[kept] = row
+        out_cols[kept] = c
+        out_units[kept] = units
+        kept += U(1)
+    row_units[U(row)] = total
+    return np.int64(kept)
 
 
 @compiled
@@ -501,49 +600,114 @@ def merge_rows(
                     n += U(a == 0)
                     wide[c] = a + np.int64(units)
             _mark(touched, n, words, summary)
-            for s in range(len(summary)):
-                m = summary[U(s)]
-                if m == U(0):
-                    continue
-                summary[U(s)] = U(0)
-                while m != U(0):
-                    w = (U(s) << U(6)) + U(_trailing_zeros(m))
-                    m &= m - U(1)
-                    x = words[w]
-                    words[w] = U(0)
-                    while x != U(0):
-                        c = (w << U(6)) + U(_trailing_zeros(x))
-                        x &= x - U(1)
-                        out_cols[written] = c
-                        out_units[written] = wide[c]
-                        wide[c] = 0
-                        written += U(1)
-        kept = first
-        total = np.int64(0)
-        for k in range(first, written):
-            units = out_units[U(k)]
-            c = U(out_cols[U(k)])
-            if halve_diagonal and c == U(row):
-                units //= 2
-            if units < minimum:
-                pruned[0] += 1
-                pruned[1] = pruned[1] + units if pruned[1] <= limit - units else limit
-                continue
-            if units > limit - total:
-                return index, written, 2
-            total += units
-            if len(col_units) > 0:
-                if col_units[c] > limit - units:
-                    return index, written, 2
-                col_units[c] += units
-            out_rows[kept] = row
-            out_cols[kept] = c
-            out_units[kept] = units
-            kept += U(1)
-        written = kept
-        row_units[U(row)] = total
+            written = _order_accumulated(U(len(wide)), wide, words, summary, out_cols, out_units, written)
+        kept = _finish_row(
+            row,
+            first,
+            written,
+            halve_diagonal,
+            minimum,
+            limit,
+            out_rows,
+            out_cols,
+            out_units,
+            row_units,
+            col_units,
+            pruned,
+        )
+        if kept < 0:
+            return index, written, 2
+        written = U(kept)
         index = stop
     return index, written, 0
+
+
+@compiled
+def count_cells(
+    rows,
+    index,
+    pending,
+    ids,
+    start,
+    positions,
+    reach,
+    left32,
+    right32,
+    left64,
+    right64,
+    self_units,
+    owners,
+    light,
+    narrow,
+    wide,
+    touched,
+    words,
+    summary,
+    drop_diagonal,
+    halve_diagonal,
+    minimum,
+    limit,
+    out_rows,
+    out_cols,
+    out_units,
+    row_units,
+    col_units,
+    pruned,
+):
+    """Count rows ``rows[index:]`` into sorted cells until the output is full: `count_rows` and `merge_rows` in one.
+
+    For when all tokens are here, so that a row is complete.
+
+    Returns
+    -------
+    (next index, pending, cells written, state)
+        state: 0 done, 1 output full, 2 overflow.
+    """
+    size = U(len(narrow) - 1)
+    written = U(0)
+    room = U(len(out_rows))
+    n = U(pending)
+    while index < len(rows):
+        row = U(rows[index])
+        low, high = start[row], start[row + U(1)]
+        heavy = high - low > light
+        if n == U(0):
+            n = _count_row(
+                row, low, high, heavy, ids, positions, reach, left32, right32, left64, right64,
+                self_units, owners, narrow, wide, touched,
+            )  # fmt: skip
+            if n == U(0):
+                index += 1
+                continue
+        if written + n > room:
+            return index, n, written, 1
+        skip = row if drop_diagonal else size + U(1)
+        _mark(touched, n, words, summary)
+        n = U(0)
+        first = written
+        if heavy:
+            written = _order_accumulated(skip, wide, words, summary, out_cols, out_units, written)
+        else:
+            written = _order_accumulated(skip, narrow, words, summary, out_cols, out_units, written)
+        kept = _finish_row(
+            row,
+            first,
+            written,
+            halve_diagonal,
+            minimum,
+            limit,
+            out_rows,
+            out_cols,
+            out_units,
+            row_units,
+            col_units,
+            pruned,
+        )
+        if kept < 0:
+            return index, n, written, 2
+        written = U(kept)
+        index += 1
+    return index, n, written, 0
 
 
 @compiled

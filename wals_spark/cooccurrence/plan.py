@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from wals_spark.cooccurrence.semantics import Semantics
-from wals_spark.cooccurrence.window import chunk_capacity
+from wals_spark.cooccurrence.window import chunk_capacity, direct_bytes
 from wals_spark.encoded import Shard, Span, split
 
 CELLS_PER_BLOCK = 4_000_000
 TOKENS_PER_TASK = 1 << 19
 RANK_BINS = 400
 LARGEST_BLOCKS = 65_536
+DIRECT_TASKS = 16
+"""With more slots than this, every task reading all tokens costs more than the shuffle saves."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Plan:
     ----------
     tasks : list of list of Span
         What each counting task reads; about equal in tokens.
+    direct : int
+        When all tokens fit into every task: how many tasks read them all and count a share of the row
+        blocks each, so that there is nothing to shuffle and to merge. 0 = not so.
     blocks : int
         Row blocks, and merging tasks.
     tokens, documents : int
@@ -36,6 +41,7 @@ class Plan:
     """
 
     tasks: list[list[Span]]
+    direct: int
     blocks: int
     tokens: int
     documents: int
@@ -55,7 +61,8 @@ def make_plan(
     """Cut the work for so many slots.
 
     There are as many tasks as slots, or a multiple of it when a task would have to count in more than
-    one piece, but none for less than `TOKENS_PER_TASK` tokens.
+    one piece, but none for less than `TOKENS_PER_TASK` tokens. Where all tokens fit into `memory` and the
+    slots are few, tasks share the rows instead of the tokens (`Plan.direct`).
     """
     tokens = sum(shard.tokens for shard in shards)
     capacity = chunk_capacity(memory, len(counts))
@@ -67,9 +74,13 @@ def make_plan(
     cells = expected_cells(counts, tokens, semantics)
     if blocks is None:
         blocks = max(math.ceil(cells / CELLS_PER_BLOCK), 2 * min(slots, wanted))
+    blocks = max(1, min(blocks, len(counts), LARGEST_BLOCKS))
+    readers = min(slots, wanted, blocks) if slots <= DIRECT_TASKS else 0
+    fits = readers > 0 and 4 * direct_bytes(tokens, len(counts), readers) <= 3 * memory
     return Plan(
         tasks=_even(spans, wanted),
-        blocks=max(1, min(blocks, len(counts), LARGEST_BLOCKS)),
+        direct=readers if fits and tokens else 0,
+        blocks=blocks,
         tokens=tokens,
         documents=sum(shard.documents for shard in shards),
         capacity=capacity,

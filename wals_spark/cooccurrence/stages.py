@@ -66,13 +66,23 @@ def _run(context: Context) -> Outcome:
             scratch,
             vocabulary.counts if semantics.subsample is not None else None,
         )
-        packed = counting.by_block(counting.packed_frame(spark, job, plan.tasks), plan.blocks)
+        spans = [span for task in plan.tasks for span in task]
+        direct = counting.Direct(spans, plan.direct, plan.blocks) if plan.direct else None
         if isinstance(context.tables, ParquetTables):
             with context.tables.staged(schemas.COOCCURRENCE, where) as directory:
-                written = counting.write_blocks(packed, job, directory).collect()
+                if direct:
+                    written = counting.write_direct(spark, job, direct, directory).collect()
+                else:
+                    packed = counting.packed_frame(spark, job, plan.tasks)
+                    written = counting.write_blocks(counting.by_block(packed, plan.blocks), job, directory).collect()
             assert len(written) == plan.blocks, f"{len(written)} of {plan.blocks} blocks were written"
         else:
-            context.tables.replace(schemas.COOCCURRENCE, counting.merged_cells(packed, job), where)
+            if direct:
+                frame = counting.direct_cells(spark, job, direct)
+            else:
+                packed = counting.packed_frame(spark, job, plan.tasks)
+                frame = counting.merged_cells(counting.by_block(packed, plan.blocks), job)
+            context.tables.replace(schemas.COOCCURRENCE, frame, where)
         blocks, row_units, col_units = counting.collect_facts(job, plan.blocks)
     _write_marginals(context, row_units, col_units, where)
     return _outcome(context, semantics, facts, plan, blocks, row_units, where)
@@ -138,7 +148,8 @@ def _outcome(
         name: sum(getattr(tally, name) for tally in tallies) for name in ("documents", "tokens", "kept", "subsampled")
     }
     work = {
-        "tasks": len(plan.tasks),
+        "tasks": plan.direct or len(plan.tasks),
+        "shuffled": int(not plan.direct),
         "pieces": sum(tally.chunks for tally in tallies),
         "packed_bytes": sum(tally.packed_bytes for tally in tallies),
         "spilled_bytes": sum(block.spilled_bytes for block in blocks),

@@ -8,12 +8,15 @@ in units of 1 / unit. The result comes as *packed rows*, see `PackedRows`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from wals_spark.cooccurrence import kernels
+from wals_spark.cooccurrence.merge import LARGEST_OUTPUT, MAXIMUM_UNITS, Cells, MergeTotals
 from wals_spark.cooccurrence.semantics import Semantics, keep_thresholds
 from wals_spark.encoded import Chunk
 from wals_spark.errors import InputError
@@ -75,6 +78,8 @@ class WindowCounter:
         Bytes to hold at most; more memory means fewer, larger pieces, never another result.
     counts : int64 array of shape (V,), optional
         Occurrences in the whole batch; needed for subsampling.
+    only : set of int, optional
+        Blocks to count; None = all.
 
     Raises
     ------
@@ -83,7 +88,14 @@ class WindowCounter:
     """
 
     def __init__(
-        self, semantics: Semantics, size: int, block_of: np.ndarray, memory: int, counts: np.ndarray | None = None
+        self,
+        semantics: Semantics,
+        size: int,
+        block_of: np.ndarray,
+        memory: int,
+        counts: np.ndarray | None = None,
+        *,
+        only: frozenset[int] | None = None,
     ) -> None:
         self.semantics, self.size = semantics, size
         self.tally = Tally()
@@ -111,10 +123,16 @@ class WindowCounter:
             self._thresholds = keep_thresholds(counts, semantics.subsample)
         self.capacity = chunk_capacity(memory, size)
         self._blob_bytes = max(1 << 14, min(4 << 20, memory // 16))
+        # Rows with at most so many positions cannot exceed 32 bits.
+        self._light = (2**32 - 2) // max(semantics.units_per_occurrence, 1)
         order = np.argsort(block_of, kind="stable")
         bounds = np.flatnonzero(np.diff(block_of[order])) + 1
-        self._rows = [rows.astype(np.uint32) for rows in np.split(order, bounds)] if size else []
+        rows_by_block = [rows.astype(np.uint32) for rows in np.split(order, bounds)] if size else []
+        self._rows = [rows for rows in rows_by_block if only is None or int(block_of[rows[0]]) in only]
         self._blocks = [int(block_of[rows[0]]) for rows in self._rows]
+        self._wanted = np.zeros(size + 1, np.uint8)
+        for rows in self._rows:
+            self._wanted[rows] = 1
         self._ids = np.empty(self.capacity, np.uint32)
         self._filled = 0
         self._bounds: list[np.ndarray] = [np.zeros(1, np.int64)]
@@ -136,6 +154,67 @@ class WindowCounter:
             self._append(ids, bounds, overlap)
         yield from self._flush()
 
+    def cells(self, chunks: Iterator[Chunk]) -> Iterator[tuple[int, MergeTotals, Iterator[Cells]]]:
+        """Every block with its totals and its sorted cells: counted from all chunks at once, nothing to merge.
+
+        The totals are whole when the cells are used up.
+        """
+        for chunk in chunks:
+            ids, bounds, overlap = self._clean(chunk)
+            if self._filled + len(ids) > len(self._ids):
+                larger = np.empty(max(2 * len(self._ids), self._filled + len(ids)), np.uint32)
+                larger[: self._filled] = self._ids[: self._filled]
+                self._ids = larger
+            self._append(ids, bounds, overlap)
+        self.tally.chunks += 1
+        if not self._owned:
+            self._owned.append(np.zeros(0, np.int64))
+        listed = self._list_positions()
+        columns = 0 if self.semantics.symmetric else self.size
+        for block, rows in zip(self._blocks, self._rows, strict=True):
+            totals = MergeTotals(np.zeros(self.size, np.int64), np.zeros(columns, np.int64))
+            yield block, totals, self._block_cells(rows, listed, totals)
+
+    def _block_cells(self, rows: np.ndarray, listed: tuple[Any, ...], totals: MergeTotals) -> Iterator[Cells]:
+        room = max(self.size + 1, LARGEST_OUTPUT)
+        out = Cells(np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int64))
+        pruned = np.zeros(2, np.int64)
+        index = pending = 0
+        state = 1
+        while state == 1:
+            index, pending, written, state = kernels.count_cells(
+                rows,
+                index,
+                pending,
+                *listed,
+                self._light,
+                self._narrow,
+                self._wide,
+                self._touched,
+                self._words,
+                self._summary,
+                self.semantics.diagonal == "drop",
+                self.semantics.diagonal == "once",
+                max(self.semantics.minimum_units, 1),
+                MAXIMUM_UNITS,
+                out.rows,
+                out.cols,
+                out.units,
+                totals.row_units,
+                totals.col_units,
+                pruned,
+            )
+            if state == 2:
+                raise InputError(
+                    f"counts overflow: a sum of token {int(rows[index])} exceeds {MAXIMUM_UNITS:,} units of "
+                    f"1/{self.semantics.unit:,}; set a lower cooccurrence.unit_bits or count smaller batches"
+                )
+            if written:
+                totals.cells += int(written)
+                self.tally.cells += int(written)
+                yield Cells(out.rows[:written].copy(), out.cols[:written].copy(), out.units[:written].copy())
+        totals.pruned_cells, totals.pruned_units = int(pruned[0]), int(pruned[1])
+
     def _clean(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray, int]:
         """Ids that hold a place, segment bounds, and how many ids at the start are context only."""
         ids, bounds = self._cleaned(chunk.tokens, chunk.offsets, chunk.keys, chunk.first, count=True)
@@ -143,13 +222,24 @@ class WindowCounter:
         self.tally.tokens += len(chunk.tokens) - chunk.overlap
         if not chunk.overlap:
             return ids, bounds, 0
-        context, _ = self._cleaned(
+        context, cuts = self._cleaned(
             chunk.tokens[: chunk.overlap],
             np.array([0, chunk.overlap], np.int64),
             chunk.keys[:1],
             chunk.first,
             count=False,
         )
+        if (
+            self.semantics.oov == "close_gap"
+            and len(context) < self.semantics.window
+            and chunk.first
+            and len(cuts) == 2
+        ):
+            raise InputError(
+                f"a long document was cut with a context of {chunk.overlap:,} tokens, of which subsampling leaves "
+                f"{len(context)}; {self.semantics.window} are needed: choose a larger cooccurrence.subsample or oov "
+                "keep_distance"
+            )
         return ids, bounds, len(context)
 
     def _cleaned(
@@ -191,21 +281,9 @@ class WindowCounter:
 
     def _flush(self) -> Iterator[PackedRows]:
         """Count what was collected."""
-        n = self._filled
-        if n == 0:
+        if self._filled == 0:
             return
-        ids = self._ids[:n]
-        bounds, owned = np.concatenate(self._bounds), np.concatenate(self._owned)
-        self._bounds, self._owned, self._filled = [np.zeros(1, np.int64)], [], 0
-        start = np.zeros(self.size + 2, np.int64)
-        positions = np.empty(n + kernels.AHEAD, np.uint32)
-        reach = np.empty(n + kernels.AHEAD, np.uint32)
-        kernels.list_positions(ids, bounds, owned, len(self._left) - 1, len(self._right) - 1, start, positions, reach)
-        owners = self._owners(ids, bounds, owned)
-        light = (2**32 - 2) // max(self.semantics.units_per_occurrence, 1)
-        narrow_fits = light > 0
-        left32 = self._left.astype(np.uint32) if narrow_fits else np.zeros_like(self._left, np.uint32)
-        right32 = self._right.astype(np.uint32) if narrow_fits else np.zeros_like(self._right, np.uint32)
+        listed = self._list_positions()
         self.tally.chunks += 1
         before = self.counted_tokens
         for number, (block, rows) in enumerate(zip(self._blocks, self._rows, strict=True)):
@@ -217,18 +295,9 @@ class WindowCounter:
                     rows,
                     index,
                     pending,
-                    ids,
-                    start,
-                    positions,
-                    reach,
-                    left32,
-                    right32,
-                    self._left,
-                    self._right,
-                    self.semantics.self_units,
-                    owners,
+                    *listed,
                     self.semantics.diagonal == "drop",
-                    light,
+                    self._light,
                     self._narrow,
                     self._wide,
                     self._touched,
@@ -244,6 +313,21 @@ class WindowCounter:
                 if pending:
                     buffer = np.empty(max(self._blob_bytes, needed), np.uint8)
 
+    def _list_positions(self) -> tuple[Any, ...]:
+        """The collected ids with the lists of positions and the weights, in the order the kernels take them."""
+        ids = self._ids[: self._filled]
+        bounds, owned = np.concatenate(self._bounds), np.concatenate(self._owned)
+        self._bounds, self._owned, self._filled = [np.zeros(1, np.int64)], [], 0
+        start = np.zeros(self.size + 2, np.int64)
+        total = int(kernels.start_positions(ids, self._wanted, start))
+        positions = np.empty(total + kernels.AHEAD, np.uint32)
+        reach = np.empty(total + kernels.AHEAD, np.uint32)
+        left, right = self._left, self._right
+        kernels.list_positions(ids, bounds, owned, self._wanted, len(left) - 1, len(right) - 1, start, positions, reach)
+        owners = self._owners(ids, bounds, owned)
+        narrow = [side.astype(np.uint32) if self._light else np.zeros_like(side, np.uint32) for side in (left, right)]
+        return ids, start, positions, reach, *narrow, left, right, self.semantics.self_units, owners
+
     def _owners(self, ids: np.ndarray, bounds: np.ndarray, owned: np.ndarray) -> np.ndarray:
         """Occurrences of every token that belong to this chunk, where the diagonal needs them."""
         if not self.semantics.self_units:
@@ -253,6 +337,19 @@ class WindowCounter:
             context = ids[bounds[segment] : min(owned[segment], bounds[segment + 1])]
             occurrences -= np.bincount(context, minlength=self.size + 1)
         return occurrences.astype(np.int64)
+
+
+def context_tokens(semantics: Semantics, counts: np.ndarray | None) -> int:
+    """Tokens in the vocabulary to repeat where a document is cut, so that a window of kept ones is among them."""
+    if semantics.subsample is None or semantics.oov != "close_gap" or counts is None:
+        return semantics.window
+    least = float(keep_thresholds(counts, semantics.subsample).min(initial=1)) / 2.0**64
+    return min(1 << 20, 256 + math.ceil(16 * semantics.window / max(least, 1e-6)))
+
+
+def direct_bytes(tokens: int, size: int, tasks: int) -> int:
+    """Memory of a task that counts its share of the rows over all tokens."""
+    return VOCABULARY_BYTES * size + 4 * tokens + (TOKEN_BYTES - 4) * tokens * 9 // (8 * tasks)
 
 
 def chunk_capacity(memory: int, size: int) -> int:

@@ -77,3 +77,12 @@ def test_expected_cells_of_independent_words(tokens):
 
 def test_nothing_is_expected_of_nothing():
     assert expected_cells(np.zeros(5, np.int64), 0, SEMANTICS) == 0.0
+
+
+def test_tasks_share_the_rows_where_all_tokens_fit():
+    counts = zipf(1000, 8 << 20)
+    listing = shards([1 << 20] * 8)
+    assert make_plan(listing, counts, SEMANTICS, slots=4, memory=1 << 30).direct == 4
+    assert make_plan(listing, counts, SEMANTICS, slots=64, memory=1 << 30).direct == 0
+    assert make_plan(listing, counts, SEMANTICS, slots=4, memory=32 << 20).direct == 0
+    assert make_plan(listing, counts, SEMANTICS, slots=4, memory=1 << 30, blocks=1).direct == 1

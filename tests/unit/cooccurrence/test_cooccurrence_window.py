@@ -49,6 +49,25 @@ def counted(chunks, semantics, size, blocks=1, memory=MEMORY, counts=None):
     return merged(semantics, size, list(counter.count(iter(chunks))), memory)[0]
 
 
+def counted_directly(chunks, semantics, size, blocks=1, tasks=1, counts=None):
+    """Every task reads all chunks and counts its share of the blocks."""
+    pairs = {}
+    for task in range(tasks):
+        only = frozenset(range(task, blocks, tasks))
+        counter = WindowCounter(semantics, size, np.arange(size) % blocks, MEMORY, counts, only=only)
+        for block, totals, parts in counter.cells(iter(chunks)):
+            rows = Counter()
+            for cells in parts:
+                for i, j, units in zip(cells.rows.tolist(), cells.cols.tolist(), cells.units.tolist(), strict=True):
+                    assert i % blocks == block
+                    assert (i, j) not in pairs
+                    pairs[i, j] = units
+                    rows[i] += units
+            assert {i: int(totals.row_units[i]) for i in rows} == rows
+    assert list(pairs) == sorted(pairs) or blocks > 1
+    return pairs
+
+
 def check(documents, size, blocks=1, counts=None, **options):
     semantics = semantics_of(CooccurrenceConfig(**options), seed=7)
     thresholds = None
@@ -56,6 +75,7 @@ def check(documents, size, blocks=1, counts=None, **options):
         thresholds = dict(enumerate(keep_thresholds(counts, semantics.subsample).tolist()))
     expected = count_pairs([(key, list(tokens)) for key, tokens in documents], semantics, thresholds)
     assert counted([chunk_of(documents)], semantics, size, blocks, counts=counts) == expected
+    assert counted_directly([chunk_of(documents)], semantics, size, blocks, min(2, blocks), counts) == expected
     return expected
 
 
@@ -121,6 +141,7 @@ def test_min_pair_count_prunes_last(minimum):
     counter = WindowCounter(semantics, 7, np.zeros(7, np.int64), MEMORY)
     pairs, totals = merged(semantics, 7, list(counter.count(iter([chunk_of(documents)]))))
     assert pairs == {pair: units for pair, units in everything.items() if units >= minimum * semantics.unit}
+    assert counted_directly([chunk_of(documents)], semantics, 7, 2, 2) == pairs
     assert totals[0].pruned_cells == len(everything) - len(pairs)
     assert totals[0].pruned_units == sum(everything.values()) - sum(pairs.values())
 
@@ -169,6 +190,7 @@ def test_a_cut_document_counts_as_a_whole(oov, diagonal):
             for low in range(0, len(tokens), cut)
         ]
         assert counted(chunks, semantics, 4) == expected
+        assert counted_directly(chunks, semantics, 4, 3, 2) == expected
         blobs = [
             blob
             for chunk in chunks
