@@ -137,8 +137,8 @@ def fit_and_gate(
         cv = align.cross_validate(per_fold) if used == "ridge" else align.cross_validate_procrustes(per_fold)
         predicted, means = align.held_out_predictions(X, fold, per_fold, cv.best, used)
         errors[name] = _squares(Y - predicted)
-        centre = means[fold]
-        hits[name] = retrieval.csls_hits(predicted - centre, Y - centre, queries)
+        if name != "frequency":
+            hits[name] = retrieval.csls_hits(predicted - means[fold], Y - means[fold], queries)
         if name == "factors":
             total = _squares(Y - means[fold])
             found[name] = (per_fold, cv, predicted)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 NEAREST = 10
-QUERIES = 2000
+QUERIES = 1000
+_CHUNK = 4096
 
 
 def csls_hits(predicted: np.ndarray, rows: np.ndarray, queries: np.ndarray) -> np.ndarray:
@@ -22,13 +23,18 @@ def csls_hits(predicted: np.ndarray, rows: np.ndarray, queries: np.ndarray) -> n
     queries : numbers of the anchors to look up
         Their predictions also stand for all predictions in r_X.
     """
-    x, y = _unit(predicted[queries]), _unit(rows)
-    cosine = x @ y.T  # (q, n)
-    nearest = min(NEAREST, len(queries), len(rows))
-    r_x = _mean_of_largest(cosine.T, nearest)  # (n,), of each row among the predictions
-    r_y = _mean_of_largest(cosine, nearest)  # (q,), the same for a whole row of the result
-    score = 2 * cosine - r_x[None, :] - r_y[:, None]
-    return score.argmax(axis=1) == queries
+    x = _unit(predicted[queries])
+    nearest = min(NEAREST, len(queries))
+    best, winner = np.full(len(queries), -np.inf, np.float32), np.zeros(len(queries), np.int64)
+    for begin in range(0, len(rows), _CHUNK):
+        cosine = _unit(rows[begin : begin + _CHUNK]) @ x.T  # (chunk, q)
+        r_x = np.partition(cosine, len(queries) - nearest, axis=1)[:, -nearest:].mean(axis=1)  # (chunk,)
+        score = 2 * cosine - r_x[:, None]  # r_Y is the same for all rows: it does not change which is largest
+        place = score.argmax(axis=0)
+        value = score[place, np.arange(len(queries))]
+        better = value > best
+        best[better], winner[better] = value[better], begin + place[better]
+    return winner == queries
 
 
 def stratified_queries(strata: np.ndarray, seed: int, count: int = QUERIES) -> np.ndarray:
@@ -42,7 +48,3 @@ def stratified_queries(strata: np.ndarray, seed: int, count: int = QUERIES) -> n
 
 def _unit(matrix: np.ndarray) -> np.ndarray:
     return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
-
-
-def _mean_of_largest(values: np.ndarray, count: int) -> np.ndarray:
-    return np.partition(values, values.shape[1] - count, axis=1)[:, -count:].mean(axis=1)

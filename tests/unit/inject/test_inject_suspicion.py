@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wals_spark.errors import InputError
+from wals_spark.inject.suspicion import compare_checkpoints, suspicious_rows
+
+
+def embeddings(seed=0, size=2000):
+    generator = np.random.default_rng(seed)
+    old = generator.standard_normal((size, 16)).astype(np.float32)
+    new = old + (0.1 * generator.lognormal(0, 0.7, (size, 1)) * generator.standard_normal((size, 16))).astype(
+        np.float32
+    )
+    return old, new
+
+
+def test_a_single_changed_row_is_flagged():
+    old, _ = embeddings()
+    new = old.copy()
+    new[17] += 0.01
+    found = suspicious_rows(old, new)
+    assert (found.changed, found.rows.tolist()) == (1, [17])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_poisoned_row_among_many_changed_ones_is_flagged_and_alone(seed):
+    old, new = embeddings(seed)
+    assert suspicious_rows(old, new).rows.tolist() == []
+    new[31] = 40.0
+    assert suspicious_rows(old, new).rows.tolist() == [31]
+
+
+def test_nothing_changed_is_nothing_suspicious():
+    old, _ = embeddings()
+    found = suspicious_rows(old, old)
+    assert found.to_json() == {"changed": 0, "rows": [], "displacement": []}
+
+
+def test_an_injection_is_not_suspicious_and_a_poisoned_copy_is(make_checkpoint, inject):
+    from wals_spark.inject.rawtensor import read_safetensors, replace_rows, write_safetensors
+
+    name = "roberta.embeddings.word_embeddings.weight"
+    base = make_checkpoint()
+    directory, _ = inject(base, "replace")
+    assert compare_checkpoints(str(base), str(directory)).rows.tolist() == []
+    tensors, metadata = read_safetensors(directory / "model.safetensors")
+    tensors = {key: type(t)(t.dtype, t.shape, t.data.copy()) for key, t in tensors.items()}
+    tensors[name] = replace_rows(tensors[name], np.array([60]), np.full((1, 16), 3.0))
+    write_safetensors(directory / "model.safetensors", tensors, metadata)
+    assert compare_checkpoints(str(base), str(directory)).rows.tolist() == [60]
+
+
+def test_checkpoints_of_different_size_are_refused(make_checkpoint):
+    with pytest.raises(InputError, match="one vocabulary and width"):
+        compare_checkpoints(str(make_checkpoint()), str(make_checkpoint("wide", hidden_size=32)))
