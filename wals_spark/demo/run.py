@@ -129,6 +129,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def _gate_lines(gate: Mapping[str, Any] | None) -> list[str]:
+    """What the gate of the injection said, where it was asked."""
+    if not gate or not gate.get("reason"):
+        return []
+    return [f"  gate of the blend: {'passed' if gate.get('passed') else 'not passed, forced here'}: {gate['reason']}"]
+
+
 def _summary(
     config: Config,
     facts: Mapping[str, Any],
@@ -164,6 +171,7 @@ def _summary(
         "",
         f"Blend of the factors into the model that started from {training.RANDOM}, before and after:",
         *(f"  {line}" for line in evaluated.outputs["summary"]),
+        *_gate_lines(context.manifests.require("inject", f"{config.run_id}.blend").outputs.get("gate")),
         "",
         f"Report: {evaluated.outputs['report']}",
     ]

@@ -69,7 +69,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 def number(value: float) -> str:
     """A number in few characters, with a true minus."""
     size = abs(value)
-    if size >= 1e7:
+    if size >= 1e6:
         text = f"{size / 1e6:,.4g} M" if size < 1e10 else f"{size:.3g}".replace("e+", "e")
     else:
         text = f"{size:,.0f}" if size >= 1000 else f"{size:.4g}"
@@ -83,10 +83,11 @@ def _scale(low: float, high: float, margin: float = 0.06) -> tuple[float, float]
     return low - margin * span, high + margin * span
 
 
-def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, y_log: bool = False) -> Markup:
+def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, y_log: bool = False, late: bool = False) -> Markup:
     """Lines over x with their intervals as bands, a point per measurement and a legend.
 
-    With ``y_log`` y must be positive; values that are no numbers are left out.
+    With ``y_log`` y must be positive; values that are no numbers are left out. With ``late`` the scale is made
+    for all points but the first of each line; what lies above is cut off, and the legend says where it began.
     """
 
     def shown(y: float) -> float:
@@ -103,6 +104,9 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, y_log: bool
     ys = [y for y in ys if math.isfinite(y)]
     x_low, x_high = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     y_low, y_high = _scale(min(ys), max(ys))
+    if late:
+        later = [shown(p.high if p.high is not None else p.y) for line in drawn for p in line.points[1:]]
+        y_high = _scale(min(ys), max(later, default=max(ys)))[1]
 
     def left(x: float) -> float:
         return 100 * (x - x_low) / (x_high - x_low)
@@ -135,6 +139,8 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, y_log: bool
     parts.append("</svg>")
     for index, line in enumerate(drawn):
         for p in line.points:
+            if shown(p.y) > y_high:
+                continue
             interval = f" [{p.low:.4g}, {p.high:.4g}]" if p.low is not None and p.high is not None else ""
             title = escape(f"{line.name}, {x_label} {number(p.x)}: {p.y:.5g}{interval}")
             parts.append(
@@ -145,7 +151,9 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, y_log: bool
     if len(drawn) > 1:
         parts.append('<figcaption class="legend">')
         for index, line in enumerate(drawn):
-            last = f"{line.points[-1].y:.4g}"
+            last = number(line.points[-1].y)
+            if late:
+                last = f"{number(line.points[0].y)} → {last}"
             parts.append(f'<span><i class="key s{index % 6}"></i>{escape(line.name)} <b>{escape(last)}</b></span>')
         parts.append("</figcaption>")
     parts.append("</figure>")

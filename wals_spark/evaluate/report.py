@@ -296,7 +296,7 @@ def training_section(data: ReportData) -> Section:
         _paragraph(
             "Masked-LM loss on unseen text while training: same data, masks and schedule; only the start differs."
         ),
-        line_chart(lines, x_label="steps", y_label="loss, nats"),
+        line_chart(lines, x_label="steps", y_label="loss, nats", late=True),
     ]
     if data.training_differences:
         rows = [

@@ -430,7 +430,7 @@ def _injection(config: Config, manifest: Manifest | None) -> dict[str, str]:
     facts = {"mode": config.inject.mode, "checkpoint": str(config.inject.checkpoint)}
     gate = manifest.outputs.get("gate")
     if isinstance(gate, Mapping) and gate.get("reason"):
-        facts["gate"] = str(gate["reason"])
+        facts["gate"] = str(gate["reason"]) if gate.get("passed") else f"not passed, forced: {gate['reason']}"
     if config.evaluate.masked_lm and not _compares_models(config):
         facts["masked-LM loss"] = "not compared: before and after have different tokens"
     return {**facts, **_scalars(manifest.outputs)}

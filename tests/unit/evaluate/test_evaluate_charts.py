@@ -21,7 +21,8 @@ def test_ticks_of_nothing():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0"), (1234.0, "1,234"), (-0.25, "−0.25"), (2.5e7, "25 M"), (3e12, "3e12")]
+    ("value", "text"),
+    [(0.0, "0"), (1234.0, "1,234"), (-0.25, "−0.25"), (2.5e7, "25 M"), (1234567.0, "1.235 M"), (3e12, "3e12")],
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text
@@ -71,6 +72,14 @@ def test_a_logarithmic_axis_leaves_out_what_is_not_positive():
     page = line_chart([Line("a", [Point(0, 1000), Point(1, 1), Point(2, 0)])], x_label="x", y_label="y", y_log=True)
     assert page.count('class="dot') == 2
     assert ">100<" in page
+
+
+def test_a_late_scale_cuts_off_the_start_and_says_so():
+    lines = [Line(name, [Point(0, 9.0), Point(1, 2.0), Point(2, 1.0)]) for name in "ab"]
+    page = line_chart(lines, x_label="x", y_label="y", late=True)
+    assert page.count('class="dot') == 4
+    assert "9 → 1" in page
+    assert ">8<" not in page
 
 
 def test_zero_is_marked_where_asked_for():
