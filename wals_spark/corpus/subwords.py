@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from wals_spark.corpus.batch import Batch, Longs
+from wals_spark.corpus.batch import Batch, Longs, from_texts
+from wals_spark.corpus.bytelevel import ByteLevelEncoder, is_supported
 from wals_spark.corpus.reference import SENTENCE_END
 from wals_spark.corpus.words import Encoded, punctuation, sentence_ends
 from wals_spark.encoded import SPECIAL
@@ -21,8 +23,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Ints = npt.NDArray[np.int32]
+
+logger = logging.getLogger(__name__)
+
 _NEWLINE = 0x0A
 _SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=\S)")
+COMPARED_CHARACTERS = 100_000
+"""Of each task's first documents that are encoded both ways, about a tenth of a second."""
 CALL_CHARACTERS = 1 << 20
 """Characters that go to the tokenizer in one call, about 40 MB of its memory; longer documents are cut."""
 
@@ -54,6 +61,10 @@ class SubwordEncoder:
     def __init__(self, serialized: str, special_ids: frozenset[int], size: int) -> None:
         self.tokenizer = load(serialized)
         self.byte_level = is_byte_level(serialized)
+        self.quick: ByteLevelEncoder | None = None
+        if is_supported(serialized):
+            self.quick = ByteLevelEncoder(self.tokenizer, lambda texts: self._encode_texts(texts)[0])
+        self._compared = 0
         self.size = size
         self._special = np.zeros(size, bool)
         self._special[list(special_ids)] = True
@@ -66,10 +77,16 @@ class SubwordEncoder:
 
     def encode(self, batch: Batch) -> Encoded:
         """Token ids of documents, with the ends of paragraphs and sentences."""
-        ids, spans = self._encode_texts([batch.text(index).decode() for index in range(len(batch))])
-        offsets = np.zeros(len(batch) + 1, np.int64)
-        np.cumsum([len(part) for part in ids], out=offsets[1:])
-        tokens = np.concatenate([np.zeros(0, np.int32), *ids])
+        if self._compared < COMPARED_CHARACTERS:
+            self._compare(batch)
+        if self.quick is not None:
+            tokens, offsets = self.quick.encode(batch)
+            spans: list[Longs] = []
+        else:
+            ids, spans = self._encode_texts([batch.text(index).decode() for index in range(len(batch))])
+            offsets = np.zeros(len(batch) + 1, np.int64)
+            np.cumsum([len(part) for part in ids], out=offsets[1:])
+            tokens = np.concatenate([np.zeros(0, np.int32), *ids])
         if self.byte_level:
             breaks, break_offsets = self._byte_level_breaks(batch, tokens, offsets)
         else:
@@ -78,6 +95,25 @@ class SubwordEncoder:
             )
         tokens[self._special[tokens]] = SPECIAL
         return Encoded(tokens, offsets, breaks, break_offsets)
+
+    def _compare(self, batch: Batch) -> None:
+        """Encode the first documents both ways; where they differ, do without the quick one from then on."""
+        for index in range(len(batch)):
+            if self.quick is None or self._compared >= COMPARED_CHARACTERS:
+                return
+            text = batch.text(index)
+            if len(text) > CALL_CHARACTERS:
+                continue
+            self._compared += len(text)
+            quick, _ = self.quick.encode(from_texts([batch.ids[index]], [text]))
+            plain = self._encode_texts([text.decode()])[0][0]
+            if not np.array_equal(quick, plain):
+                logger.warning(
+                    "document %r has other tokens by pieces than as a whole; the tokenizer encodes whole documents "
+                    "from here on, which is slower",
+                    batch.ids[index],
+                )
+                self.quick = None
 
     def _encode_texts(self, texts: list[str]) -> tuple[list[Ints], list[Longs]]:
         """Ids of each text, and the spans of its tokens where bytes do not say them; in calls of bounded memory."""

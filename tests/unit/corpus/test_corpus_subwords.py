@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 import re
 
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from wals_spark.corpus import subwords
+from wals_spark.corpus import bytelevel, subwords
 from wals_spark.corpus.batch import from_texts
+from wals_spark.corpus.bytelevel import ByteLevelEncoder, is_supported
 from wals_spark.corpus.reference import SENTENCE_END
 from wals_spark.corpus.subwords import SubwordEncoder, find_breaks, is_byte_level
-from wals_spark.corpus.words import punctuation, sentence_ends
+from wals_spark.corpus.words import RULES, punctuation, sentence_ends
 from wals_spark.encoded import SPECIAL
 
 LETTERS = (
@@ -45,6 +47,69 @@ def tokenizer():
     return trained
 
 
+def make_encoder(tokenizer):
+    def whole(texts):
+        return [np.array(ids, np.int32) for ids in by_tokenizer(tokenizer, texts)]
+
+    return ByteLevelEncoder(tokenizer, whole)
+
+
+def by_tokenizer(tokenizer, texts):
+    return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+
+
+def by_encoder(encoder, texts):
+    tokens, offsets = encoder.encode(to_batch(texts))
+    return [tokens[low:high].tolist() for low, high in itertools.pairwise(offsets)]
+
+
+def test_ids_equal_the_tokenizers(tokenizer):
+    encoder = make_encoder(tokenizer)
+    for seed in range(3):
+        texts = ["", *random_texts(seed), *ENGLISH]
+        assert by_encoder(encoder, texts) == by_tokenizer(tokenizer, texts)
+
+
+def test_documents_with_added_tokens_equal_the_tokenizers(tokenizer):
+    texts = ["<s>", "a <mask> b", "a<s>", "<mask", "x", "  <mask>  <mask> 's", "<<s>s>"]
+    assert by_encoder(make_encoder(tokenizer), texts) == by_tokenizer(tokenizer, texts)
+
+
+def test_pieces_equal_the_pre_tokenizers_for_every_character():
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    known = [code for code in range(0x40000) if not 0xD800 <= code < 0xE000 and bytelevel.classes()[code] != RULES]
+    texts = [
+        "".join(f"a{c}b {c} 1{c}2 !{c}?{c}{c} 's{c}" for c in map(chr, known[start : start + 512]))
+        for start in range(0, len(known), 512)
+    ]
+    encoder = make_encoder(Tokenizer(models.BPE()))
+    batch = to_batch(texts)
+    pieces, ends = np.empty(len(batch.data), np.int32), np.zeros(len(texts) + 1, np.int64)
+    done = 0
+    while done < len(texts):
+        done, state = encoder._scan(batch, done, pieces, ends)
+        if state:
+            encoder._index._grow()
+    lengths = np.diff(encoder._index.starts)
+    for index, text in enumerate(texts):
+        expected = [len(piece) for piece, _ in splitter.pre_tokenize_str(text)]
+        assert lengths[pieces[ends[index] : ends[index + 1]]].tolist() == expected
+
+
+def test_characters_unknown_to_this_python_go_to_the_tokenizer(tokenizer):
+    unknown = chr(int(np.flatnonzero(bytelevel.classes()[:0x3000] == RULES)[0]))
+    texts = [f"a{unknown}b 's", "plain", unknown, "\U000e0100x", "\U000f0000"]
+    assert by_encoder(make_encoder(tokenizer), texts) == by_tokenizer(tokenizer, texts)
+
+
+def test_forgetting_pieces_changes_nothing(tokenizer, monkeypatch):
+    monkeypatch.setattr(bytelevel, "MAX_PIECES", 10)
+    encoder = make_encoder(tokenizer)
+    for seed in range(3):
+        texts = random_texts(seed, 50)
+        assert by_encoder(encoder, texts) == by_tokenizer(tokenizer, texts)
+
+
 def altered(tokenizer, change):
     copy = Tokenizer.from_str(tokenizer.to_str())
     change(copy)
@@ -61,7 +126,22 @@ def altered(tokenizer, change):
 )
 def test_other_tokenizers_are_not_taken_for_byte_level(tokenizer, change):
     assert is_byte_level(tokenizer.to_str())
+    assert is_supported(tokenizer.to_str())
+    assert not is_supported(altered(tokenizer, change))
     assert not is_byte_level(altered(tokenizer, change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+        lambda t: t.add_tokens([f"added {n}" for n in range(65)]),
+        lambda t: setattr(t.model, "dropout", 0.1),
+        lambda t: setattr(t, "model", models.Unigram([("a", 0.0)])),
+    ],
+)
+def test_only_the_shape_that_is_understood_is_encoded_by_pieces(tokenizer, change):
+    assert not is_supported(altered(tokenizer, change))
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -123,3 +203,42 @@ def test_a_long_document_in_parts_is_encoded_as_a_whole(tokenizer, monkeypatch, 
     assert parts.tokens.tolist() == whole.tokens.tolist()
     assert parts.offsets.tolist() == whole.offsets.tolist()
     assert parts.breaks.tolist() == whole.breaks.tolist()
+
+
+def test_many_pieces_in_calls_of_few(tokenizer, monkeypatch):
+    monkeypatch.setattr(bytelevel, "CALL_PIECES", 3)
+    texts = random_texts(6, 50)
+    assert by_encoder(make_encoder(tokenizer), texts) == by_tokenizer(tokenizer, texts)
+
+
+def test_a_difference_sends_whole_documents_to_the_tokenizer(tokenizer, monkeypatch, caplog):
+    encoder = SubwordEncoder(tokenizer.to_str(), frozenset(), tokenizer.get_vocab_size())
+    kinds = bytelevel.classes().copy()
+    kinds[ord("e")] = bytelevel.NUMBER
+    monkeypatch.setattr(encoder.quick, "_classes", kinds)
+    monkeypatch.setattr(subwords.logger, "propagate", True)
+    texts = ["x", "abab ab", *ENGLISH]
+    found = encoder.encode(to_batch(texts))
+    assert encoder.quick is None
+    assert caplog.text.count("other tokens by pieces") == 1
+    assert found.tokens.tolist() == [token for ids in by_tokenizer(tokenizer, texts) for token in ids]
+    assert encoder.encode(to_batch(texts)).tokens.tolist() == found.tokens.tolist()
+
+
+def test_only_the_first_documents_are_encoded_twice(tokenizer, monkeypatch):
+    monkeypatch.setattr(subwords, "COMPARED_CHARACTERS", 20)
+    encoder = SubwordEncoder(tokenizer.to_str(), frozenset(), tokenizer.get_vocab_size())
+    encoder.encode(to_batch(ENGLISH))
+    assert encoder._compared == len(ENGLISH[0].encode())
+
+
+def test_roberta_on_real_text(data):
+    import pyarrow.parquet as pq
+
+    tokenizer = Tokenizer.from_file(str(data / "tokenizers" / "roberta-base" / "tokenizer.json"))
+    assert is_supported(tokenizer.to_str())
+    encoder = make_encoder(tokenizer)
+    for name in ("enwiki/part-1.parquet", "novels.parquet", "biomedical.parquet", "scotus.parquet"):
+        source = pq.ParquetFile(data / "corpora" / name)
+        texts = [text[:20_000] for text in source.read_row_group(0, columns=["text"])["text"].to_pylist()[:40]]
+        assert by_encoder(encoder, texts) == by_tokenizer(tokenizer, texts)
