@@ -19,8 +19,8 @@ import pytest
 from wals_spark.cluster.group import LocalGroup
 from wals_spark.cluster.preflight import Placement
 from wals_spark.errors import TransientError, WalsSparkError
-from wals_spark.wals.driver import train
 from wals_spark.objective import PRESETS
+from wals_spark.wals.driver import train
 from wals_spark.wals.rank import RankTask, run
 
 pytestmark = pytest.mark.spark

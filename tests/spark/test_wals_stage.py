@@ -12,10 +12,10 @@ import pytest
 from wals_spark import schemas
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.store import read_side
+from wals_spark.objective import PRESETS
 from wals_spark.runs import Manifest
 from wals_spark.stage import run_stage
 from wals_spark.wals import reference
-from wals_spark.objective import PRESETS
 from wals_spark.wals.stages import TRAIN
 
 pytestmark = pytest.mark.spark
