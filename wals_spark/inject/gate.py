@@ -21,6 +21,7 @@ from wals_spark.inject import align, retrieval
 MARGIN = 0.01
 _RESAMPLES = 500
 _MIN_ANCHORS = 50
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -136,31 +137,50 @@ def fit_and_gate(
         used = "ridge" if name == "frequency" else method
         cv = align.cross_validate(per_fold) if used == "ridge" else align.cross_validate_procrustes(per_fold)
         predicted, means = align.held_out_predictions(X, fold, per_fold, cv.best, used)
-        errors[name] = _squares(Y - predicted)
+        errors[name] = _squares(Y, predicted)
         if name != "frequency":
-            hits[name] = retrieval.csls_hits(predicted - means[fold], Y - means[fold], queries)
+            hits[name] = retrieval.csls_hits(predicted, Y, queries, means, fold)
         if name == "factors":
-            total = _squares(Y - means[fold])
+            total = _distance_to_means(Y, means, fold)
             found[name] = (per_fold, cv, predicted)
     per_fold, cv, predicted = found["factors"]
     alignment = align.solve(align.total_of(per_fold), method, cv.best)
     if T is not None:
         alignment = replace(alignment, mu_u=alignment.mu_u @ np.linalg.pinv(T), W=T @ alignment.W)
     gate = _decide(errors, total, weight, margin, seed)
-    table = _by_decile(c, strata, errors, total, _cosines(Y - alignment.mu_e, predicted - alignment.mu_e))
+    table = _by_decile(c, strata, errors, total, _cosines(Y, predicted, alignment.mu_e.astype(np.float32)))
     for row in table:
         mine = strata[queries] == row["decile"]
         row.update({f"csls_{name}": float(hit[mine].mean()) for name, hit in hits.items()})
     return Fit(alignment, anchors, predicted, cv, GateResult(**{**gate.__dict__, "deciles": table}))
 
 
-def _squares(difference: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,ij->i", difference, difference, dtype=np.float64)
+def _squares(Y: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """|y - p|^2 per row, float64 (n,), in bounded memory."""
+    found = np.empty(len(Y))
+    for begin in range(0, len(Y), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        difference = Y[part] - predicted[part]
+        found[part] = np.einsum("ij,ij->i", difference, difference, dtype=np.float64)
+    return found
 
 
-def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.einsum("ij,ij->i", a, b) / np.maximum(scale, 1e-12)
+def _distance_to_means(Y: np.ndarray, means: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """|y - mean of its fold's map|^2 per row, float64 (n,)."""
+    found = np.empty(len(Y))
+    for number, mean in enumerate(means):
+        found[fold == number] = _squares(Y[fold == number], np.broadcast_to(mean, ((fold == number).sum(), len(mean))))
+    return found
+
+
+def _cosines(a: np.ndarray, b: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Cosine of a - centre and b - centre per row, in bounded memory."""
+    found = np.empty(len(a))
+    for begin in range(0, len(a), _CHUNK):
+        x, y = a[begin : begin + _CHUNK] - centre, b[begin : begin + _CHUNK] - centre
+        scale = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+        found[begin : begin + _CHUNK] = np.einsum("ij,ij->i", x, y) / np.maximum(scale, 1e-12)
+    return found
 
 
 def _decide(

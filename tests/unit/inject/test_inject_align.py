@@ -247,8 +247,9 @@ def test_csls_finds_the_own_row_and_not_under_permutation():
     noisy = rows + 0.3 * generator.standard_normal((500, 20)).astype(np.float32)
     queries = retrieval.stratified_queries(np.arange(500) // 50, 1, 200)
     assert len(queries) == 200
-    assert retrieval.csls_hits(noisy, rows, queries).mean() > 0.95
-    assert retrieval.csls_hits(noisy[::-1], rows, queries).mean() < 0.05
+    nothing = np.zeros((1, 20), np.float32), np.zeros(500, int)
+    assert retrieval.csls_hits(noisy, rows, queries, *nothing).mean() > 0.95
+    assert retrieval.csls_hits(noisy[::-1], rows, queries, *nothing).mean() < 0.05
 
 
 def test_csls_is_its_definition():
@@ -262,4 +263,4 @@ def test_csls_is_its_definition():
         hub = [np.mean(sorted(float(unit[0][m] @ unit[1][j]) for m in range(30))[-10:]) for j in range(30)]
         own = np.mean(sorted(cosines)[-10:])
         expected.append(int(np.argmax([2 * c - own - h for c, h in zip(cosines, hub, strict=True)])) == i)
-    assert retrieval.csls_hits(x, y, queries).tolist() == expected
+    assert retrieval.csls_hits(x, y, queries, np.zeros((1, 4), np.float32), np.zeros(30, int)).tolist() == expected
