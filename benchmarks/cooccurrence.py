@@ -277,7 +277,7 @@ def sorted_cells(plain: Path) -> Any:
 
 
 TASK = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np
 from wals_spark.config import CooccurrenceConfig
 from wals_spark.cooccurrence.counting import cell_writer
@@ -286,44 +286,67 @@ from wals_spark.cooccurrence.semantics import semantics_of
 from wals_spark.cooccurrence.window import WindowCounter
 from wals_spark.encoded import Chunk
 settings = json.loads(sys.argv[1])
-ids, offsets = np.load(settings["ids"], mmap_mode="r"), np.load(settings["offsets"])
+offsets = np.load(settings["offsets"])
 size, memory = settings["size"], settings["memory"]
 semantics = semantics_of(CooccurrenceConfig())
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-def chunks(limit):
+
+def status(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+def reset():  # the high-water mark starts again from what is held now
+    with open("/proc/self/clear_refs", "w") as out:
+        out.write("5")
+    return status("VmRSS")
+
+def chunks(source, limit):
     low = 0
     while low < len(offsets) - 1 and offsets[low] < limit:
         high = max(low + 1, int(np.searchsorted(offsets, offsets[low] + (1 << 18), side="right")) - 1)
-        yield Chunk(np.array(ids[offsets[low]:offsets[high]]), offsets[low:high + 1] - offsets[low], 0,
-                    np.zeros(high - low, np.uint64), 0)
+        ids = np.fromfile(source, np.int32, int(offsets[high] - offsets[low]))
+        yield Chunk(ids, offsets[low:high + 1] - offsets[low], 0, np.zeros(high - low, np.uint64), 0)
         low = high
-def work(limit):
+
+def count(limit):
     counter = WindowCounter(semantics, size, np.zeros(size, np.int32), memory)
+    listing = []
+    with open(settings["ids"], "rb") as source, open(settings["packed"], "wb") as out:
+        for blob in counter.count(chunks(source, limit)):
+            out.write(blob.payload)
+            listing.append((blob.rows, len(blob.payload)))
+    return listing, counter.tally
+
+def merge(listing):
     merger = BlockMerger(semantics, size, memory)
-    with cell_writer(settings["out"]) as write:
-        for cells in merger.merge((blob.rows, blob.payload) for blob in counter.count(chunks(limit))):
+    with open(settings["packed"], "rb") as source, cell_writer(settings["out"]) as write:
+        for cells in merger.merge((rows, source.read(length)) for rows, length in listing):
             write(cells)
-    return counter, merger
-work(1)
-before = peak()
+    return merger.totals
+
+merge(count(1)[0])
+before = reset()
 started = time.perf_counter()
-counter, merger = work(len(ids))
-print(json.dumps({"seconds": time.perf_counter() - started, "grown_bytes": peak() - before, "peak_bytes": peak(),
-                  "nnz": merger.totals.cells, "pieces": counter.tally.chunks,
-                  "spilled_bytes": merger.totals.spilled_bytes}))
+listing, tally = count(int(offsets[-1]))
+count_grown = status("VmHWM") - before
+before = reset()
+totals = merge(listing)
+print(json.dumps({"seconds": time.perf_counter() - started, "count_grown_bytes": count_grown,
+                  "merge_grown_bytes": status("VmHWM") - before, "nnz": totals.cells, "pieces": tally.chunks,
+                  "spilled_bytes": totals.spilled_bytes}))
 """
 
 
 def case_memory(arguments: argparse.Namespace, plain: Path, directory: Path) -> None:
-    """Counting and merging everything in one process, with a bound of a tenth of the matrix (16 bytes a cell)."""
+    """One counting task, then one merging task, of everything; bounds: the matrix at 16 bytes a cell, and a tenth."""
     ids, offsets, size = word_ids(plain)
-    np.save(directory / "ids.npy", ids)
+    ids.tofile(directory / "ids.bin")
     np.save(directory / "offsets.npy", offsets)
     matrix = 16 * int(kernel(ids, offsets, size)["nnz"])
     for share in (1.0, 0.1):
         settings = {
-            "ids": str(directory / "ids.npy"),
+            "ids": str(directory / "ids.bin"),
             "offsets": str(directory / "offsets.npy"),
+            "packed": str(directory / "packed.bin"),
             "out": str(directory / "bounded.parquet"),
             "size": size,
             "memory": int(matrix * share),

@@ -100,7 +100,8 @@ class BlockMerger:
         directory: str | None = None,
     ) -> None:
         self.semantics, self.size, self.limit = semantics, size, limit
-        self._bound = max(1 << 18, memory // 2)
+        # What is held is joined into one buffer to be summed, so it counts twice.
+        self._bound = max(1 << 18, memory // 3)
         # Writing compressed Parquet holds about as much again as the cells handed to it.
         self._output = int(max(size + 1, min(LARGEST_OUTPUT, max(SMALLEST_OUTPUT, memory // 256))))
         self._directory = directory

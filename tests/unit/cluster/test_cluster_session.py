@@ -1,0 +1,29 @@
+"""Where Delta's jars come from."""
+
+from __future__ import annotations
+
+import pytest
+
+from wals_spark.cluster.session import DELTA_PACKAGE, delta_conf
+from wals_spark.config import Config, SparkConfig
+from wals_spark.errors import ConfigError
+
+
+def test_jars_are_fetched_by_name_without_what_spark_ships():
+    conf = delta_conf(Config(table_format="delta"))
+    assert conf["spark.jars.packages"] == DELTA_PACKAGE
+    assert "org.apache.hadoop:*" in conf["spark.jars.excludes"].split(",")
+
+
+def test_a_directory_of_jars_is_used_offline(tmp_path):
+    for name in ("delta-spark_4.2_2.13-4.4.0.jar", "delta-storage-4.4.0.jar"):
+        (tmp_path / name).touch()
+    conf = delta_conf(Config(table_format="delta", spark=SparkConfig(delta_jars=str(tmp_path))))
+    assert "spark.jars.packages" not in conf
+    assert len(conf["spark.jars"].split(",")) == 2
+
+
+def test_a_directory_without_the_jars_is_refused(tmp_path):
+    (tmp_path / "delta-storage-4.4.0.jar").touch()
+    with pytest.raises(ConfigError, match="none named delta-spark"):
+        delta_conf(Config(table_format="delta", spark=SparkConfig(delta_jars=str(tmp_path))))
