@@ -22,7 +22,7 @@ STAGES = ["corpus", "vocabulary", "cooccurrence", "train", "export", "neighbours
 TOPICS = ["river water boat bank fish", "money bank loan rate debt", "tree leaf forest green wood"]
 
 
-def write_corpus(directory: Path, documents: int = 120) -> Path:
+def write_corpus(directory: Path, documents: int = 120, common: str = "the of and") -> Path:
     """Documents about three topics, a hundred words each."""
     rng = random.Random(3)
     directory.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def write_corpus(directory: Path, documents: int = 120) -> Path:
     with path.open("w") as stream:
         for index in range(documents):
             words = rng.choice(TOPICS).split()
-            text = " ".join(rng.choice([*words, "the", "of", "and"]) for _ in range(100))
+            text = " ".join(rng.choice([*words, *common.split()]) for _ in range(100))
             stream.write(json.dumps({"id": f"d{index}", "body": text}) + "\n")
     return path
 
@@ -130,14 +130,17 @@ def test_exit_codes_through_spark_submit(arguments, extra, code):
 
 
 def test_batches_are_counted_summed_folded_and_dropped_by_command(arguments, tmp_path):
-    for batch in ("monday", "tuesday"):
-        corpus = write_corpus(tmp_path / batch, 40)
+    # Tuesday brings a new word: the vocabulary grows at its end between the two batches.
+    for batch, common in (("monday", "the of and"), ("tuesday", "the of and moreover")):
+        corpus = write_corpus(tmp_path / batch, 40, common)
         for stage in ("corpus", "vocabulary", "cooccurrence"):
             assert main([stage, *arguments, "--batch-id", batch, "--set", f"corpus.path={corpus}"]) == 0
     store = ManifestStore(str(tmp_path / "warehouse"))
     assert store.keys("cooccurrence") == ["monday", "tuesday"]
     assert main(["train", *arguments, "--batches", "monday,tuesday"]) == 0
     nnz = store.require("train", "default").outputs["nnz"]
+    sizes = [store.require("cooccurrence", batch).outputs["vocabulary_size"] for batch in ("monday", "tuesday")]
+    assert store.require("train", "default").outputs["vocabulary_size"] == sizes[1] == sizes[0] + 1
     assert main(["compact", *arguments, "--into", "week"]) == 0
     assert store.keys("cooccurrence") == ["week"]
     assert store.require("cooccurrence", "week").outputs["nnz"] == nnz

@@ -15,11 +15,14 @@ from wals_spark.factors.store import read_side
 from wals_spark.objective import PRESETS
 from wals_spark.runs import Manifest
 from wals_spark.stage import run_stage
+from wals_spark.tokenizer import vocabulary_hash
 from wals_spark.wals import reference
 from wals_spark.wals.stages import TRAIN
 
 pytestmark = pytest.mark.spark
 SIZE, UNIT = 40, 2520
+
+TOKENS = [f"t{i}" for i in range(SIZE)]
 
 
 def symmetric_counts(seed: int = 0) -> np.ndarray:
@@ -54,14 +57,14 @@ def write_counts(context: Any, batch: str, counts: np.ndarray, blocks: int = 3) 
         "unit": UNIT,
         "symmetric": True,
         "vocabulary_size": SIZE,
-        "vocabulary_hash": "h",
+        "vocabulary_hash": vocabulary_hash(TOKENS),
         "semantics": {"window": 10},
     }
     context.manifests.write(Manifest("cooccurrence", batch, "complete", f"print-{batch}", "r", outputs=outputs))
     vocabulary = pa.table(
         {
             "token_id": pa.array(range(SIZE), pa.int32()),
-            "token": [f"t{i}" for i in range(SIZE)],
+            "token": TOKENS,
             "count": pa.array(range(SIZE, 0, -1), pa.int64()),
             "document_count": pa.array([1] * SIZE, pa.int64()),
             "is_special": [False] * SIZE,

@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from wals_spark import schemas, storage
 from wals_spark.config import NAME_PATTERN, fingerprint
 from wals_spark.cooccurrence.semantics import Semantics, semantics_from_facts
-from wals_spark.cooccurrence.tasks import bounded_batches, read_vocabulary, scratch_directory
+from wals_spark.cooccurrence.tasks import bounded_batches, scratch_directory
 from wals_spark.errors import InputError
 from wals_spark.runs import Manifest, now, package_versions
 from wals_spark.stage import Context, output_lock
 from wals_spark.tables.parquet import ParquetTables
+from wals_spark.tables.vocabulary import read_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def _compact(context: Context, into: str, names: list[str], interrupted: Manifes
         )
     semantics = _common_semantics(sources)
     context.manifests.write(manifest)
-    vocabulary = read_vocabulary(context)
+    vocabulary = read_vocabulary(context.tables)
     others = [{"batch_id": name} for name in names if name != into]
     where = {"batch_id": into}
     filled = [name for name in names if sources[name]["nnz"]]

@@ -10,10 +10,10 @@ import numpy as np
 
 from wals_spark.cooccurrence.plan import Plan, expected_cells, make_plan
 from wals_spark.cooccurrence.semantics import Semantics, semantics_of
-from wals_spark.cooccurrence.tasks import read_vocabulary
 from wals_spark.cooccurrence.window import TOKEN_BYTES, VOCABULARY_BYTES, WindowCounter, direct_bytes
 from wals_spark.encoded import Boundary, Chunk, Shard, list_shards, read_spans, split
 from wals_spark.stage import Context
+from wals_spark.tables.vocabulary import read_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def explain(context: Context) -> list[str]:
     """
     config = context.config
     outputs = context.manifests.require("vocabulary", config.corpus.batch_id).outputs
-    vocabulary = read_vocabulary(context)
+    vocabulary = read_vocabulary(context.tables)
     semantics = semantics_of(config.cooccurrence, config.seed)
     semantics.check_head_room(int(vocabulary.counts.max(initial=0)))
     shards = list_shards(outputs["encoded"])

@@ -12,13 +12,14 @@ import pyarrow as pa
 from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.cooccurrence.batches import refuse_folded
-from wals_spark.cooccurrence.tasks import bounded_batches, read_vocabulary, scratch_directory
+from wals_spark.cooccurrence.tasks import bounded_batches, scratch_directory
 from wals_spark.cooccurrence.watch import Watch
 from wals_spark.encoded import list_shards
 from wals_spark.errors import InputError
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage
 from wals_spark.tables.parquet import ParquetTables
+from wals_spark.tables.vocabulary import read_vocabulary
 from wals_spark.tokenizer import vocabulary_hash
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def _run(context: Context) -> Outcome:
     config = context.config
     settings = config.cooccurrence
     vocabulary_facts = context.input("vocabulary").outputs
-    vocabulary = read_vocabulary(context)
+    vocabulary = read_vocabulary(context.tables)
     semantics = semantics_of(settings, config.seed)
     semantics.check_head_room(int(vocabulary.counts.max(initial=0)))
     facts = {"vocabulary_hash": vocabulary_facts["vocabulary_hash"], "vocabulary_size": len(vocabulary.tokens)}

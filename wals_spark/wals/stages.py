@@ -12,13 +12,14 @@ from wals_spark.errors import InputError
 from wals_spark.objective import from_config
 from wals_spark.runs import Manifest, ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage
+from wals_spark.tables.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 logger = logging.getLogger(__name__)
 
-AGREED = ("unit", "symmetric", "vocabulary_size", "vocabulary_hash", "semantics")
+AGREED = ("unit", "symmetric", "semantics")
 
 
 def _check(config: Config) -> None:
@@ -39,7 +40,7 @@ def _run(context: Context) -> Outcome:
     from wals_spark.wals.rank import RankTask, check_shape
 
     config = context.config.train
-    counts = agreed_facts(context.inputs_of("cooccurrence"))
+    counts = agreed_facts(context.inputs_of("cooccurrence"), read_vocabulary(context.tables))
     size = int(counts["vocabulary_size"])
     check_shape(config.k, (size, size))
     batches = [manifest.key for manifest in context.inputs_of("cooccurrence")]
@@ -127,15 +128,27 @@ def _directory(context: Context) -> str:
     return storage.join(root, context.fingerprint)
 
 
-def agreed_facts(manifests: Sequence[Manifest]) -> dict[str, Any]:
+def agreed_facts(manifests: Sequence[Manifest], vocabulary: Vocabulary) -> dict[str, Any]:
     """The facts of co-occurrence batches that must be equal for their counts to be added.
+
+    A vocabulary grows only at its end, so batches counted before and after have ids in common: size and hash are
+    those of the largest.
 
     Raises
     ------
     InputError
-        Two batches were counted in different ways; names both and what differs.
+        Two batches were counted in different ways, or one with tokens that the vocabulary table does not begin
+        with; names the batches and what differs.
     """
     first = manifests[0]
+    for manifest in manifests:
+        size, hash_ = int(manifest.outputs["vocabulary_size"]), str(manifest.outputs["vocabulary_hash"])
+        if not vocabulary.begins_with(size, hash_):
+            raise InputError(
+                f"co-occurrence batch {manifest.key!r} was counted with a vocabulary of {size:,} tokens ({hash_}), but "
+                f"the vocabulary table, of {len(vocabulary.tokens):,}, does not begin with these; count it again"
+            )
+    largest = max(manifests, key=lambda manifest: int(manifest.outputs["vocabulary_size"])).outputs
     facts = {name: first.outputs.get(name) for name in AGREED}
     for other in manifests[1:]:
         for name, value in facts.items():
@@ -144,26 +157,15 @@ def agreed_facts(manifests: Sequence[Manifest]) -> dict[str, Any]:
                     f"co-occurrence batches {first.key!r} and {other.key!r} cannot be added: {name} is {value!r} and "
                     f"{other.outputs.get(name)!r}; count both with one configuration, or set train.batches"
                 )
-    return facts
+    return {**facts, **{name: largest[name] for name in ("vocabulary_size", "vocabulary_hash")}}
 
 
 def factors_frame(context: Context, result: dict[str, Any], size: int) -> DataFrame:
-    """The rows of the factors table: vectors that the ranks wrote, with tokens and counts of the vocabulary.
-
-    Raises
-    ------
-    InputError
-        The vocabulary table does not have the rows 0 .. size - 1.
-    """
+    """The rows of the factors table: vectors that the ranks wrote, with tokens and counts of the vocabulary."""
     from pyspark.sql import functions as F
 
-    vocabulary = context.tables.read(schemas.VOCABULARY).select("token_id", "token", "count")
-    extent = vocabulary.agg(F.count("token_id").alias("rows"), F.max("token_id").alias("last")).first()
-    if extent["rows"] != size or extent["last"] != size - 1:
-        raise InputError(
-            f"the vocabulary table has {extent['rows']} rows up to id {extent['last']}, but the counts were made with "
-            f"{size} tokens; run the co-occurrence stage again"
-        )
+    vocabulary = context.tables.read(schemas.VOCABULARY).where(F.col("token_id") < size)
+    vocabulary = vocabulary.select("token_id", "token", "count")
     sides = []
     for side in ("row", "col"):
         paths = [entry["path"] for entry in result["files"] if entry["side"] == side]
