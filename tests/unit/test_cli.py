@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,6 +21,12 @@ def test_reference_lists_every_section(capsys):
     assert main(["config", "--reference"]) == 0
     out = capsys.readouterr().out
     assert all(f"| **{name}** |" in out for name in ("corpus", "train", "inject"))
+
+
+def test_configuration_reference_in_docs_is_what_the_code_says(capsys):
+    assert main(["config", "--reference"]) == 0
+    text = (Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text()
+    assert text.endswith(capsys.readouterr().out), "run `make docs`"
 
 
 @pytest.mark.parametrize(
