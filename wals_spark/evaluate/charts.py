@@ -114,7 +114,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, y_log: bool
     def top(y: float) -> float:
         return 100 * (y_high - shown(y)) / (y_high - y_low)
 
-    x_ticks = ticks(x_low, x_high)
+    x_ticks = [x for x in ticks(x_low, x_high) if x == round(x)]  # steps are whole
     if y_log:
         y_ticks = [
             v for e in range(math.floor(y_low), math.ceil(y_high) + 1) for v in (10.0**e, 2 * 10.0**e, 5 * 10.0**e)
