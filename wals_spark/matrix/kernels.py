@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 
 OVERFLOW = -1
+LARGEST, SMALLEST = 2**63 - 1, -(2**63)
 
 
 @njit(cache=True, nogil=True)
@@ -53,6 +54,12 @@ def order_rows(indptr, cols, values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _wraps(a, b):  # type: ignore[no-untyped-def]
+    """Whether the int64 sum a + b overflows; asked before adding, since compiled code may assume it never does."""
+    return a > LARGEST - b if b >= 0 else a < SMALLEST - b
+
+
+@njit(cache=True, nogil=True)
 def merge_repeated(indptr, cols, values, new_indptr, checked):  # type: ignore[no-untyped-def]
     """Sum repeated cells in place; returns the cells left, or `OVERFLOW` when an integer sum wraps."""
     at = 0
@@ -60,10 +67,9 @@ def merge_repeated(indptr, cols, values, new_indptr, checked):  # type: ignore[n
         begin = at
         for t in range(indptr[i], indptr[i + 1]):
             if at > begin and cols[at - 1] == cols[t]:
-                total = values[at - 1] + values[t]
-                if checked and total < values[t]:
+                if checked and _wraps(values[at - 1], values[t]):
                     return OVERFLOW
-                values[at - 1] = total
+                values[at - 1] += values[t]
             else:
                 cols[at] = cols[t]
                 values[at] = values[t]
@@ -76,8 +82,7 @@ def merge_repeated(indptr, cols, values, new_indptr, checked):  # type: ignore[n
 def add_at(index, values, sums, checked):  # type: ignore[no-untyped-def]
     """``sums[index] += values``; False when an integer sum wraps."""
     for t in range(len(index)):
-        total = sums[index[t]] + values[t]
-        if checked and total < values[t]:
+        if checked and _wraps(sums[index[t]], values[t]):
             return False
-        sums[index[t]] = total
+        sums[index[t]] += values[t]
     return True

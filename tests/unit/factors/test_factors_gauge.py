@@ -44,7 +44,7 @@ def test_rank_deficient_factors_keep_their_product() -> None:
     u2, v2, singular = canonical(u, v)
     assert np.isfinite(u2).all()
     assert np.allclose(u2 @ v2.T, u @ v.T, atol=1e-10)
-    assert (singular > 1e-9).sum() == 5
+    assert (singular > 1e-9).sum() == np.linalg.matrix_rank(u @ v.T) == 4
 
 
 def test_zero_factors_stay_zero() -> None:

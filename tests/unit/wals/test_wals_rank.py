@@ -38,15 +38,17 @@ def test_losses_fall_to_the_loss_of_the_result(make_task, result_of, counts, pre
     result = run(task, GROUP)
     losses = result["losses"]
     assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(losses))
-    if preset != "glove":
+    problem = reference.dense_problem(task.objective, counts)
+    state = checkpoint.load(task.checkpoints, task.facts)
+    x, y = (state.factors[side][:, : task.k] for side in ("row", "col"))
+    if problem.bias:
+        b, c = (state.factors[side][:, task.k] for side in ("row", "col"))
+    else:
+        b, c = np.zeros(len(counts)), np.zeros(len(counts))
+    assert reference.loss(problem, x, y, b, c) == pytest.approx(losses[-1], rel=1e-12)
+    if not problem.bias:
         factors = result_of(task)
-        problem = reference.dense_problem(task.objective, counts)
-        zero = np.zeros(len(counts))
-        u, v = factors["row"], factors["col"]
-        residual = problem.weight * (problem.target - u @ v.T.astype(np.float64)) ** 2
-        state = checkpoint.load(task.checkpoints, task.facts)
-        x, y = state.factors["row"], state.factors["col"]
-        assert reference.loss(problem, x, y, zero, zero) == pytest.approx(losses[-1], rel=1e-12)
+        residual = problem.weight * (problem.target - factors["row"] @ factors["col"].T.astype(np.float64)) ** 2
         unregularised = problem.weight * (problem.target - x @ y.T) ** 2
         assert residual.sum() == pytest.approx(unregularised.sum(), rel=1e-5)
     assert result["empty_rows"] == 1
