@@ -463,6 +463,11 @@ class Config(Section):
         return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
 
     @property
+    def injection(self) -> str:
+        """Key of what is made once per run and injection mode: inject, verify, evaluate."""
+        return f"{self.run_id}.{self.inject.mode}"
+
+    @property
     def fingerprint(self) -> str:
         """Of everything but where it runs: warehouse, run id and Spark properties are left out."""
         return fingerprint({k: v for k, v in self.dump().items() if k not in ("warehouse", "run_id", "spark")})

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -245,19 +245,11 @@ def _run(
             outcome = stage.run(context)
     except GateError as error:
         refused = {"refused": str(error), **error.details}
-        context.manifests.write(Manifest(**{**manifest.__dict__, "state": "refused", "outputs": refused}))
+        context.manifests.write(replace(manifest, state="refused", outputs=refused))
         raise
     seconds = round(time.monotonic() - started, 3)
     write_metrics(context, stage.label(context.config) or stage.name, [*outcome.metrics, Metric("seconds", seconds)])
-    manifest = Manifest(
-        **{
-            **manifest.__dict__,
-            "state": "complete",
-            "outputs": outcome.outputs,
-            "finished_at": now(),
-            "seconds": seconds,
-        }
-    )
+    manifest = replace(manifest, state="complete", outputs=outcome.outputs, finished_at=now(), seconds=seconds)
     context.manifests.write(manifest)
     for line in outcome.lines:
         logger.info("%s: %s", stage.name, line)

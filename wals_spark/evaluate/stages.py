@@ -43,10 +43,6 @@ DIFFERENCE_PREFIX = "difference."
 BEFORE, AFTER = "before", "after"
 
 
-def _key(config: Config) -> str:
-    return f"{config.run_id}.{config.inject.mode}"
-
-
 def _label(config: Config) -> str | None:
     return None if config.inject.mode == "none" else f"evaluate.{config.inject.mode}"
 
@@ -61,9 +57,9 @@ def _inputs(config: Config, manifests: ManifestStore) -> list[tuple[str, str]]:
     if config.run_id in manifests.keys("neighbours"):
         found.append(("neighbours", config.run_id))
     if config.inject.mode != "none":
-        found.append(("inject", _key(config)))
-        if _key(config) in manifests.keys("verify"):
-            found.append(("verify", _key(config)))
+        found.append(("inject", config.injection))
+        if config.injection in manifests.keys("verify"):
+            found.append(("verify", config.injection))
     return found
 
 
@@ -465,7 +461,7 @@ def _stage_times(context: Context) -> list[StageTime]:
     for batch in batches(config, context.manifests):
         wanted += [(name, batch) for name in ("corpus", "vocabulary", "cooccurrence")]
     if config.inject.mode != "none":
-        wanted += [(name, _key(config)) for name in ("inject", "verify")]
+        wanted += [(name, config.injection) for name in ("inject", "verify")]
     found = [context.manifests.find(name, key) for name, key in wanted]
     done = sorted(
         (manifest for manifest in found if manifest is not None and manifest.complete),
@@ -486,7 +482,7 @@ def _stage_times(context: Context) -> list[StageTime]:
 EVALUATE = Stage(
     name="evaluate",
     sections=("evaluate",),
-    key=_key,
+    key=lambda config: config.injection,
     inputs=_inputs,
     run=_run,
     check=_check,

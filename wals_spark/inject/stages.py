@@ -40,10 +40,6 @@ def output_directory(config: Config) -> str:
     return Run(storage.absolute(config.warehouse), config.run_id).path(f"model-{config.inject.mode}")
 
 
-def _key(config: Config) -> str:
-    return f"{config.run_id}.{config.inject.mode}"
-
-
 def _label(name: str) -> Any:
     return lambda config: f"{name}.{config.inject.mode}"
 
@@ -96,7 +92,7 @@ def _may_replace(config: Config) -> bool:
         except InputError:
             return False
         return bool(
-            made.get("run", {}).get("run_id") == config.run_id and made.get("run", {}).get("stage") == _key(config)
+            made.get("run", {}).get("run_id") == config.run_id and made.get("run", {}).get("stage") == config.injection
         )
     return False
 
@@ -131,7 +127,7 @@ def _run(context: Context) -> Outcome:
         "mode": config.inject.mode,
         "parameters": {"seed": config.seed, **config.inject.result_keys()},
         "factors": None,
-        "run": {"run_id": config.run_id, "stage": _key(config), "fingerprint": context.fingerprint},
+        "run": {"run_id": config.run_id, "stage": config.injection, "fingerprint": context.fingerprint},
     }
     if config.inject.mode == "trim":
         base, change, factors = prepare(config, _counted(context))
@@ -235,7 +231,7 @@ def _outcome(output: str, manifest: dict[str, Any], change: methods.Change) -> O
 
 
 def _verify_inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
-    return [("inject", _key(config))]
+    return [("inject", config.injection)]
 
 
 @contextmanager
@@ -277,7 +273,7 @@ def _check_verify(config: Config) -> None:
 INJECT = Stage(
     name="inject",
     sections=("inject",),
-    key=_key,
+    key=lambda config: config.injection,
     inputs=_inputs,
     run=_run,
     check=_check,
@@ -289,7 +285,7 @@ INJECT = Stage(
 VERIFY = Stage(
     name="verify",
     sections=(),
-    key=_key,
+    key=lambda config: config.injection,
     inputs=_verify_inputs,
     run=_run_verify,
     check=_check_verify,
