@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from wals_spark import schemas, storage
 from wals_spark.config import NAME_PATTERN, fingerprint
@@ -202,9 +201,7 @@ def _fold_marginals(
     sums = {column: np.zeros(size, np.int64) for column in ("row_units", "col_units")}
     for name in names:
         for data_file in context.tables.files(schemas.MARGINALS, {"batch_id": name}):
-            fs, path = storage.filesystem(data_file.path)
-            with fs.open_input_file(path) as source:
-                part = pq.ParquetFile(source).read(columns=["token_id", *sums])
+            part = data_file.read(["token_id", *sums])
             for column, total in sums.items():
                 total[part["token_id"].to_numpy()] += part[column].to_numpy()
     if any((total < 0).any() for total in sums.values()):

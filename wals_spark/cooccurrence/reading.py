@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
 from wals_spark import schemas, storage
 from wals_spark.errors import InputError
 from wals_spark.matrix import to_scipy
 from wals_spark.runs import ManifestStore
 from wals_spark.tables import open_tables
+from wals_spark.tables.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -58,14 +57,9 @@ def read_matrix(warehouse: str, batches: Sequence[str] = ("all",)) -> CountMatri
         if found["nnz"]
         for data_file in tables.files(schemas.COOCCURRENCE, {"batch_id": name})
     ]
-    tokens: dict[int, str] = {}
-    for data_file in tables.files(schemas.VOCABULARY):
-        fs, path = storage.filesystem(data_file.path)
-        with fs.open_input_file(path) as source:
-            part = pq.ParquetFile(source).read(columns=["token_id", "token"])
-        tokens.update(zip(part["token_id"].to_pylist(), part["token"].to_pylist(), strict=True))
+    tokens = read_vocabulary(tables).tokens
     size = len(tokens)
-    return CountMatrix(to_scipy(paths, unit=units.pop(), shape=(size, size)), [tokens[i] for i in range(size)])
+    return CountMatrix(to_scipy(paths, unit=units.pop(), shape=(size, size)), tokens)
 
 
 def _no_session() -> SparkSession:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from wals_spark import schemas, storage
 from wals_spark.config import fingerprint
@@ -72,9 +71,7 @@ def read_data(context: Context, length: int) -> Data:
     batch = context.config.corpus.batch_id
     rows = []
     for data_file in context.tables.files(schemas.DOCUMENTS, {"batch_id": batch}):
-        fs, path = storage.filesystem(data_file.path)
-        with fs.open_input_file(path) as source:
-            rows += pq.ParquetFile(source).read(columns=["doc_id", "text", "held_out"]).to_pylist()
+        rows += data_file.read(["doc_id", "text", "held_out"]).to_pylist()
     rows.sort(key=lambda row: row["doc_id"])
     seen = encode(loaded, [row["text"] for row in rows if not row["held_out"]])
     held_out = encode(loaded, [row["text"] for row in rows if row["held_out"]])

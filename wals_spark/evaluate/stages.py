@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from wals_spark import schemas, storage
 from wals_spark.config import Config
@@ -346,9 +345,7 @@ def read_metrics(context: Context) -> dict[str, list[dict[str, Any]]]:
     """The metrics of the run: stage -> rows with name, value, low, high, step."""
     found: dict[str, list[dict[str, Any]]] = {}
     for data_file in context.tables.files(schemas.METRICS, {"run_id": context.config.run_id}):
-        fs, path = storage.filesystem(data_file.path)
-        with fs.open_input_file(path) as source:
-            part = pq.ParquetFile(source).read(columns=["name", "value", "low", "high", "step"])
+        part = data_file.read(["name", "value", "low", "high", "step"])
         found.setdefault(data_file.values["stage"], []).extend(part.to_pylist())
     return found
 

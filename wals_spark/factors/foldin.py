@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 from scipy.linalg import cho_factor, cho_solve
 
-from wals_spark import schemas, storage
+from wals_spark import schemas
 from wals_spark.errors import InputError
 from wals_spark.matrix.csr import Csr, sum_by
 from wals_spark.objective import Marginals, Objective
@@ -120,9 +119,7 @@ def read_marginals(tables: TableStore, batches: Sequence[str], size: int, unit: 
     rows, cols = np.zeros(size, np.int64), np.zeros(size, np.int64)
     for batch in batches:
         for data_file in tables.files(schemas.MARGINALS, {"batch_id": batch}):
-            fs, path = storage.filesystem(data_file.path)
-            with fs.open_input_file(path) as source:
-                part = pq.ParquetFile(source).read(columns=["token_id", "row_units", "col_units"])
+            part = data_file.read(["token_id", "row_units", "col_units"])
             ids = part["token_id"].to_numpy()
             np.add.at(rows, ids, part["row_units"].to_numpy())
             np.add.at(cols, ids, part["col_units"].to_numpy())

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from wals_spark import schemas, storage
 from wals_spark.config import Config
@@ -70,9 +69,7 @@ def read_tokens(tables: TableStore, run_id: str) -> tuple[list[str], np.ndarray]
     parts = []
     for data_file in tables.files(schemas.FACTORS, {"run_id": run_id}):
         if data_file.values.get("side") == "row":
-            fs, path = storage.filesystem(data_file.path)
-            with fs.open_input_file(path) as source:
-                parts.append(pq.ParquetFile(source).read(columns=["token_id", "token", "count"]))
+            parts.append(data_file.read(["token_id", "token", "count"]))
     if not parts:
         raise InputError(f"run {run_id!r} has no factors in {tables.warehouse}; run `wals-spark train` first")
     ids = np.concatenate([part["token_id"].to_numpy() for part in parts])

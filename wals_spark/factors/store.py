@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from wals_spark import schemas, storage
+from wals_spark import schemas
 from wals_spark.errors import InputError
 from wals_spark.tables import TableStore
 
@@ -62,8 +61,7 @@ def read_side(tables: TableStore, run_id: str, side: str) -> Vectors:
         raise InputError(f"run {run_id!r} has no factors of side {side!r} in {tables.warehouse}")
     ids, tokens, counts, vectors, biases = [], [], [], [], []
     for data_file in files:
-        fs, path = storage.filesystem(data_file.path)
-        part = pq.ParquetFile(fs.open_input_file(path)).read(columns=columns).combine_chunks()
+        part = data_file.read(columns).combine_chunks()
         ids.append(part["token_id"].to_numpy())
         tokens += part["token"].to_pylist()
         counts.append(part["count"].to_numpy())

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
-from wals_spark import schemas, storage
+from wals_spark import storage
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.factors.store import Vectors, read_vectors
@@ -25,6 +23,7 @@ from wals_spark.inject.verify import read_manifest, verify
 from wals_spark.objective import Objective
 from wals_spark.runs import ManifestStore, Run
 from wals_spark.stage import Context, Metric, Outcome, Stage
+from wals_spark.tables.vocabulary import read_vocabulary
 from wals_spark.tokenizer import load_tokenizer, vocabulary_hash
 
 logger = logging.getLogger(__name__)
@@ -156,13 +155,8 @@ def _run(context: Context) -> Outcome:
 
 def _counted(context: Context) -> Vectors:
     """Tokens and counts of the vocabulary table, without vectors."""
-    parts = []
-    for data_file in context.tables.files(schemas.VOCABULARY):
-        fs, path = storage.filesystem(data_file.path)
-        with fs.open_input_file(path) as source:
-            parts.append(pq.ParquetFile(source).read(columns=["token_id", "token", "count"]))
-    table = pa.concat_tables(parts).sort_by("token_id")
-    tokens, counts = table["token"].to_pylist(), table["count"].to_numpy()
+    vocabulary = read_vocabulary(context.tables)
+    tokens, counts = vocabulary.tokens, vocabulary.counts
     return Vectors(tokens, counts, np.zeros((len(tokens), 0), np.float32), np.zeros(len(tokens), np.float32))
 
 

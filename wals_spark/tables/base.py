@@ -41,6 +41,14 @@ class DataFile:
     bytes: int
     values: Mapping[str, str]
 
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of the file, held in memory whole."""
+        import pyarrow.parquet as pq
+
+        fs, path = storage.filesystem(self.path)
+        with fs.open_input_file(path) as source:
+            return pq.ParquetFile(source).read(columns=list(columns))
+
 
 class TableStore(ABC):
     """All tables of a warehouse in one format.

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from wals_spark import schemas, storage
+from wals_spark import schemas
 from wals_spark.errors import InputError
 from wals_spark.tables.base import TableStore
 from wals_spark.tokenizer import vocabulary_hash
@@ -42,9 +41,7 @@ def read_vocabulary(tables: TableStore) -> Vocabulary:
     """
     parts = []
     for data_file in tables.files(schemas.VOCABULARY):
-        fs, path = storage.filesystem(data_file.path)
-        with fs.open_input_file(path) as source:
-            parts.append(pq.ParquetFile(source).read(columns=["token_id", "token", "count"]))
+        parts.append(data_file.read(["token_id", "token", "count"]))
     table = pa.concat_tables(parts).sort_by("token_id")
     ids = table["token_id"].to_numpy()
     if not np.array_equal(ids, np.arange(len(ids))):
