@@ -35,7 +35,7 @@ from wals_spark.inject.fresh import initial_rows
 from wals_spark.mlm.data import SpecialIds, encode, mask, pack, special_ids
 from wals_spark.mlm.loss import best_device
 from wals_spark.mlm.pretrain import Schedule, evaluation_steps, pretrain
-from wals_spark.mlm.statistics import percentile_interval
+from wals_spark.mlm.statistics import two_level
 from wals_spark.pipeline import run_stages
 from wals_spark.progress import setup_logging
 from wals_spark.stage import Context
@@ -100,27 +100,6 @@ def start(arm: str, options: argparse.Namespace, vectors: Vectors, special: Spec
     return model
 
 
-def two_level(after: np.ndarray, before: np.ndarray, document: np.ndarray) -> tuple[float, float, float]:
-    """Mean difference with its 95 % interval; seeds and documents are both drawn with replacement.
-
-    Parameters
-    ----------
-    after, before : (seeds, t)
-    document : (t,)
-    """
-    _, index = np.unique(document, return_inverse=True)
-    sizes = np.bincount(index)
-    sums = np.stack([np.bincount(index, weights=row) for row in after - before])  # (seeds, documents)
-    generator = np.random.default_rng(0)
-    draws = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        chosen = generator.integers(len(sizes), size=len(sizes))
-        seeds = generator.integers(len(sums), size=len(sums))
-        draws[i] = sums[seeds][:, chosen].sum() / (len(seeds) * sizes[chosen].sum())
-    low, high = percentile_interval(draws)
-    return float((after - before).mean()), low, high
-
-
 def say(**facts: Any) -> None:
     """Print a JSON line."""
     print(json.dumps(facts), flush=True)
@@ -171,12 +150,12 @@ def main() -> int:
                 say(arm=arm, seed=seed, step=step, loss=round(float(nll.mean()), 4))
     for after, before in PAIRS:
         if after in last and before in last:
-            value, low, high = two_level(np.stack(last[after]), np.stack(last[before]), unseen.document)
+            nats = two_level(np.stack(last[after]), np.stack(last[before]), unseen.document, RESAMPLES, 0)
             say(
                 difference=f"{after} - {before}",
-                nats=round(value, 4),
-                low=round(low, 4),
-                high=round(high, 4),
+                nats=round(nats.value, 4),
+                low=round(nats.low, 4),
+                high=round(nats.high, 4),
                 seeds=options.seeds,
                 targets=len(unseen),
                 **facts,

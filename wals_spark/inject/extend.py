@@ -25,7 +25,7 @@ import numpy as np
 
 from wals_spark import encoded
 from wals_spark.errors import InputError
-from wals_spark.inject.trim import merges_of
+from wals_spark.inject.tokenizer_json import kind_of, merges_of, vocabulary_of
 from wals_spark.tokenizer import LoadedTokenizer
 
 METHODS = ("factors", "subtokens", "mean", "overlap")
@@ -103,16 +103,16 @@ def extend_tokenizer(tokenizer: Mapping[str, Any], words: Iterable[Sequence[str]
     InputError
         Not a BPE tokenizer, or a piece that it does not have.
     """
-    if tokenizer["model"].get("type") != "BPE":
+    if kind_of(tokenizer) != "BPE":
         raise InputError(
-            f"extend: a tokenizer of type {tokenizer['model'].get('type')}, expected BPE; add words to others with "
+            f"extend: a tokenizer of type {kind_of(tokenizer)}, expected BPE; add words to others with "
             "tokenizer.add_tokens"
         )
     result = copy.deepcopy(dict(tokenizer))
     vocabulary = result["model"]["vocab"]
     merges = [list(pair) for pair in merges_of(tokenizer)]
     present = {tuple(pair) for pair in merges}
-    size = max([*vocabulary.values(), *(added["id"] for added in result.get("added_tokens", ()))]) + 1
+    size = max(vocabulary_of(tokenizer).values()) + 1
     added: list[str] = []
     for word in words:
         unknown = [piece for piece in word if piece not in vocabulary]

@@ -17,17 +17,7 @@ from typing import Any
 import numpy as np
 
 from wals_spark.errors import InputError
-
-
-def merges_of(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges of a BPE tokenizer.json, whichever way they are spelled."""
-    return [
-        (left, right)
-        for left, right in (
-            tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge)
-            for merge in tokenizer["model"]["merges"]
-        )
-    ]
+from wals_spark.inject.tokenizer_json import kind_of, merges_of, vocabulary_of
 
 
 def merge_closure(kept: Iterable[str], merges: Iterable[tuple[str, str]]) -> set[str]:
@@ -61,8 +51,8 @@ def kept_ids(tokenizer: Mapping[str, Any], counts: np.ndarray, protected: Iterab
     InputError
         A kind of tokenizer that is not BPE, WordPiece or Unigram.
     """
-    kind = tokenizer["model"].get("type")
-    ids = {token: index for token, index in _vocabulary(tokenizer).items() if index < len(counts)}
+    kind = kind_of(tokenizer)
+    ids = {token: index for token, index in vocabulary_of(tokenizer).items() if index < len(counts)}
     wanted = set(np.flatnonzero(counts >= min_count).tolist()) | set(protected)
     wanted |= {added["id"] for added in tokenizer.get("added_tokens", ())}
     if kind == "BPE":
@@ -91,14 +81,14 @@ def trim_tokenizer(tokenizer: Mapping[str, Any], kept: np.ndarray) -> dict[str, 
     """
     result = copy.deepcopy(dict(tokenizer))
     new = {int(old): index for index, old in enumerate(kept)}
-    model = result["model"]
-    if model["type"] == "Unigram":
+    kind, model = kind_of(tokenizer), result["model"]
+    if kind == "Unigram":
         model["vocab"] = [model["vocab"][old] for old in kept if old < len(model["vocab"])]
         if model.get("unk_id") is not None:
             model["unk_id"] = new[model["unk_id"]]
     else:
         model["vocab"] = {token: new[old] for token, old in model["vocab"].items() if old in new}
-    if model["type"] == "BPE":
+    if kind == "BPE":
         vocabulary = model["vocab"]
         model["merges"] = [
             [left, right]
@@ -144,14 +134,3 @@ def renumber_tokenizer_config(text: str, kept: np.ndarray) -> str:
             str(new[int(old)]): value for old, value in config["added_tokens_decoder"].items() if int(old) in new
         }
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-
-
-def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    vocabulary = tokenizer["model"]["vocab"]
-    ids = (
-        {entry[0]: index for index, entry in enumerate(vocabulary)}
-        if tokenizer["model"].get("type") == "Unigram"
-        else dict(vocabulary)
-    )
-    ids.update({added["content"]: added["id"] for added in tokenizer.get("added_tokens", ())})
-    return ids

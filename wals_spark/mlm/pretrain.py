@@ -67,12 +67,15 @@ class Curve:
         Optimiser steps done at each point; the first is 0.
     nll : list of float64 arrays of shape (t,)
         Loss per target at each point: two arms on the same targets can be paired.
+    rank : list of int32 arrays of shape (t,)
+        Rank of the right id at each point, 0 where it has the largest logit.
     seconds : float
         Of training, without the evaluations.
     """
 
     steps: list[int] = field(default_factory=list)
     nll: list[np.ndarray] = field(default_factory=list)
+    rank: list[np.ndarray] = field(default_factory=list)
     seconds: float = 0.0
 
     def points(self, clusters: Clusters) -> list[tuple[int, Interval]]:
@@ -133,12 +136,14 @@ def pretrain(
     def measure(step: int) -> None:
         if unseen is None or step not in at:
             return
-        nll = score(model, unseen, batch_size=32).nll
+        scores = score(model, unseen, batch_size=32)
+        loss = float(scores.nll.mean())
         curve.steps.append(step)
-        curve.nll.append(nll)
-        progress.update(step, line=True, unseen=float(nll.mean()))
+        curve.nll.append(scores.nll)
+        curve.rank.append(scores.rank)
+        progress.update(step, line=True, unseen=loss)
         if on_point is not None:
-            on_point(step, float(nll.mean()))
+            on_point(step, loss)
 
     devices = [device.index or 0] if device.type == "cuda" else []
     with Progress(label, schedule.steps, "steps") as progress, torch.random.fork_rng(devices=devices):

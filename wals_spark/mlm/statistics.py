@@ -115,3 +115,37 @@ class Clusters:
             (sums,) = self._sums(means)
             low, high = percentile_interval(sums / self.count)
         return Interval(float(means.mean()), low, high, len(self.index), self.count)
+
+
+def two_level(after: np.ndarray, before: np.ndarray, labels: np.ndarray, resamples: int, seed: int) -> Interval:
+    """The mean of ``after - before`` over seeds and observations; seeds and clusters are both drawn with replacement.
+
+    Says what a repetition with other seeds on other documents would find (Sellam et al. 2022, Multi-Bootstrap).
+
+    Parameters
+    ----------
+    after, before : arrays of shape (seeds, n)
+        Paired: the same seeds, the same observations.
+    labels : integer array of shape (n,)
+        The cluster of each observation.
+    resamples : int
+    seed : int
+    """
+    difference = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    if difference.ndim != 2 or difference.shape[1] != len(labels):
+        raise InputError(f"values of shape {difference.shape} for {len(labels)} observations: expected (seeds, n)")
+    if difference.size == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), 0, 0)
+    _, index = np.unique(labels, return_inverse=True)
+    sizes = np.bincount(index)
+    sums = np.stack([np.bincount(index, weights=row) for row in difference])  # (seeds, clusters)
+    low, high = float("nan"), float("nan")
+    if len(sizes) > 1:
+        generator = np.random.default_rng([seed, 6])
+        draws = np.empty(resamples)
+        for number in range(resamples):
+            clusters = generator.integers(len(sizes), size=len(sizes))
+            seeds = generator.integers(len(sums), size=len(sums))
+            draws[number] = sums[np.ix_(seeds, clusters)].sum() / (len(seeds) * sizes[clusters].sum())
+        low, high = percentile_interval(draws)
+    return Interval(float(difference.mean()), low, high, len(index), len(sizes))

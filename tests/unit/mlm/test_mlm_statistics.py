@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wals_spark.errors import InputError
-from wals_spark.mlm.statistics import Clusters, Interval
+from wals_spark.mlm.statistics import Clusters, Interval, two_level
 
 
 def test_the_mean_is_over_observations_and_the_macro_mean_over_clusters():
@@ -74,3 +74,33 @@ def test_an_interval_off_zero_is_clear_on_either_side():
     assert Interval(1, 0.5, 2, 9, 9).clear
     assert Interval(-1, -2, -0.5, 9, 9).clear
     assert not Interval(0.1, -0.5, 2, 9, 9).clear
+
+
+def test_two_level_intervals_widen_when_seeds_disagree():
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(50), 4)
+    before = generator.standard_normal((3, 200))
+    agree = before + 0.5
+    disagree = before + np.array([[0.2], [0.5], [0.8]])
+    narrow, wide = (two_level(after, before, labels, 500, 1) for after in (agree, disagree))
+    assert narrow.value == pytest.approx(0.5)
+    assert (narrow.low, narrow.high) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert wide.value == pytest.approx(0.5)
+    assert wide.low == pytest.approx(0.2, abs=0.1)
+    assert wide.high == pytest.approx(0.8, abs=0.1)
+    assert (wide.n, wide.clusters) == (200, 50)
+
+
+def test_two_level_with_one_seed_is_the_interval_over_clusters():
+    generator = np.random.default_rng(1)
+    labels = np.arange(300)
+    after = generator.standard_normal((1, 300))
+    found = two_level(after, np.zeros((1, 300)), labels, 2000, 1)
+    plain = Clusters(labels, 2000, 1).mean(after[0])
+    assert found.value == pytest.approx(plain.value)
+    assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.1)
+
+
+def test_two_level_says_what_shape_it_expects():
+    with pytest.raises(InputError, match=r"\(seeds, n\)"):
+        two_level(np.zeros(5), np.zeros(5), np.zeros(5, int), 10, 1)
