@@ -106,16 +106,37 @@ class TorchSolver(Solver):
             out[rows], row_loss[rows] = x, loss
             failed.append((batch.rows, info))
         again = np.concatenate([rows[(info != 0).cpu().numpy()] for rows, info in failed] or [np.zeros(0, np.int64)])
-        if len(again):
-            logger.warning("%d rows are nearly singular in %s, solved in float64", len(again), dtype)
-            double = _Problem(self, side, system, torch.float64)
-            still = []
-            for row in again:
-                x, loss, info = double.solve(torch.tensor([row], device=self.device), int(lengths[row]))
-                out[row], row_loss[row] = x[0].to(dtype), loss[0]
-                still += [row] if int(info[0]) else []
-            refuse_singular(side, np.array(still, np.int64))
-        return out.cpu().numpy(), row_loss.cpu().numpy()
+        x_host, loss_host = out.cpu().numpy(), row_loss.cpu().numpy()
+        self.solve_again(side, system, again, x_host, loss_host)
+        return x_host, loss_host
+
+    def solve_again(self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray) -> None:
+        """As `solve_in_float64`, for rows that failed in the factors' own precision."""
+        if len(rows):
+            logger.warning("%d rows are nearly singular in %s, solved in float64", len(rows), out.dtype)
+            self.solve_in_float64(side, system, rows, out, row_loss)
+
+    def solve_in_float64(
+        self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
+    ) -> None:
+        """Solve some rows in float64, and refuse those that fail even so.
+
+        Parameters
+        ----------
+        side : Side
+        system : System
+        rows : int64 array
+        out, row_loss : arrays of shapes (r, K - fixed) and (r,)
+            Where the rows' solution and loss go.
+        """
+        double = _Problem(self, side, system, torch.float64)
+        still = []
+        for row in rows:
+            cells = int(side.indptr[row + 1] - side.indptr[row])
+            x, loss, info = double.solve(torch.tensor([row], device=self.device), cells)
+            out[row], row_loss[row] = x[0].cpu().numpy(), float(loss[0])
+            still += [row] if int(info[0]) else []
+        refuse_singular(side, np.array(still, np.int64))
 
     def resident(self, side: Side) -> tuple[torch.Tensor, ...]:
         """indptr, indices, m, d of a side on the device; moved there once."""

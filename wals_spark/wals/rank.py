@@ -338,9 +338,11 @@ def _alternate(
 def make_solver(task: RankTask) -> Solver:
     """The solver for the device of the task."""
     if task.device == "cuda":
+        from wals_spark.wals import cuda_module
+        from wals_spark.wals.kernels_cuda import CudaSolver
         from wals_spark.wals.kernels_torch import TorchSolver
 
-        return TorchSolver("cuda")
+        return CudaSolver("cuda") if cuda_module.available() else TorchSolver("cuda")
     if task.solver == "cg":
         return ConjugateGradientSolver(task.threads, task.cg_steps)
     return CpuSolver(task.threads)
