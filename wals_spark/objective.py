@@ -12,6 +12,13 @@ An observed cell carries its target ``m`` and ``d = w - rho g_i h_j``, the weigh
 unobserved one, because the unobserved part of a row is then the Gramian of the whole other side:
 ``A_i = rho g_i sum_j h_j v_j v_j^T + sum_observed d_ij v_j v_j^T + lambda_i I``.
 Rows and columns without an observed cell are outside the model: g_i = 0 or h_j = 0, zero factors.
+
+Two objectives leave this family, and `wals_spark.wals.curved` brings them back to it, a half-step at a time::
+
+    swivel        sum_observed w_ij (m_ij - s_ij)^2 + sum_unobserved ln(1 + exp(s_ij - p_ij)) + ridge
+    squared_norm  sum_observed w_ij (m_ij - z - |u_i + v_j|^2)^2 + ridge,   z a number
+
+p_ij being the target that a single count would have.
 """
 
 from __future__ import annotations
@@ -21,14 +28,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wals_spark.errors import ConfigError
+from wals_spark.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from wals_spark.config import TrainConfig
 
 TARGETS = ("pmi", "log", "one", "value", "log_conditional", "smoothed_conditional")
-WEIGHTS = ("power", "root", "constant", "confidence")
-BIASES = ("none", "free")
+WEIGHTS = ("power", "root", "constant", "confidence", "column")
+BIASES = ("none", "free", "fixed")
+PREDICTIONS = ("product", "squared_norm")
+UNOBSERVED = ("square", "softplus")
+SOFTPLUS_CURVATURE = 0.125
+"""Half the largest second derivative of ln(1 + exp x): the weight of its quadratic upper bounds."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ class Objective:
     name : str
         The preset that it was made from.
     target : str
-        ``pmi``: ln(x_ij sum_j c_j^a / (r_i c_j^a)) - ln shift, a being `context_smoothing`;
+        ``pmi``: ln(x_ij sum_j c_j^a / (r_i c_j^a)) - ln shift, a being `context_smoothing`; `marginal_smoothing`
+        is added to the sums;
         ``log``: ln x_ij; ``one``: `scale` where x_ij > 0, else 0; ``value``: x_ij;
         ``log_conditional``: ln(x_ij / r_i); ``smoothed_conditional``: ln(1 + x_ij / shift), which is
         ln((x_ij + shift) / (r_i + shift n)) less its value at x_ij = 0, so that unobserved cells have target 0.
@@ -78,11 +90,11 @@ class Objective:
         An observed cell whose target was clipped counts as unobserved.
     weight : str
         ``power``: min(x / x_max, 1)^weight_exponent; ``root``: sqrt(x) / 2; ``constant``: `constant`;
-        ``confidence``: alpha |x|.
+        ``confidence``: alpha |x|; ``column``: the weight given with the cell.
     additive : bool
         The weight comes on top of the unobserved weight (True) or replaces it (False).
     rho : float
-        Weight of unobserved cells.
+        Weight of unobserved cells; with `unobserved` softplus that of its upper bound, always 1/8.
     popularity_exponent : float
         ``g_i = max((r_i / geometric mean of r)^popularity_exponent, popularity_floor)``, h likewise from the
         column sums.
@@ -91,8 +103,12 @@ class Objective:
         lambda and nu.
     unobserved_regularize : bool
         Whether ``rho n`` is part of ``lambda (n_i + rho n)^nu``.
-    bias : {"none", "free"}
-    x_max, weight_exponent, constant, alpha, context_smoothing, shift, scale : float
+    bias : {"none", "free", "fixed"}
+        free: solved for; fixed: given by the marginals, see `offsets`.
+    unobserved : {"square", "softplus"}
+    prediction : {"product", "squared_norm"}
+        s_ij = u_i.v_j + b_i + c_j, or z + |u_i + v_j|^2.
+    x_max, weight_exponent, constant, alpha, context_smoothing, marginal_smoothing, shift, scale : float
         See above.
     """
 
@@ -114,18 +130,39 @@ class Objective:
     constant: float = 1.0
     alpha: float = 1.0
     context_smoothing: float = 1.0
+    marginal_smoothing: float = 0.0
+    unobserved: str = "square"
+    prediction: str = "product"
     shift: float = 1.0
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for value, known in ((self.target, TARGETS), (self.weight, WEIGHTS), (self.bias, BIASES)):
+        for value, known in (
+            (self.target, TARGETS),
+            (self.weight, WEIGHTS),
+            (self.bias, BIASES),
+            (self.prediction, PREDICTIONS),
+            (self.unobserved, UNOBSERVED),
+        ):
             if value not in known:
                 raise ConfigError(f"objective {self.name!r}: found {value!r}, expected one of {', '.join(known)}")
+        if self.bias != "none" and self.curved:
+            raise ConfigError(f"objective {self.name!r} has no biases; remove train.bias")
+        if self.bias == "fixed" and (self.target not in ("log", "value") or self.weight == "column"):
+            raise ConfigError(
+                f"objective {self.name!r}: fixed biases are those of counts (glove) or ratings (explicit), whose "
+                "target holds the marginals; remove train.bias"
+            )
         if self.rho == 0 and self.regularization == 0:
             raise ConfigError(
                 f"objective {self.name!r}: regularization and rho are both 0, so a row with fewer cells than k has no "
                 "unique solution; set train.regularization or train.rho above 0"
             )
+
+    @property
+    def curved(self) -> bool:
+        """Whether the loss is not quadratic in one side, see `wals_spark.wals.curved`."""
+        return self.unobserved == "softplus" or self.prediction != "product"
 
     @property
     def symmetric(self) -> bool:
@@ -145,16 +182,53 @@ class Objective:
         Returns
         -------
         float64 array of shape (m,)
+
+        Raises
+        ------
+        InputError
+            A row with cells has a sum that is not positive, which has no power.
         """
         g = np.zeros(len(sums), np.float64)
         filled = cells > 0
         if self.popularity_exponent == 0:
             g[filled] = 1.0
         elif filled.any():
+            if not (sums[filled] > 0).all():
+                raise InputError(
+                    f"{int((sums[filled] <= 0).sum())} rows with cells have a sum of 0 or less, so their popularity is "
+                    "undefined; set popularity_exponent to 0, or remove values (weights) that are not positive"
+                )
             logs = np.log(sums[filled])
             g[filled] = np.exp(self.popularity_exponent * (logs - (logs.mean() if log_mean is None else log_mean)))
             g[filled] = np.maximum(g[filled], self.popularity_floor)
         return g
+
+    def offsets(self, sums: np.ndarray, cells: np.ndarray, totals: tuple[float, int]) -> np.ndarray:
+        """b_i, the part of a prediction that the marginals give.
+
+        Counts: ``ln(r_i + a) - ln(D + a) / 2``, so that ``b_i + c_j = ln(r_i c_j / D)`` is the logarithm of the count
+        under independence; ``-b_i - c_j`` is the PMI that a single count would have. Ratings: ``r_i / n_i - D / 2N``,
+        so that ``b_i + c_j`` is row mean + column mean - mean.
+
+        Parameters
+        ----------
+        sums, cells : arrays of shape (m,)
+            r_i and n_i.
+        totals : (float, int)
+            D and N: sum and number of all observed cells.
+
+        Returns
+        -------
+        float64 array of shape (m,), 0 for an empty row
+        """
+        b = np.zeros(len(sums), np.float64)
+        filled = cells > 0
+        if self.target == "value":
+            b[filled] = sums[filled] / cells[filled] - totals[0] / (2.0 * totals[1])
+        else:
+            a = self.marginal_smoothing
+            b[filled] = np.log(sums[filled] + a) - 0.5 * np.log(totals[0] + a)
+        return b
 
     def regularizers(self, cells: np.ndarray, others: int) -> np.ndarray:
         """``lambda_i = lambda (n_i + rho n)^nu`` for rows with `cells` observed cells of `others` columns."""
@@ -165,7 +239,14 @@ class Objective:
         return self.regularization * counted**self.regularization_exponent
 
     def cells(
-        self, x: np.ndarray, row: np.ndarray, col: np.ndarray, marginals: Marginals, g: np.ndarray, h: np.ndarray
+        self,
+        x: np.ndarray,
+        row: np.ndarray,
+        col: np.ndarray,
+        marginals: Marginals,
+        g: np.ndarray,
+        h: np.ndarray,
+        weight: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Target m and extra weight d of observed cells.
 
@@ -176,6 +257,8 @@ class Objective:
         row, col : int arrays of shape (c,)
         marginals : Marginals
         g, h : float64 arrays of shapes (m,) and (n,)
+        weight : float64 array of shape (c,), optional
+            The weights that come with the cells, where the objective takes them from a column.
 
         Returns
         -------
@@ -184,14 +267,16 @@ class Objective:
         m = self._target(x, row, col, marginals)
         if self.clipped:
             m = np.maximum(m, 0.0)
-        weight = self._weight(x)
+        weight = self._weight(x) if weight is None else weight
         d = weight if self.additive else weight - self.rho * g[row] * h[col]
         return m, np.where(m > 0, d, 0.0) if self.clipped_are_unobserved else d
 
     def _target(self, x: np.ndarray, row: np.ndarray, col: np.ndarray, marginals: Marginals) -> np.ndarray:
         if self.target == "pmi":
-            context = marginals.cols**self.context_smoothing
-            log_row, log_context = _log(marginals.rows), _log(context / context.sum())
+            a = self.marginal_smoothing
+            context = (marginals.cols + a) ** self.context_smoothing
+            total = (marginals.cols**self.context_smoothing).sum() + a
+            log_row, log_context = _log(marginals.rows + a), _log(context / total)
             return np.log(x) - log_row[row] - log_context[col] - np.log(self.shift)
         if self.target == "log_conditional":
             return np.log(x) - _log(marginals.rows)[row]
@@ -299,6 +384,32 @@ PRESETS: dict[str, Objective] = {
     "swivel_like": Objective(
         "swivel_like", "pmi", "root", True, rho=0.05, popularity_exponent=0.5, regularization=10.0
     ),
+    # Shazeer et al. 2016, with the defaults of their code: weight sqrt(x) / 2, one added to every marginal; no ridge
+    # there, a trace of it here. rho is the curvature of the bound, not a choice.
+    "swivel": Objective(
+        "swivel",
+        "pmi",
+        "root",
+        False,
+        rho=SOFTPLUS_CURVATURE,
+        popularity_exponent=0.0,
+        regularization=1e-3,
+        marginal_smoothing=1.0,
+        unobserved="softplus",
+    ),
+    # Arora et al. 2016, with the weight of their code; one table there, two here, and a trace of ridge.
+    "squared_norm": Objective(
+        "squared_norm",
+        "log",
+        "power",
+        False,
+        rho=0.0,
+        popularity_exponent=0.0,
+        regularization=0.01,
+        x_max=100.0,
+        weight_exponent=0.75,
+        prediction="squared_norm",
+    ),
     # Hu, Koren and Volinsky 2008, with the confidence 1 + alpha x of MLlib.
     "implicit": Objective("implicit", "one", "confidence", True, rho=1.0, popularity_exponent=0.0, regularization=0.01),
     # Rendle et al. 2022: sum_observed (s - 1)^2 + rho sum_all s^2 + lambda (n_i + rho n)^nu |u|^2, up to a constant.
@@ -325,6 +436,8 @@ PRESETS: dict[str, Objective] = {
         regularization_exponent=1.0,
         unobserved_regularize=False,
     ),
+    # Targets and weights as they are given; the weight replaces that of an unobserved cell.
+    "custom": Objective("custom", "value", "column", False, rho=0.0, popularity_exponent=0.0, regularization=0.1),
 }
 """Name -> the objective with its published defaults."""
 
@@ -371,8 +484,13 @@ def make_objective(preset: str, **given: Any) -> Objective:
         "weight_exponent": base.weight != "power",
         "alpha": base.weight != "confidence",
         "context_smoothing": base.target != "pmi",
-        "shift": base.target not in ("pmi", "smoothed_conditional"),
+        "shift": base.target not in ("pmi", "smoothed_conditional") or base.unobserved == "softplus",
+        "rho": base.curved,
+        "popularity_exponent": base.curved,
+        "popularity_floor": base.curved,
     }
+    if base.unobserved == "softplus":
+        unused["context_smoothing"] = True
     for field, is_unused in unused.items():
         if is_unused and field in given:
             raise ConfigError(f"train.{field} is set, but the objective {preset!r} does not use it; remove it")

@@ -39,11 +39,13 @@ class Cells:
     ----------
     rows, cols : int32 arrays of shape (c,)
     values : int64 or float64 array of shape (c,)
+    weights : float64 array of shape (c,), optional
     """
 
     rows: np.ndarray
     cols: np.ndarray
     values: np.ndarray
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,7 +53,12 @@ class Cells:
     @property
     def transposed(self) -> Cells:
         """With rows and columns exchanged."""
-        return Cells(self.cols, self.rows, self.values)
+        return Cells(self.cols, self.rows, self.values, self.weights)
+
+    @property
+    def columns(self) -> list[np.ndarray]:
+        """The arrays that there are."""
+        return [array for array in (self.rows, self.cols, self.values, self.weights) if array is not None]
 
 
 def portions(paths: Sequence[str]) -> list[Portion]:
@@ -88,61 +95,83 @@ def share(found: Sequence[Portion], rank: int, ranks: int) -> list[Portion]:
     return mine
 
 
-def read_portion(portion: Portion, shape: tuple[int, int], value: str = "units", *, signed: bool = False) -> Cells:
+def read_portion(
+    portion: Portion,
+    shape: tuple[int, int],
+    value: str = "units",
+    *,
+    weight: str | None = None,
+    signed: bool = False,
+) -> Cells:
     """The cells of a row group, checked.
 
     Raises
     ------
     InputError
         A column is missing, a cell is null, an id is outside the matrix, a value is NaN or infinite, or
-        negative unless `signed`.
+        negative unless `signed`; a weight is negative.
     """
+    names = [ROW, COL, value] + ([weight] if weight is not None else [])
     fs, local = storage.filesystem(portion.path)
     try:
         with fs.open_input_file(local) as source:
-            table = pq.ParquetFile(source).read_row_group(portion.group, columns=[ROW, COL, value])
+            table = pq.ParquetFile(source).read_row_group(portion.group, columns=names)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"matrix file {portion.path} cannot be read: {error}; the stage that wrote it must run again"
         ) from error
-    missing = {ROW, COL, value} - set(table.column_names)
+    missing = set(names) - set(table.column_names)
     if missing:
         raise InputError(
-            f"matrix file {portion.path} has no column {', '.join(sorted(missing))}; expected {ROW}, {COL}, {value}"
+            f"matrix file {portion.path} has no column {', '.join(sorted(missing))}; expected {', '.join(names)}"
         )
-    for name in (ROW, COL, value):
+    for name in names:
         if table[name].null_count:
             raise InputError(f"matrix file {portion.path}: {table[name].null_count} values of {name} are null")
-    cells = Cells(*(_array(table[name]) for name in (ROW, COL, value)))
-    _check(cells, shape, portion.path, signed)
+    cells = Cells(*(_array(table[name]) for name in names))
+    _check_ids(cells, shape, portion.path)
+    _check_numbers(cells.values, "values", portion.path, signed)
     rows, cols = cells.rows.astype(np.int32, copy=False), cells.cols.astype(np.int32, copy=False)
-    return Cells(rows, cols, cells.values)
+    if cells.weights is None:
+        return Cells(rows, cols, cells.values)
+    _check_numbers(cells.weights, "weights", portion.path, signed=False)
+    return Cells(rows, cols, cells.values.astype(np.float64), cells.weights.astype(np.float64))
 
 
 def read_share(
-    paths: Sequence[str], rank: int, ranks: int, shape: tuple[int, int], value: str = "units", *, signed: bool = False
+    paths: Sequence[str],
+    rank: int,
+    ranks: int,
+    shape: tuple[int, int],
+    value: str = "units",
+    *,
+    weight: str | None = None,
+    signed: bool = False,
 ) -> Cells:
     """All cells of a rank's `share` of the files, in one piece."""
     mine = share(portions(paths), rank, ranks)
-    parts = [read_portion(portion, shape, value, signed=signed) for portion in mine]
+    parts = [read_portion(portion, shape, value, weight=weight, signed=signed) for portion in mine]
     if not parts:
-        dtype = np.int64 if value == "units" else np.float64
-        return Cells(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, dtype))
-    return Cells(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "cols", "values")))
+        empty = np.zeros(0, np.int64 if value == "units" else np.float64)
+        return Cells(np.zeros(0, np.int32), np.zeros(0, np.int32), empty, None if weight is None else np.zeros(0))
+    return Cells(*(np.concatenate(arrays) for arrays in zip(*(part.columns for part in parts), strict=True)))
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy()
 
 
-def _check(cells: Cells, shape: tuple[int, int], path: str, signed: bool) -> None:
+def _check_ids(cells: Cells, shape: tuple[int, int], path: str) -> None:
     for name, ids, size in ((ROW, cells.rows, shape[0]), (COL, cells.cols, shape[1])):
         if len(ids) and (ids.min() < 0 or ids.max() >= size):
             worst = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise InputError(f"matrix file {path}: {name} {worst} is outside the matrix, expected 0 .. {size - 1}")
-    if cells.values.dtype.kind == "f" and not np.isfinite(cells.values).all():
-        bad = int((~np.isfinite(cells.values)).sum())
-        raise InputError(f"matrix file {path}: {bad} values are NaN or infinite; remove or repair these cells")
-    if not signed and len(cells) and cells.values.min() < 0:
-        bad = int((cells.values < 0).sum())
-        raise InputError(f"matrix file {path}: {bad} values are negative (the least is {cells.values.min()})")
+
+
+def _check_numbers(numbers: np.ndarray, what: str, path: str, signed: bool) -> None:
+    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+        bad = int((~np.isfinite(numbers)).sum())
+        raise InputError(f"matrix file {path}: {bad} {what} are NaN or infinite; remove or repair these cells")
+    if not signed and len(numbers) and numbers.min() < 0:
+        bad = int((numbers < 0).sum())
+        raise InputError(f"matrix file {path}: {bad} {what} are negative (the least is {numbers.min()})")
