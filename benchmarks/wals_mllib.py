@@ -1,0 +1,100 @@
+"""MLlib's ALS and ours in one Spark session on the same ratings, by changing the import; one JSON line per case.
+
+    python benchmarks/wals_mllib.py --matrix warehouse/cooccurrence/batch_id=default --size 69049 --unit 2520 --k 64
+
+The ratings are the largest `--cells` cells of a co-occurrence matrix. Seconds per sweep are the difference between fits
+of two and of one sweep, so that reading, partitioning and session start are not counted for either; `fit_s` is the
+whole fit of two. Both losses are MLlib's implicit objective, by one float64 function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.ml.recommendation import ALS
+from pyspark.sql import SparkSession
+from scipy.sparse import csr_matrix
+from wals import read_matrix
+
+from wals_spark import WALS
+
+REG_PARAM, ALPHA = 0.01, 1.0
+
+
+def emit(case: str, **facts: Any) -> None:
+    """One JSON line."""
+    print(json.dumps({"benchmark": "wals_mllib", "case": case, **facts, "cores": os.cpu_count()}), flush=True)
+
+
+def vectors(frame: Any, size: int, k: int) -> np.ndarray:
+    """Factors as an array, rows without any being zero."""
+    table = frame.toArrow()
+    out = np.zeros((size, k))
+    out[table["id"].to_numpy()] = np.stack(table["features"].to_numpy())
+    return out
+
+
+def loss(x: csr_matrix, u: np.ndarray, v: np.ndarray) -> float:
+    """``sum_all c (p - s)^2 + regParam (sum_i n_i |u_i|^2 + sum_j n_j |v_j|^2)`` with c = 1 + alpha x."""
+    total = float(((u.T @ u) * (v.T @ v)).sum())
+    for start in range(0, x.shape[0], 512):
+        part = x[start : start + 512]
+        rows = np.repeat(np.arange(part.shape[0]) + start, np.diff(part.indptr))
+        s = np.einsum("ij,ij->i", u[rows], v[part.indices])
+        total += float(((1.0 + ALPHA * part.data) * (1.0 - s) ** 2 - s**2).sum())
+    cells = (np.diff(x.indptr), np.bincount(x.indices, minlength=x.shape[1]))
+    return total + REG_PARAM * sum(float(n @ (f**2).sum(1)) for n, f in zip(cells, (u, v), strict=True))
+
+
+def fit(estimator: type, ratings: Any, k: int, sweeps: int) -> tuple[Any, float]:
+    """A model and its seconds."""
+    started = time.perf_counter()
+    model = estimator(
+        rank=k, maxIter=sweeps, regParam=REG_PARAM, alpha=ALPHA, implicitPrefs=True, seed=1,
+        userCol="row_id", itemCol="col_id", ratingCol="value",
+    ).fit(ratings)  # fmt: skip
+    return model, time.perf_counter() - started
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--matrix", required=True)
+    parser.add_argument("--size", type=int, required=True, help="rows and columns")
+    parser.add_argument("--unit", type=int, required=True)
+    parser.add_argument("--cells", type=int, default=17_000_000)
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    x = read_matrix(arguments.matrix, arguments.unit, arguments.size, arguments.cells)
+    builder = SparkSession.builder.master(f"local[{arguments.cores}]").config("spark.driver.memory", "8g")
+    spark = builder.config("spark.ui.enabled", "false").getOrCreate()
+    with tempfile.TemporaryDirectory() as directory:
+        coo = x.tocoo()
+        columns = {"row_id": coo.row, "col_id": coo.col, "value": coo.data.astype(np.float32)}
+        pq.write_table(pa.table(columns), f"{directory}/ratings.parquet", row_group_size=1 << 20)
+        ratings = spark.read.parquet(f"{directory}/ratings.parquet").repartition(arguments.cores).cache()
+        ratings.count()
+        per_sweep = {}
+        # A small fit of both first, which compiles and starts workers.
+        for name, estimator in (("mllib", ALS), ("wals", WALS)):
+            fit(estimator, ratings.limit(10_000), 8, 1)
+            _, one = fit(estimator, ratings, arguments.k, 1)
+            model, two = fit(estimator, ratings, arguments.k, 2)
+            factors = (vectors(f, arguments.size, arguments.k) for f in (model.userFactors, model.itemFactors))
+            per_sweep[name] = two - one
+            emit(name, k=arguments.k, nnz=x.nnz, s_per_sweep=two - one, fit_s=two, loss=loss(x, *factors))
+        emit("ratio", mllib_over_wals_per_sweep=per_sweep["mllib"] / per_sweep["wals"])
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main()
