@@ -1,4 +1,4 @@
-"""The exact half-step on a CPU: per row, a weighted Gramian by ``syrk`` and a Cholesky solve.
+"""The exact half-step on a CPU: per row, a weighted Gramian and a Cholesky solve, both in registers.
 
 Importing this module imports numba; `wals_spark.wals.reference` is its NumPy twin.
 """
@@ -8,45 +8,33 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from wals_spark.wals.lapack import call_by_address
-from wals_spark.wals.microkernel import LINE_BYTES, rank_update
-
-LOWER, PLAIN = ord("L"), ord("N")
-OWN_PRODUCT = 192
-"""Up to this width our product is faster than ``syrk``, beyond it slower: see benchmarks/wals.py."""
-
-
-@njit(cache=True, nogil=True)
-def padded_width(width, itemsize):  # type: ignore[no-untyped-def]  # numba infers the types
-    """The width of rows that fill whole cache lines."""
-    lanes = LINE_BYTES // itemsize
-    return (width + lanes - 1) // lanes * lanes
-
-
-@njit(cache=True, nogil=True)
-def line_aligned(rows, width, like):  # type: ignore[no-untyped-def]  # numba infers the types
-    """Zeros of shape (rows, width), of the dtype of `like`, that start on a cache line."""
-    flat = np.zeros(rows * width + LINE_BYTES // like.itemsize, like.dtype)
-    first = (LINE_BYTES - int(flat.ctypes.data) % LINE_BYTES) % LINE_BYTES // like.itemsize
-    return flat[first : first + rows * width].reshape((rows, width))
+from wals_spark.wals.cholesky import factorise, solve_factored
+from wals_spark.wals.microkernel import (
+    LINE_BYTES,
+    add_line,
+    empty_panels,
+    lanes_of,
+    rank_update,
+    scale_line,
+    scale_triangle,
+    to_panels,
+)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
 def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
-    functions, rows, indptr, indices, m, d, features, h, gramian, g, ridge, rho, held, out, row_loss, failed, tile
+    rows, indptr, indices, m, d, features, h, gramian, g, ridge, rho, held, pull, out, row_loss, failed, tile
 ):
     """Solve ``A_i u_i = rhs_i`` for some rows.
 
     ::
 
         A_i   = rho g_i G + sum_t d_t z_t z_t^T + lambda_i I
-        rhs_i = sum_t (d_t + rho g_i h_t) m_t z_t - A_i[:, held] x_held
+        rhs_i = sum_t (d_t + rho g_i h_t) m_t z_t + pull_i - A_i[:, held] x_held
         loss  = c_i - rhs_i.u - u.(rhs_i - A_i u)
 
     Parameters
     ----------
-    functions : uintp array of shape (3,)
-        See `wals_spark.wals.lapack.addresses`; of the dtype of `features`.
     rows : int64 array
         Which rows to solve.
     indptr, indices, m, d : CSR of targets and extra weights
@@ -60,6 +48,7 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         The diagonal that is added, lambda_i for factors and 0 for a bias.
     rho : float
     held : float64 array of shape (rows, K - free)
+    pull : float64 array of shape (rows, free), or (0, free) for none
     out : array of shape (rows, free), written
     row_loss : float64 array of shape (rows,), written
         The row's part of the objective, its regularisation included.
@@ -71,25 +60,21 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     width = features.shape[1]
     fixed = held.shape[1]
     free = width - fixed
-    dtype = features.dtype
-    padded = padded_width(width, features.itemsize)
-    a = line_aligned(padded, padded, features)  # column-major for BLAS; its lower triangle is ours upper
-    factor = np.empty((free, free), dtype)
-    gathered = line_aligned(tile, padded, features)
-    partial = np.empty(width, dtype)
-    rhs = np.empty(width, np.float64)
-    reduced = np.empty(free, np.float64)
-    x = np.empty(free, dtype)
-    residual = np.empty(free, np.float64)
-    one = np.ones(1, dtype)
-    sign = np.ones(1, dtype)
-    sizes = np.zeros(5, np.int32)
-    sizes[0], sizes[2], sizes[3], sizes[4] = width, free, 1, padded
-    info = np.zeros(1, np.int32)
-    lower = np.full(1, LOWER, np.uint8)
-    plain = np.full(1, PLAIN, np.uint8)
-    at_width, at_count = sizes.ctypes.data, sizes[1:].ctypes.data
-    at_free, at_single, at_padded = sizes[2:].ctypes.data, sizes[3:].ctypes.data, sizes[4:].ctypes.data
+    lanes = lanes_of(features)
+    size = features.itemsize
+    panels = (width + lanes - 1) // lanes
+    whole = width // lanes
+    a = empty_panels(width, width, features)
+    base = to_panels(gramian)
+    factor = empty_panels(width, width, features)
+    inverses = np.zeros((panels, lanes, lanes), features.dtype)
+    scratch = empty_panels(1, lanes, features)
+    gathered = empty_panels(width, tile, features)
+    panel_bytes = gathered.strides[0]
+    partial = np.empty(panels * lanes, features.dtype)
+    x = np.empty(panels * lanes, features.dtype)
+    rhs, residual = np.empty(panels * lanes, np.float64), np.empty(panels * lanes, np.float64)
+    one = features.dtype.type(1)
     for i in rows:
         start, stop = indptr[i], indptr[i + 1]
         if start == stop:
@@ -97,9 +82,7 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
             row_loss[i] = 0.0
             continue
         scale = rho * g[i]
-        for p in range(width):
-            for q in range(p, width):
-                a[p, q] = scale * gramian[p, q]
+        scale_triangle(base, width, scale, a)
         rhs[:] = 0.0
         constant = 0.0
         begin = start
@@ -120,78 +103,71 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
                     back -= 1
                     at = back
                 root = np.sqrt(abs(weight))
-                for q in range(width):
-                    z = features[j, q]
-                    partial[q] += coefficient * z
-                    gathered[at, q] = root * z
-            for q in range(width):
-                rhs[q] += partial[q]
+                source = features.ctypes.data + j * width * size
+                target = gathered.ctypes.data + at * LINE_BYTES
+                for q in range(whole):
+                    add_line(partial.ctypes.data + q * LINE_BYTES, source + q * LINE_BYTES, coefficient)
+                    scale_line(target + q * panel_bytes, source + q * LINE_BYTES, root)
+                for c in range(whole * lanes, width):
+                    partial[c] += coefficient * features[j, c]
+                    gathered[whole, at, c - whole * lanes] = root * features[j, c]
+            for c in range(width):
+                rhs[c] += partial[c]
             if front > 0:
-                if width <= OWN_PRODUCT:
-                    rank_update(gathered, 0, front, a, one[0])
-                else:
-                    sizes[1], sign[0] = front, 1
-                    call_by_address(
-                        functions[0],
-                        (
-                            lower.ctypes.data, plain.ctypes.data, at_width, at_count, sign.ctypes.data,
-                            gathered.ctypes.data, at_padded, one.ctypes.data, a.ctypes.data, at_padded,
-                        ),
-                    )  # fmt: skip
+                rank_update(gathered, width, 0, front, a, one)
             if back < tile:
-                if width <= OWN_PRODUCT:
-                    rank_update(gathered, back, tile - back, a, -one[0])
-                else:
-                    sizes[1], sign[0] = tile - back, -1
-                    call_by_address(
-                        functions[0],
-                        (
-                            lower.ctypes.data, plain.ctypes.data, at_width, at_count, sign.ctypes.data,
-                            gathered[back:].ctypes.data, at_padded, one.ctypes.data, a.ctypes.data, at_padded,
-                        ),
-                    )  # fmt: skip
+                rank_update(gathered, width, back, tile - back, a, -one)
             begin = end
-        for p in range(free):
-            shift = 0.0
-            for q in range(fixed):
-                shift += a[p, free + q] * held[i, q]
-            reduced[p] = rhs[p] - shift
         for p in range(fixed):
-            constant -= 2.0 * rhs[free + p] * held[i, p]
+            column = free + p
+            value = held[i, p]
+            constant -= 2.0 * rhs[column] * value
             for q in range(p, fixed):
                 twice = 1.0 if p == q else 2.0
-                constant += twice * a[free + p, free + q] * held[i, p] * held[i, q]
-        for p in range(free):
-            a[p, p] += ridge[i, p]
-            x[p] = reduced[p]
-            for q in range(p, free):
-                factor[p, q] = a[p, q]
-        call_by_address(functions[1], (lower.ctypes.data, at_free, factor.ctypes.data, at_free, info.ctypes.data))
-        if info[0] != 0:
+                other = free + q
+                constant += twice * a[other // lanes, column, other % lanes] * value * held[i, q]
+            for c in range(free):
+                rhs[c] -= a[column // lanes, c, column % lanes] * value
+        for c in range(free):
+            a[c // lanes, c, c % lanes] += ridge[i, c]
+            if len(pull):
+                rhs[c] += pull[i, c]
+            x[c] = rhs[c]
+        if not factorise(a, free, factor, inverses, scratch):
             failed[i] = 1
             continue
-        call_by_address(
-            functions[2],
-            (
-                lower.ctypes.data, at_free, at_single, factor.ctypes.data, at_free,
-                x.ctypes.data, at_free, info.ctypes.data,
-            ),
-        )  # fmt: skip
-        for p in range(free):
-            residual[p] = reduced[p]
-        for p in range(free):
-            upper = 0.0
-            value = float(x[p])
-            for q in range(p + 1, free):
-                entry = float(a[p, q])
-                upper += entry * x[q]
-                residual[q] -= entry * value
-            residual[p] -= upper + float(a[p, p]) * value
+        solve_factored(factor, free, inverses, x)
+        x[free:] = 0
+        residual[:] = rhs
+        _subtract_product(a, free, x, residual)
         loss = constant
-        for p in range(free):
-            out[i, p] = x[p]
-            loss -= (reduced[p] + residual[p]) * x[p]
+        for c in range(free):
+            out[i, c] = x[c]
+            loss -= (rhs[c] + residual[c]) * x[c]
         row_loss[i] = loss
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _subtract_product(a, width, x, residual):  # type: ignore[no-untyped-def]  # numba infers the types
+    """``residual -= A x`` in float64 for a symmetric A of which the upper triangle is known; x is zero beyond it."""
+    lanes = a.shape[2]
+    for q in range((width + lanes - 1) // lanes):
+        first = q * lanes
+        for t in range(min(first + lanes, width)):
+            total = 0.0
+            value = float(x[t])
+            if t < first:
+                for c in range(lanes):
+                    entry = float(a[q, t, c])
+                    total += entry * x[first + c]
+                    residual[first + c] -= entry * value
+            else:
+                total = float(a[q, t, t - first]) * value
+                for c in range(t - first + 1, lanes):
+                    entry = float(a[q, t, c])
+                    total += entry * x[first + c]
+                    residual[first + c] -= entry * value
+            residual[t] -= total
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})

@@ -1,112 +1,234 @@
-"""The inner product of the half-step, written for the registers of the machine at hand.
+"""The products of the half-step, written for the registers of the machine at hand.
 
-BLAS packs its operands before it multiplies, which for a few hundred rows of 64 to 128 numbers costs more than it
-saves. Gathered rows already lie as the product needs them, so a block of `BLOCK_ROWS` x 64 bytes of the result is held
-in registers while all gathered rows pass by. Importing this module imports numba.
+Matrices lie in *panels*: ``panels[q, t, :]`` holds the columns q L .. q L + L - 1 of row t, L numbers being a cache
+line of 64 bytes. Gathering rows writes them so at no cost, and then everything a product reads lies in one piece: BLAS
+would pack its operands first, which for a few hundred rows costs more than it saves. A block of `TALL` x 64 bytes of
+the result is held in registers while all rows pass by. Importing this module imports numba.
 """
 
 from __future__ import annotations
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
 LINE_BYTES = 64
-# Sixteen vector registers of 32 bytes hold 4 x 64 bytes and the operands; AVX-512 has 32 of 64 bytes.
-BLOCK_ROWS = 8 if llvm.get_host_cpu_features().get("avx512f", False) else 4
+# Sixteen vector registers of 32 bytes hold 6 x 64 bytes and the operands; AVX-512 has 32 of 64 bytes.
+TALL = 12 if llvm.get_host_cpu_features().get("avx512f", False) else 6
+SHORT = 4
+
+
+def _splat(builder, value, vector):  # type: ignore[no-untyped-def]  # llvmlite's builders have no types
+    """A vector of equal numbers."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _line(number):  # type: ignore[no-untyped-def]
+    """Size in bytes of a number, and the vector type of a line of them."""
+    size = 4 if isinstance(number, ir.FloatType) else 8
+    return size, ir.VectorType(number, LINE_BYTES // size)
+
+
+def _block_product(height):  # type: ignore[no-untyped-def]
+    """An intrinsic for blocks of `height` lines."""
+
+    @intrinsic
+    def block(typing_context, left, panel_bytes, p, right, count, source, target, sign):  # type: ignore[no-untyped-def]
+        """``target[r, :] = source[r, :] + sign * sum_t left[t, p + r] * right[t, :]``.
+
+        `left` is the address of a panel matrix whose panels are `panel_bytes` apart, `right`, `source` and `target`
+        addresses of lines in one panel.
+        """
+        if not isinstance(sign, types.Float):
+            return None
+        word, address = types.intp, types.uintp
+        signature = types.void(address, word, word, address, word, address, address, sign)
+
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            left, panel_bytes, p, right, count, source, target, sign = values
+            number, word = sign.type, count.type
+            size, vector = _line(number)
+            contract = ("contract",)
+
+            def pointer(address, kind):  # type: ignore[no-untyped-def]
+                return builder.inttoptr(address, kind.as_pointer())
+
+            def integer(value):  # type: ignore[no-untyped-def]
+                return ir.Constant(word, value)
+
+            columns = []
+            for r in range(height):
+                column = builder.add(p, integer(r))
+                panel = builder.udiv(column, integer(vector.count))
+                lane = builder.urem(column, integer(vector.count))
+                place = builder.add(builder.mul(panel, panel_bytes), builder.mul(lane, integer(size)))
+                columns.append(builder.add(left, place))
+            entry = builder.block
+            loop, done = builder.append_basic_block("rows"), builder.append_basic_block("done")
+            zero = ir.Constant(vector, [0.0] * vector.count)
+            end = builder.mul(count, integer(LINE_BYTES))
+            builder.cbranch(builder.icmp_signed(">", count, integer(0)), loop, done)
+            builder.position_at_end(loop)
+            offset = builder.phi(word)
+            sums = [builder.phi(vector) for _ in range(height)]
+            row = builder.load(pointer(builder.add(right, offset), vector), align=size)
+            updated = []
+            for column, total in zip(columns, sums, strict=True):
+                scalar = builder.load(pointer(builder.add(column, offset), number), align=size)
+                product = builder.fmul(_splat(builder, scalar, vector), row, flags=contract)
+                updated.append(builder.fadd(total, product, flags=contract))
+            following = builder.add(offset, integer(LINE_BYTES))
+            offset.add_incoming(integer(0), entry)
+            offset.add_incoming(following, loop)
+            for total, new in zip(sums, updated, strict=True):
+                total.add_incoming(zero, entry)
+                total.add_incoming(new, loop)
+            builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
+            builder.position_at_end(done)
+            results = [builder.phi(vector) for _ in range(height)]
+            for result, new in zip(results, updated, strict=True):
+                result.add_incoming(zero, entry)
+                result.add_incoming(new, loop)
+            factor = _splat(builder, sign, vector)
+            for r, result in enumerate(results):
+                at = integer(r * LINE_BYTES)
+                old = builder.load(pointer(builder.add(source, at), vector), align=size)
+                new = builder.fadd(old, builder.fmul(factor, result, flags=contract), flags=contract)
+                builder.store(new, pointer(builder.add(target, at), vector), align=size)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return block
+
+
+_tall_block = _block_product(TALL)
+_short_block = _block_product(SHORT)
 
 
 @intrinsic
-def _update_block(typing_context, left, right, stride, count, target, target_stride, sign):  # type: ignore[no-untyped-def]
-    """``target[r, :] += sign * sum_t left[t, r] * right[t, :]`` for one block; addresses and strides in bytes."""
-    if not isinstance(sign, types.Float):
+def add_line(typing_context, target, source, factor):  # type: ignore[no-untyped-def]
+    """``target[:] += factor * source[:]`` for lines at two addresses."""
+    if not isinstance(factor, types.Float):
         return None
-    arguments = (types.uintp, types.uintp, types.intp, types.intp, types.uintp, types.intp, sign)
-    signature = types.void(*arguments)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        left, right, stride, count, target, target_stride, sign = values
-        number = sign.type
-        size = 4 if isinstance(number, ir.FloatType) else 8
-        lanes = LINE_BYTES // size
-        vector = ir.VectorType(number, lanes)
-        word = count.type
-        contract = ("contract",)
-
-        def splat(value):  # type: ignore[no-untyped-def]
-            undefined = ir.Constant(vector, ir.Undefined)
-            first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-            return builder.shuffle_vector(first, undefined, zeros)
-
-        def pointer(address, kind):  # type: ignore[no-untyped-def]
-            return builder.inttoptr(address, kind.as_pointer())
-
-        entry = builder.block
-        loop = builder.append_basic_block("rows")
-        done = builder.append_basic_block("done")
-        zero = ir.Constant(vector, [0.0] * lanes)
-        builder.cbranch(builder.icmp_signed(">", count, ir.Constant(word, 0)), loop, done)
-        builder.position_at_end(loop)
-        t = builder.phi(word)
-        sums = [builder.phi(vector) for _ in range(BLOCK_ROWS)]
-        offset = builder.mul(t, stride)
-        row = builder.load(pointer(builder.add(right, offset), vector), align=size)
-        at_left = builder.add(left, offset)
-        updated = []
-        for r, total in enumerate(sums):
-            address = builder.add(at_left, ir.Constant(word, r * size))
-            scalar = builder.load(pointer(address, number), align=size)
-            product = builder.fmul(splat(scalar), row, flags=contract)
-            updated.append(builder.fadd(total, product, flags=contract))
-        following = builder.add(t, ir.Constant(word, 1))
-        t.add_incoming(ir.Constant(word, 0), entry)
-        t.add_incoming(following, loop)
-        for total, new in zip(sums, updated, strict=True):
-            total.add_incoming(zero, entry)
-            total.add_incoming(new, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
-        builder.position_at_end(done)
-        results = [builder.phi(vector) for _ in range(BLOCK_ROWS)]
-        for result, new in zip(results, updated, strict=True):
-            result.add_incoming(zero, entry)
-            result.add_incoming(new, loop)
-        factor = splat(sign)
-        for r, result in enumerate(results):
-            address = builder.add(target, builder.mul(target_stride, ir.Constant(word, r)))
-            place = pointer(address, vector)
-            old = builder.load(place, align=size)
-            builder.store(
-                builder.fadd(old, builder.fmul(factor, result, flags=contract), flags=contract), place, align=size
-            )
+        target, source, factor = values
+        size, vector = _line(factor.type)
+        place = builder.inttoptr(target, vector.as_pointer())
+        line = builder.load(builder.inttoptr(source, vector.as_pointer()), align=size)
+        product = builder.fmul(_splat(builder, factor, vector), line, flags=("contract",))
+        builder.store(builder.fadd(builder.load(place, align=size), product, flags=("contract",)), place, align=size)
         return context.get_dummy_value()
 
-    return signature, generate
+    return types.void(types.uintp, types.uintp, factor), generate
+
+
+@intrinsic
+def scale_line(typing_context, target, source, factor):  # type: ignore[no-untyped-def]
+    """``target[:] = factor * source[:]`` for lines at two addresses."""
+    if not isinstance(factor, types.Float):
+        return None
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        target, source, factor = values
+        size, vector = _line(factor.type)
+        line = builder.load(builder.inttoptr(source, vector.as_pointer()), align=size)
+        builder.store(
+            builder.fmul(_splat(builder, factor, vector), line),
+            builder.inttoptr(target, vector.as_pointer()),
+            align=size,
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp, factor), generate
 
 
 @njit(cache=True, nogil=True)
-def rank_update(gathered, first, count, target, sign):  # type: ignore[no-untyped-def]  # numba infers the types
-    """``target += sign Z^T Z`` on and right of the diagonal, Z being rows first .. first + count - 1 of `gathered`.
+def lanes_of(like):  # type: ignore[no-untyped-def]  # numba infers the types
+    """L, the numbers of a line."""
+    return LINE_BYTES // like.itemsize
+
+
+@njit(cache=True, nogil=True)
+def empty_panels(width, rows, like):  # type: ignore[no-untyped-def]
+    """A zero panel matrix for `rows` rows of `width` numbers, starting on a line.
+
+    There is one panel more than needed, and rows are filled up to whole blocks of L and `TALL` more: products may
+    reach beyond the width, never beyond the memory.
+    """
+    lanes = lanes_of(like)
+    panels = (width + lanes - 1) // lanes + 1
+    height = (rows + lanes - 1) // lanes * lanes + TALL
+    size = panels * height * lanes
+    flat = np.zeros(size + lanes, like.dtype)
+    first = (LINE_BYTES - int(flat.ctypes.data) % LINE_BYTES) % LINE_BYTES // like.itemsize
+    return flat[first : first + size].reshape((panels, height, lanes))
+
+
+@njit(cache=True, nogil=True)
+def add_product(left, p, rows, right, count, source, target, panel_bytes, sign):  # type: ignore[no-untyped-def]
+    """``target[r, :] = source[r, :] + sign sum_t left[t, p + r] right[t, :]`` for r below `rows`, by addresses.
+
+    Up to `TALL` - 1 lines after the last are written too.
+    """
+    r = 0
+    while r < rows:
+        if rows - r > SHORT:
+            _tall_block(left, panel_bytes, p + r, right, count, source + r * LINE_BYTES, target + r * LINE_BYTES, sign)
+            r += TALL
+        else:
+            _short_block(left, panel_bytes, p + r, right, count, source + r * LINE_BYTES, target + r * LINE_BYTES, sign)
+            r += SHORT
+
+
+@njit(cache=True, nogil=True)
+def to_panels(matrix):  # type: ignore[no-untyped-def]
+    """A matrix of shape (rows, width) as a panel matrix."""
+    panels = empty_panels(matrix.shape[1], matrix.shape[0], matrix)
+    lanes = panels.shape[2]
+    for t in range(matrix.shape[0]):
+        for c in range(matrix.shape[1]):
+            panels[c // lanes, t, c % lanes] = matrix[t, c]
+    return panels
+
+
+@njit(cache=True, nogil=True)
+def scale_triangle(source, width, factor, target):  # type: ignore[no-untyped-def]
+    """``target = factor * source`` on and above the diagonal, for two panel matrices of one shape."""
+    lanes = source.shape[2]
+    for q in range((width + lanes - 1) // lanes):
+        at, out = source.ctypes.data + q * source.strides[0], target.ctypes.data + q * target.strides[0]
+        for t in range((q + 1) * lanes):
+            scale_line(out + t * LINE_BYTES, at + t * LINE_BYTES, factor)
+
+
+@njit(cache=True, nogil=True)
+def rank_update(gathered, width, first, count, target, sign):  # type: ignore[no-untyped-def]
+    """``target += sign Z^T Z`` on and above the diagonal, Z being rows first .. first + count - 1 of `gathered`.
 
     Parameters
     ----------
-    gathered : C-contiguous array of shape (rows, w)
-        w is a multiple of 64 bytes; what is beyond the real width must be zero.
+    gathered : panel matrix, see `empty_panels`
+        Its numbers beyond `width` must be zero.
+    width : int
+        K, the columns of Z.
     first, count : int
-    target : C-contiguous array of shape (w, w)
-        Entries left of the diagonal are undefined afterwards.
+    target : panel matrix of K rows and columns
+        Entries below the diagonal are undefined afterwards.
     sign : 1 or -1 in the dtype of `gathered`
     """
-    width = gathered.shape[1]
-    size = gathered.itemsize
-    lanes = LINE_BYTES // size
-    stride = gathered.strides[0]
-    base = gathered.ctypes.data + first * stride
-    out = target.ctypes.data
-    for q in range(0, width, lanes):
-        for p in range(0, min(q + lanes, width), BLOCK_ROWS):
-            _update_block(
-                base + p * size, base + q * size, stride, count, out + p * target.strides[0] + q * size,
-                target.strides[0], sign,
-            )  # fmt: skip
+    lanes = gathered.shape[2]
+    used = (width + lanes - 1) // lanes
+    base, out = gathered.ctypes.data + first * LINE_BYTES, target.ctypes.data
+    for q in range(used):
+        at = out + q * target.strides[0]
+        add_product(
+            base, 0, min((q + 1) * lanes, width), base + q * gathered.strides[0], count, at, at, gathered.strides[0],
+            sign,
+        )  # fmt: skip

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from wals_spark.wals.sides import Side
 
 logger = logging.getLogger(__name__)
 
-TILE_BYTES = 1 << 18
-TILE_CELLS = (64, 1024)
+TILE = 128
+"""Cells gathered at once: two panels of so many lines fit the first cache."""
 CHUNKS_PER_THREAD = 32
 
 
@@ -39,6 +39,8 @@ class System:
     ridge : float64 array of shape (r, K - fixed)
     start : array of shape (r, K - fixed), optional
         The own rows as they are: where iterative solvers begin.
+    pull : float64 array of shape (r, K - fixed), optional
+        Added to the right-hand sides; a row's loss is then known up to a constant.
     """
 
     features: np.ndarray
@@ -48,6 +50,11 @@ class System:
     held: np.ndarray
     ridge: np.ndarray
     start: np.ndarray | None = None
+    pull: np.ndarray | None = None
+
+    def in_dtype(self, dtype: np.dtype) -> System:
+        """With features of another precision."""
+        return replace(self, features=self.features.astype(dtype))
 
 
 @contextmanager
@@ -94,35 +101,30 @@ class CpuSolver(Solver):
         again = np.flatnonzero(failed)
         if len(again):
             logger.warning("%d rows are nearly singular in %s, solved in float64", len(again), system.features.dtype)
-            double = System(
-                system.features.astype(np.float64), system.h, system.gramian, system.rho, system.held, system.ridge
-            )
-            exact, exact_loss, failed = self._solve(side, double, again)
+            exact, exact_loss, failed = self._solve(side, system.in_dtype(np.dtype(np.float64)), again)
             out[again], row_loss[again] = exact[again], exact_loss[again]
         refuse_singular(side, np.flatnonzero(failed))
         return out, row_loss
 
     def _solve(self, side: Side, system: System, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         from wals_spark.wals.kernels_cpu import solve_rows
-        from wals_spark.wals.lapack import addresses
 
-        dtype = system.features.dtype
+        features = np.ascontiguousarray(system.features)
+        dtype = features.dtype
         count, free = len(side.rows), system.ridge.shape[1]
         out, row_loss, failed = np.zeros((count, free), dtype), np.zeros(count), np.zeros(count, np.int8)
-        width = system.features.shape[1]
-        tile = int(np.clip(TILE_BYTES // (width * dtype.itemsize), *TILE_CELLS))
-        functions = addresses(dtype)
+        pull = np.zeros((0, free)) if system.pull is None else system.pull
         h, gramian = system.h.astype(dtype), system.gramian.astype(dtype)
         g, ridge = side.g.astype(dtype), system.ridge.astype(dtype)
         m, d = side.m.astype(dtype, copy=False), side.d.astype(dtype, copy=False)
 
         def work(chunk: np.ndarray) -> None:
             solve_rows(
-                functions, chunk, side.indptr, side.indices, m, d, system.features, h, gramian, g, ridge,
-                dtype.type(system.rho), system.held, out, row_loss, failed, tile,
+                chunk, side.indptr, side.indices, m, d, features, h, gramian, g, ridge, dtype.type(system.rho),
+                system.held, pull, out, row_loss, failed, TILE,
             )  # fmt: skip
 
-        chunks = self._chunks(side, rows, width)
+        chunks = self._chunks(side, rows, features.shape[1])
         with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(work, chunks))
         return out, row_loss, failed
