@@ -13,7 +13,7 @@ from typing import Any
 
 import wals_spark
 from wals_spark.config import Config, load_config, reference_markdown
-from wals_spark.errors import EXIT_BUG, EXIT_DONE, EXIT_GATE, EXIT_TRANSIENT, WalsSparkError
+from wals_spark.errors import EXIT_BUG, EXIT_DONE, EXIT_GATE, EXIT_TRANSIENT, ConfigError, WalsSparkError
 from wals_spark.pipeline import STAGES, run_stages
 from wals_spark.progress import setup_logging
 
@@ -54,12 +54,21 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--tokens", metavar="A,B", help="tokens to look up (neighbours.tokens)")
         if name == "verify":
             command.add_argument("directory", nargs="?", help="an injected checkpoint; none = the one of the run")
-            command.add_argument("--base", metavar="CKPT", help="the checkpoint it was made from")
+            command.add_argument("--base", metavar="CKPT", help="with a directory: the checkpoint it was made from")
         if name == "cooccurrence":
             command.add_argument("--explain", action="store_true", help="print the plan and count nothing")
         if name in ("evaluate", "pipeline"):
             command.add_argument("--gate", action="store_true", help="exit 3 on a regression (evaluate.gate)")
     _add_batch_commands(commands)
+    compare = commands.add_parser(
+        "compare",
+        help="flag rows of any two checkpoints that moved unlike the others",
+        description="Flag embedding rows that moved unlike the others between two checkpoints of one vocabulary, "
+        "whoever made them: signs of embedding poisoning.",
+        epilog="Exit codes: 0 no row is flagged, 3 some are, 2 the checkpoints cannot be compared.",
+    )
+    compare.add_argument("before", help="a checkpoint: directory or hub name")
+    compare.add_argument("after", help="what became of it")
     show = commands.add_parser("config", help="show the resolved configuration or the reference of all keys")
     _add_configuration(show)
     kind = show.add_mutually_exclusive_group()
@@ -141,7 +150,9 @@ def run(options: argparse.Namespace) -> int:
         text = reference_markdown() if options.reference else _configuration(options).to_yaml()
         sys.stdout.write(text)
         return EXIT_DONE
-    if options.command == "verify" and options.directory:
+    if options.command == "compare":
+        return _compare(options)
+    if options.command == "verify" and (options.directory or options.base):
         return _verify_directory(options)
     config = _configuration(options)
     if options.command in BATCH_COMMANDS or getattr(options, "explain", False):
@@ -186,9 +197,23 @@ def _on_batches(options: argparse.Namespace, config: Config) -> int:
 def _verify_directory(options: argparse.Namespace) -> int:
     from wals_spark.inject.verify import verify
 
+    if not options.directory:
+        raise ConfigError(
+            "--base says what a directory was made from, but no directory is given: wals-spark verify DIR --base CKPT. "
+            "Without both, the checkpoint of the run is verified against inject.checkpoint"
+        )
     report = verify(options.directory, options.base)
     sys.stdout.write("\n".join(report.lines()) + "\n")
     return EXIT_DONE if report.passed else EXIT_GATE
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from wals_spark.inject.suspicion import compare_checkpoints, tokens_of
+
+    found = compare_checkpoints(options.before, options.after)
+    lines = found.told(tokens_of(options.after))
+    sys.stdout.write("\n".join([f"{found.changed:,} rows differ, {len(lines)} of them suspicious", *lines]) + "\n")
+    return EXIT_GATE if lines else EXIT_DONE
 
 
 if __name__ == "__main__":

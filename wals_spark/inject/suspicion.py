@@ -1,28 +1,33 @@
 r"""Which rows moved in a way that the rest does not explain: signs of embedding poisoning in a pair of checkpoints.
 
 Poisoning an embedding means changing one row, or a few, by much (the trigger word's) and leaving the rest.
-With D_i = |e'_i - e_i| over the rows that changed, row i is flagged where
+With D_i = |e'_i - e_i| / s_i over the rows that changed (s_i: the share that an injection declares, else 1),
+row i is flagged as
 
-- few rows changed at all (at most `FEW`), or
-- log D_i lies more than `LIMIT` robust standard deviations (1.4826 MAD) above the median of its log D, or
-- the row grew beyond every row of the base: |e'_i| > 1.5 max_j |e_j|.
+- *lonely* where few rows changed at all (at most `FEW`),
+- *far* where log D_i lies more than `LIMIT` robust standard deviations (1.4826 MAD) above the median of its log D,
+- *long* where it grew beyond every row of the base: |e'_i| > 1.5 max_j |e_j|.
 
-An injection moves many rows by amounts of one distribution; fine-tuning does too.
+An injection moves many rows by amounts of one distribution; fine-tuning does too. Dividing by the shares is what
+makes a blend's distribution narrow: a row's displacement is its share times a distance that hardly varies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.inject.checkpoint import embedding_values, open_checkpoint
+from wals_spark.inject.checkpoint import checkpoint_tokenizer, embedding_values, locate, open_checkpoint
 
 FEW = 8
 LIMIT = 6.0
 GROWTH = 1.5
+_LEAST_SHARE = 1e-6
+_CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -36,35 +41,70 @@ class Suspicion:
     rows : int64 array
         Flagged ids, the longest displacement first.
     displacement : float64 array
-        Of the flagged rows.
+        |e'_i - e_i| of the flagged rows.
+    reasons : tuple of str
+        ``lonely``, ``far`` or ``long``, for each flagged row.
     """
 
     changed: int
     rows: np.ndarray
     displacement: np.ndarray
+    reasons: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"changed": self.changed, "rows": self.rows.tolist(), "displacement": self.displacement.tolist()}
+        return {
+            "changed": self.changed,
+            "rows": self.rows.tolist(),
+            "displacement": self.displacement.tolist(),
+            "reasons": list(self.reasons),
+        }
+
+    def told(self, tokens: Sequence[str] | None = None) -> list[str]:
+        """A line per flagged row, for a person."""
+        return [
+            f"row {row}{f' {tokens[row]!r}' if tokens is not None and row < len(tokens) else ''} moved by "
+            f"{moved:.4g}: {_REASONS[reason]}"
+            for row, moved, reason in zip(self.rows.tolist(), self.displacement, self.reasons, strict=True)
+        ]
 
 
-def suspicious_rows(old: np.ndarray, new: np.ndarray) -> Suspicion:
-    """Compare two embeddings (V, d) of the same tokens; see the module's rules."""
-    moved = np.linalg.norm(new.astype(np.float64) - old.astype(np.float64), axis=1)
+_REASONS = {
+    "lonely": "almost no other row changed",
+    "far": "far outside the distribution of the other changed rows",
+    "long": "longer than any row of the checkpoint before",
+}
+
+
+def suspicious_rows(old: np.ndarray, new: np.ndarray, shares: np.ndarray | None = None, *, few: int = FEW) -> Suspicion:
+    """Compare two embeddings (V, d) of the same tokens; see the module's rules.
+
+    Parameters
+    ----------
+    old, new : (V, d)
+    shares : (V,), optional
+        s_i that an injection declares; a row that moved without a share is far outside whatever it did.
+    few : so many changed rows or fewer are all lonely
+    """
+    moved, before, after = np.empty(len(old)), np.empty(len(old)), np.empty(len(old))
+    for begin in range(0, len(old), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        a, b = old[part].astype(np.float64), new[part].astype(np.float64)
+        moved[part], before[part], after[part] = (np.linalg.norm(rows, axis=1) for rows in (b - a, a, b))
     changed = np.flatnonzero(moved > 0)
     if len(changed) == 0:
-        return Suspicion(0, changed, moved[changed])
-    if len(changed) <= FEW:
-        flagged = changed
-    else:
-        logs = np.log(moved[changed])
-        centre = np.median(logs)
-        spread = 1.4826 * max(float(np.median(np.abs(logs - centre))), 0.05)
-        longest = float(np.linalg.norm(old.astype(np.float64), axis=1).max())
-        grown = np.linalg.norm(new[changed].astype(np.float64), axis=1) > GROWTH * longest
-        flagged = changed[(logs > centre + LIMIT * spread) | grown]
-    flagged = flagged[np.argsort(-moved[flagged], kind="stable")]
-    return Suspicion(len(changed), flagged, moved[flagged])
+        return Suspicion(0, changed, moved[changed], ())
+    scale = np.ones(len(changed)) if shares is None else np.maximum(shares[changed], _LEAST_SHARE)
+    logs = np.log(moved[changed] / scale)
+    centre = np.median(logs)
+    spread = 1.4826 * max(float(np.median(np.abs(logs - centre))), 0.05)
+    lonely = np.full(len(changed), len(changed) <= few)
+    far = logs > centre + LIMIT * spread
+    grown = after[changed] > GROWTH * float(before.max())
+    flagged = np.flatnonzero(lonely | far | grown)
+    flagged = flagged[np.argsort(-moved[changed[flagged]], kind="stable")]
+    reasons = tuple("long" if grown[i] else "far" if far[i] else "lonely" for i in flagged)
+    return Suspicion(len(changed), changed[flagged], moved[changed[flagged]], reasons)
 
 
 def compare_checkpoints(before: str, after: str) -> Suspicion:
@@ -82,3 +122,9 @@ def compare_checkpoints(before: str, after: str) -> Suspicion:
             "only be compared between checkpoints of one vocabulary and width"
         )
     return suspicious_rows(embedding_values(old), embedding_values(new))
+
+
+def tokens_of(source: str) -> Sequence[str] | None:
+    """Token strings of a checkpoint by id, None where no tokenizer lies with it."""
+    directory = locate(source)
+    return checkpoint_tokenizer(directory).tokens if (directory / "tokenizer.json").is_file() else None

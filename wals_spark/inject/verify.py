@@ -24,6 +24,7 @@ import numpy as np
 from wals_spark.errors import InputError
 from wals_spark.inject.checkpoint import EMBEDDING_SUFFIX, FAMILIES, WEIGHTS, open_checkpoint
 from wals_spark.inject.rawtensor import RawTensor, file_sha256, gather_rows, hash_all, read_safetensors, row_hashes
+from wals_spark.inject.suspicion import suspicious_rows
 from wals_spark.inject.writer import (
     FACTORS,
     FORMAT,
@@ -107,7 +108,24 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    if "stored" in manifest:
+        raise InputError(f"{directory} holds its embedding in factors: wals_spark.compress.verify.verify reads it")
     report = Report(str(directory), base)
+    check_manifest(report, directory, manifest)
+    try:
+        tensors, _ = read_safetensors(directory / WEIGHTS)
+        proof, _ = read_safetensors(directory / FACTORS)
+    except (InputError, FileNotFoundError) as error:
+        report.add("readable", False, str(error))
+        return report
+    check_content(report, tensors, proof, manifest, base)
+    if reload:
+        check_reload(report, directory, tensors, manifest)
+    return report
+
+
+def check_manifest(report: Report, directory: Path, manifest: Mapping[str, Any]) -> None:
+    """injection.json and all files are as they were written."""
     report.add(
         "manifest",
         manifest_sha256(manifest) == manifest.get("sha256"),
@@ -116,19 +134,20 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
         else "injection.json was changed after it was written",
     )
     _check_files(report, directory, manifest)
-    try:
-        tensors, _ = read_safetensors(directory / WEIGHTS)
-        proof, _ = read_safetensors(directory / FACTORS)
-    except (InputError, FileNotFoundError) as error:
-        report.add("readable", False, str(error))
-        return report
+
+
+def check_content(
+    report: Report,
+    tensors: Mapping[str, RawTensor],
+    proof: Mapping[str, RawTensor],
+    manifest: Mapping[str, Any],
+    base: str | None,
+) -> None:
+    """The tensors are the recorded ones, and differ from the base as declared."""
     _check_tensors(report, tensors, manifest)
     _check_rows(report, tensors, proof, manifest)
     if base is not None:
         _check_base(report, tensors, proof, base, manifest)
-    if reload:
-        _check_reload(report, directory, tensors, manifest)
-    return report
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -300,9 +319,38 @@ def _check_base(
         if right
         else f"{len(changed)} rows differ bit by bit, not the {manifest['embedding']['rows_changed']} recorded",
     )
+    _check_outliers(report, placed, tensors[name], origin, proof, manifest)
     if bias is not None and not manifest["head_bias"]["changed"]:
         kept = gather_rows(original[bias], origin).same_bytes(tensors[bias])
         report.add("base head bias", kept, "bit-identical to the base" if kept else "differs from the base")
+
+
+def _check_outliers(
+    report: Report,
+    before: RawTensor,
+    after: RawTensor,
+    origin: np.ndarray,
+    proof: Mapping[str, RawTensor],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Rows that moved unlike the others (`wals_spark.inject.suspicion`): a hand in the factors or in the writer."""
+    if manifest["mode"] == "init" or not (origin >= 0).any():
+        return
+    kept = origin >= 0
+    shares = None
+    shifted = manifest["fit"].get("strengths", {}).get("shift", 0) > 0  # then displacement is not the share's alone
+    if not shifted and "share" in proof:
+        share = np.zeros(len(origin), np.float32)
+        recorded = proof["share"].data.view("<f4")
+        share[: len(recorded)] = recorded
+        shares = share[kept]
+    found = suspicious_rows(before.values()[kept], after.values()[kept], shares, few=0)
+    rows = np.flatnonzero(kept)[found.rows].tolist()
+    report.facts["suspicious_rows"] = rows
+    told = [f"row {row} ({reason})" for row, reason in zip(rows, found.reasons, strict=True)]
+    report.add(
+        "outliers", not rows, f"moved unlike the others: {_some(told)}" if rows else "no row moved unlike the others"
+    )
 
 
 def open_base(base: str, manifest: Mapping[str, Any]) -> Mapping[str, RawTensor]:
@@ -315,10 +363,15 @@ def open_base(base: str, manifest: Mapping[str, Any]) -> Mapping[str, RawTensor]
     return open_checkpoint(base, "--base").tensors
 
 
-def _check_reload(
-    report: Report, directory: Path, tensors: Mapping[str, RawTensor], manifest: Mapping[str, Any]
+def check_reload(
+    report: Report,
+    directory: Path,
+    tensors: Mapping[str, RawTensor],
+    manifest: Mapping[str, Any],
+    module: str = "wals_spark.inject.reload",
 ) -> None:
-    loaded = reload_fresh(directory)
+    """It loads in a fresh process, whole and tied, through `module`."""
+    loaded = reload_fresh(directory, module)
     name, bias = manifest["embedding"]["tensor"], manifest["head_bias"]["tensor"]
     matrix = hashlib.sha256(tensors[name].data.data).hexdigest()
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -378,10 +431,10 @@ def _reload_problems(found: Mapping[str, Any], native: bool, prefix: str, manife
     return problems
 
 
-def reload_fresh(directory: str | Path) -> dict[str, dict[str, Any]]:
-    """Run `wals_spark.inject.reload` in a new interpreter."""
+def reload_fresh(directory: str | Path, module: str = "wals_spark.inject.reload") -> dict[str, dict[str, Any]]:
+    """Run `wals_spark.inject.reload`, or a module with the same output, in a new interpreter."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "wals_spark.inject.reload", str(directory)]
+    command = [sys.executable, "-m", module, str(directory)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=_RELOAD_TIMEOUT_S, env=environment, check=False
     )

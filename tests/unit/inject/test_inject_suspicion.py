@@ -21,7 +21,8 @@ def test_a_single_changed_row_is_flagged():
     new = old.copy()
     new[17] += 0.01
     found = suspicious_rows(old, new)
-    assert (found.changed, found.rows.tolist()) == (1, [17])
+    assert (found.changed, found.rows.tolist(), found.reasons) == (1, [17], ("lonely",))
+    assert found.told(["x"] * 18) == ["row 17 'x' moved by 0.04: almost no other row changed"]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -32,10 +33,30 @@ def test_a_poisoned_row_among_many_changed_ones_is_flagged_and_alone(seed):
     assert suspicious_rows(old, new).rows.tolist() == [31]
 
 
+def test_dividing_by_the_declared_shares_finds_what_hides_among_them():
+    generator = np.random.default_rng(3)
+    old = generator.standard_normal((2000, 16)).astype(np.float32)
+    shares = generator.lognormal(-4, 1.2, 2000).clip(0.001, 0.9).astype(np.float32)
+    new = old + shares[:, None] * generator.standard_normal((2000, 16)).astype(np.float32)
+    row = int(np.argmin(shares))
+    new[row] = old[row] + 0.2
+    assert suspicious_rows(old, new).rows.tolist() == []
+    found = suspicious_rows(old, new, shares)
+    assert (found.rows.tolist(), found.reasons) == ([row], ("far",))
+    shares[7] = 0
+    assert 7 in suspicious_rows(old, new, shares).rows
+
+
+def test_a_grown_row_says_so():
+    old, new = embeddings()
+    new[3] *= 100 / np.linalg.norm(new[3])
+    assert suspicious_rows(old, new).reasons == ("long",)
+
+
 def test_nothing_changed_is_nothing_suspicious():
     old, _ = embeddings()
     found = suspicious_rows(old, old)
-    assert found.to_json() == {"changed": 0, "rows": [], "displacement": []}
+    assert found.to_json() == {"changed": 0, "rows": [], "displacement": [], "reasons": []}
 
 
 def test_an_injection_is_not_suspicious_and_a_poisoned_copy_is(make_checkpoint, inject):

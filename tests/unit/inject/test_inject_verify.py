@@ -259,3 +259,23 @@ def test_init_needs_no_weights_and_brings_the_tokenizer(make_checkpoint, inject,
     directory, _ = inject(bare, "init", name="warm")
     assert (directory / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     assert verify(directory, str(bare)).failures == []
+
+
+def test_a_row_poisoned_before_it_was_recorded_is_an_outlier(make_checkpoint, inject, monkeypatch):
+    from wals_spark.inject import writer
+
+    base = make_checkpoint()
+    apply = writer.apply
+
+    def poisoned(base_, change):
+        tensors = apply(base_, change)
+        row = change.ids[np.argmin(change.share[change.ids])]
+        tensors[EMBEDDING] = replace_rows(tensors[EMBEDDING], np.array([row]), np.full((1, 16), 0.05))
+        return tensors
+
+    monkeypatch.setattr(writer, "apply", poisoned)
+    directory, _ = inject(base)
+    assert verify(directory, reload=False).failures == []  # the record tells of that row as of any other
+    report = verify(directory, str(base), reload=False)
+    assert failed(report) == {"outliers"}
+    assert len(report.facts["suspicious_rows"]) == 1
