@@ -52,6 +52,10 @@ class System:
     start: np.ndarray | None = None
     pull: np.ndarray | None = None
 
+    def with_pull(self, pull: np.ndarray) -> System:
+        """With another term in the right-hand sides."""
+        return replace(self, pull=pull)
+
     def in_dtype(self, dtype: np.dtype) -> System:
         """With features of another precision."""
         return replace(self, features=self.features.astype(dtype))
@@ -124,21 +128,10 @@ class CpuSolver(Solver):
                 system.held, pull, out, row_loss, failed, TILE,
             )  # fmt: skip
 
-        chunks = self._chunks(side, rows, features.shape[1])
+        chunks = row_chunks(side, features.shape[1], self.threads, rows)
         with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(work, chunks))
         return out, row_loss, failed
-
-    def _chunks(self, side: Side, rows: np.ndarray, width: int) -> list[np.ndarray]:
-        """Rows in falling order of cost, cut into pieces of nearly equal cost."""
-        cost = np.diff(side.indptr)[rows] + width / 3
-        order = np.argsort(-cost, kind="stable")
-        pieces = self.threads * CHUNKS_PER_THREAD
-        ends = np.cumsum(cost[order])
-        if not len(ends):
-            return []
-        bounds = np.unique(np.searchsorted(ends, ends[-1] * np.arange(1, pieces) / pieces))
-        return [piece for piece in np.split(rows[order], bounds) if len(piece)]
 
 
 class ConjugateGradientSolver(CpuSolver):
@@ -173,8 +166,21 @@ class ConjugateGradientSolver(CpuSolver):
             )  # fmt: skip
 
         with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(work, self._chunks(side, np.arange(len(side.rows)), features.shape[1])))
+            list(pool.map(work, row_chunks(side, features.shape[1], self.threads)))
         return (out @ basis.T).astype(dtype), row_loss
+
+
+def row_chunks(side: Side, width: int, threads: int, rows: np.ndarray | None = None) -> list[np.ndarray]:
+    """Own rows (all, or some) in falling order of cost, cut into pieces of nearly equal cost."""
+    rows = np.arange(len(side.rows)) if rows is None else rows
+    cost = np.diff(side.indptr)[rows] + width / 3
+    order = np.argsort(-cost, kind="stable")
+    ends = np.cumsum(cost[order])
+    if not len(ends):
+        return []
+    pieces = threads * CHUNKS_PER_THREAD
+    bounds = np.unique(np.searchsorted(ends, ends[-1] * np.arange(1, pieces) / pieces))
+    return [piece for piece in np.split(rows[order], bounds) if len(piece)]
 
 
 def refuse_singular(side: Side, failed: np.ndarray) -> None:
