@@ -28,14 +28,13 @@ from arms_score import read_case, rows_of, save, save_bf16, say
 from wals_spark import encoded, schemas
 from wals_spark.config import Config, load_config
 from wals_spark.factors.store import read_vectors
-from wals_spark.inject import align, extend, make, methods, shift, strengths
+from wals_spark.inject import align, extend, make, methods, shift, strengths, words
 from wals_spark.inject import checkpoint as ckpt
 from wals_spark.inject.stages import SHIFT_MIN_COUNT
 from wals_spark.mlm.data import Masked, SpecialIds, encode, mask, pack, special_ids
 from wals_spark.objective import Objective
 from wals_spark.pipeline import run_stages
 from wals_spark.progress import setup_logging
-from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
 
@@ -50,7 +49,7 @@ DOMAINS: dict[str, dict[str, Any]] = {
     "scotus": {"held_out_fraction": 0.1, "id_column": "doc_id"},
 }
 LENGTH = 128
-TEST_SEQUENCES = WORD_WINDOWS = 1200
+TEST_SEQUENCES = WORD_WINDOWS = 400
 TEST_SEED = 1
 TRAINING_SEQUENCES = 16_000
 CHOSEN_ON = 96
@@ -114,11 +113,13 @@ def extended_tokenizer(work: Path, config: Config, model: Path, domain: str) -> 
     """mini-roberta's tokenizer with the domain's words that save most tokens appended: its directory."""
     directory = work / f"tokenizer-{domain}"
     if not (directory / "tokenizer.json").is_file():
-        encoded_directory = ManifestStore(config.warehouse).require("vocabulary", domain).outputs["encoded"]
-        tokens = load_tokenizer(str(model)).tokens
-        found = extend.split_words([encoded_directory], tokens, min_count=20)[:NEW_WORDS]
+        loaded = load_tokenizer(str(model))
+        context = Context(config)
+        found = words.split_words(words.count_documents(context, [domain], 20), loaded)[:NEW_WORDS]
+        context.stop()
         content = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
-        extended, _ = extend.extend_tokenizer(content, [[tokens[index] for index in word] for word, _ in found])
+        pieces = [[loaded.tokens[index] for index in word.pieces] for word in found]
+        extended, _ = extend.extend_tokenizer(content, pieces)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(json.dumps(extended, ensure_ascii=False), encoding="utf-8")
     return directory
@@ -270,8 +271,8 @@ def hidden_words(
     for document, text in enumerate(texts):
         for name, loaded in tokenizers.items():
             encoding = loaded.tokenizer.encode(text, add_special_tokens=False)
-            words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
-            starts = np.searchsorted(words, np.arange(words.max(initial=-1) + 2))
+            owners = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
+            starts = np.searchsorted(owners, np.arange(owners.max(initial=-1) + 2))
             pieces[name].append((np.array(encoding.ids, np.int64), starts))
         starts = pieces[names[0]][document][1]
         begin, turn = 0, 0

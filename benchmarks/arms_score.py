@@ -1,15 +1,18 @@
 """What injection gains on a domain, step 2: masked-LM loss of every arm, zero-shot and along continued pretraining.
 
-    python benchmarks/arms_score.py --directory DIR [--device cuda] [--steps 0,25,100,300] [--seeds 1,2,3] [--arms A,B]
+    python benchmarks/arms_score.py --directory DIR --results DIR                                   zero-shot
+    python benchmarks/arms_score.py --directory DIR --results DIR --steps 25,100 --seeds 1,2,3      after training
+    python benchmarks/arms_score.py --directory DIR --results DIR --report
 
-DIR is a domain's directory from `benchmarks/arms_prepare.py`, with the base checkpoint's beside it. Needs torch,
+`--directory` is a domain's from `benchmarks/arms_prepare.py`, with the base checkpoint's beside it. Needs torch,
 transformers and numpy, no Spark. Every arm of a seed sees the same batches with the same masks (AdamW, 6 % warm-up,
-linear decay to the last step; the earlier steps are points of that one run) and is scored on the same masks.
+linear decay to the largest of the steps; the others are points of that one run) and is scored on the same masks. An
+arm that lies in `--results` is not run again. `--report` prints a JSON line per (text, arm, seed, steps) with the gain
+over the base at the same seed and steps and its paired 95 % interval over documents, then the same over all seeds and
+for the pairs of arms in `PAIRS` (two-level bootstrap over seeds and documents).
 
-One JSON line per (text, arm, seed, steps) with the gain over the base at the same seed and steps and its paired 95 %
-interval over documents; then one per arm and steps over all seeds, and one per pair of arms in `PAIRS` (two-level
-bootstrap over seeds and documents). New tokens change the segmentation, so `extend` is scored on whole words: the same
-words are hidden in both segmentations, all pieces of each, and a word's loss is the sum over its pieces.
+New tokens change the segmentation, so `extend` is scored on whole words: the same words are hidden in both
+segmentations, all pieces of each, and a word's loss is the sum over its pieces.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from wals_spark.mlm.pretrain import Schedule, pretrain
 from wals_spark.mlm.statistics import Clusters, Interval, two_level
 
 BATCH, RATE = 32, 3e-4
+TEXTS = ("domain", "general")
 RARE = (10, 30)
 """Occurrences in the general corpus of the tokens called rare: from, below."""
 PAIRS = (
@@ -127,6 +130,20 @@ class Case:
     arrays: dict[str, np.ndarray]
     base: dict[str, np.ndarray]
     config: Path
+
+    @property
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """Every arm by name, of both segmentations."""
+        return {**self.facts["arms"], **self.facts["extended_arms"]}
+
+    def targets(self, kind: str, text: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The document of every target of a kind, ``token`` or ``word``, and targets that are also reported apart."""
+        if kind == "word":
+            words = self.words(text, "old")
+            return words.document, {"new_words": words.new}
+        masked = self.masked(f"test_{text}")
+        seen = self.arrays["general_counts"][masked.target]
+        return masked.document, {"rare": (seen >= RARE[0]) & (seen < RARE[1])}
 
     def special(self, *, extended: bool = False) -> SpecialIds:
         """The special ids, and how many tokens there are."""
@@ -250,74 +267,61 @@ def word_losses(model: Any, words: Words) -> np.ndarray:
     return total
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What is measured of an arm, a seed and a number of steps on one text.
+Results = dict[str, np.ndarray]
+"""``token:TEXT:STEP:nll``, ``token:TEXT:STEP:top1``, ``word:TEXT:STEP:nll`` of an arm and a seed."""
 
-    Attributes
-    ----------
-    nll : float64 (n,)
-        Per target, or per hidden word.
-    top1 : float64 (n,) or None
+
+def run_arm(case: Case, name: str, seed: int, steps: tuple[int, ...], device: str) -> Results:
+    """Measure an arm after every one of the steps.
+
+    On masked tokens where it has the old segmentation, on hidden words where `extend` is compared with it.
     """
+    arm = case.arms[name]
+    segmentation = "extended" if "extended" in arm else "old"
+    texts = {text: case.masked(f"test_{text}") for text in TEXTS}
+    unseen = joined(*texts.values()) if segmentation == "old" else case.masked("test_extended")
+    words = {text: case.words(text, segmentation) for text in TEXTS if name in case.facts["extended_arms"]}
+    found: Results = {}
+    model = model_of(case, arm, device)
 
-    nll: np.ndarray
-    top1: np.ndarray | None = None
+    def on_words(step: int, _: float) -> None:
+        for text, hidden in words.items():
+            found[f"word:{text}:{step}:nll"] = word_losses(model, hidden)
+
+    curve = pretrain(
+        model,
+        case.training(segmentation),
+        case.special(extended=segmentation == "extended"),
+        Schedule(max(steps), BATCH, RATE),
+        seed,
+        unseen=unseen,
+        at=steps,
+        on_point=on_words,
+        label=f"{name}, seed {seed}",
+    )
+    if segmentation == "old":
+        split = len(texts["domain"])
+        for step, nll, rank in zip(curve.steps, curve.nll, curve.rank, strict=True):
+            for text, part in (("domain", slice(split)), ("general", slice(split, None))):
+                found[f"token:{text}:{step}:nll"] = nll[part]
+                found[f"token:{text}:{step}:top1"] = (rank[part] == 0).astype(np.float64)
+    return found
 
 
-Found = dict[tuple[str, str, int, int], Measured]
-"""(text, arm, seed, steps) -> figures."""
-
-
-def trained_arms(case: Case, names: list[str], seeds: list[int], steps: tuple[int, ...], device: str) -> Found:
-    """Arms of the old segmentation on masked tokens."""
-    texts = {text: case.masked(f"test_{text}") for text in ("domain", "general")}
-    both = joined(*texts.values())
-    split = len(texts["domain"])
-    found: Found = {}
-    for name in names:
-        for seed in seeds:
+def run_all(case: Case, results: Path, names: list[str], seeds: list[int], steps: tuple[int, ...], device: str) -> None:
+    """Every arm and seed that is not there yet, a seed at a time."""
+    results.mkdir(parents=True, exist_ok=True)
+    for seed in seeds if max(steps) else seeds[:1]:  # without training all seeds are one
+        for name in names:
+            path = results / f"{name.replace(' ', '_')}.seed{seed}.of{max(steps)}.npz"
+            if path.is_file():
+                continue
             started = time.monotonic()
-            model = model_of(case, case.facts["arms"][name], device)
-            schedule = Schedule(max(steps), BATCH, RATE)
-            curve = pretrain(
-                model, case.training("old"), case.special(), schedule, seed, unseen=both, at=steps, label=name
-            )
-            for step, nll, rank in zip(curve.steps, curve.nll, curve.rank, strict=True):
-                top1 = (rank == 0).astype(np.float64)
-                found["domain", name, seed, step] = Measured(nll[:split], top1[:split])
-                found["general", name, seed, step] = Measured(nll[split:], top1[split:])
-            say(note="trained", arm=name, seed=seed, seconds=round(time.monotonic() - started, 1))
-    return found
-
-
-def extended_arms(case: Case, names: list[str], seeds: list[int], steps: tuple[int, ...], device: str) -> Found:
-    """`extend`, its baselines and the base, on hidden words."""
-    found: Found = {}
-    for name in names:
-        arm = case.facts["extended_arms"][name]
-        segmentation = "extended" if "extended" in arm else "old"
-        tests = {text: case.words(text, segmentation) for text in ("domain", "general")}
-        special = case.special(extended=segmentation == "extended")
-        some = case.masked("test_domain") if segmentation == "old" else case.masked("test_extended")
-        for seed in seeds:
-            model = model_of(case, arm, device)
-            schedule = Schedule(max(steps), BATCH, RATE)
-            measure = on_words(found, tests, name, seed, model)
-            pretrain(
-                model, case.training(segmentation), special, schedule, seed, unseen=some, at=steps, on_point=measure
-            )
-    return found
-
-
-def on_words(found: Found, tests: dict[str, Words], name: str, seed: int, model: Any) -> Callable[[int, float], None]:
-    """What `pretrain` calls at a point: measure the hidden words of both texts."""
-
-    def measure(step: int, _: float) -> None:
-        for text, words in tests.items():
-            found[text, name, seed, step] = Measured(word_losses(model, words))
-
-    return measure
+            found = run_arm(case, name, seed, steps, device)
+            partial = path.with_suffix(".part.npz")
+            save(partial, found)
+            partial.rename(path)
+            print(f"{path.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 def joined(first: Masked, second: Masked) -> Masked:
@@ -329,52 +333,91 @@ def joined(first: Masked, second: Masked) -> Masked:
     )
 
 
-def report(domain: str, kind: str, found: Found, document: dict[str, np.ndarray], parts: dict[str, Any]) -> None:
-    """Print a line per measurement, per arm over all seeds, and per pair of arms.
+Found = dict[tuple[str, int, int], Results]
+"""(arm, seed, steps of the whole run) -> results."""
 
-    Parameters
-    ----------
-    kind : what a loss is of, ``token`` or ``word``
-    document : cluster of every target by text
-    parts : by text, name -> bool (n,) of the targets that are also reported apart
-    """
-    base, first = next(iter(found))[1], next(iter(found))[2]
-    facts = {"benchmark": "arms", "domain": domain, "loss_per": kind}
-    clusters = {text: Clusters(labels, RESAMPLES, 1) for text, labels in document.items()}
-    for (text, arm, seed, step), measured in found.items():
-        if step == 0 and seed != first:  # nothing was trained: all seeds are one
+
+def read_results(case: Case, results: Path) -> Found:
+    """Everything that was measured so far."""
+    spelled = {name.replace(" ", "_"): name for name in case.arms}
+    found: Found = {}
+    for path in sorted(results.glob("*.seed*.of*.npz")):
+        arm, seed, run = path.name.removesuffix(".npz").rsplit(".", 2)
+        if path.name.endswith(".part.npz"):
             continue
-        gain = clusters[text].difference(found[text, base, seed, step].nll, measured.nll)
-        figures: dict[str, Any] = {"nats": _short(measured.nll.mean()), **_interval("gain", gain), "targets": gain.n}
-        if measured.top1 is not None:
-            figures["top1"] = _short(measured.top1.mean())
-        for name, chosen in parts[text].items():
-            figures[f"{name}_nats"] = _short(measured.nll[chosen].mean()) if chosen.any() else None
-            figures[f"{name}_targets"] = int(chosen.sum())
-            if measured.top1 is not None and chosen.any():
-                figures[f"{name}_top1"] = _short(measured.top1[chosen].mean())
-        say(**facts, case="arm", text=text, arm=arm, seed=seed, steps=step, **figures)
-    seeds = sorted({key[2] for key in found})
-    for text, arm, step in sorted({(key[0], key[1], key[3]) for key in found}, key=str):
-        pairs = [(base, f"{base} - {arm}")] if arm != base else []
-        pairs += [(other, f"{other} - {arm}") for mine, other in PAIRS if mine == arm and other != base]
-        for other, name in pairs:
-            if (text, other, seeds[0], step) not in found:
-                continue
-            before, after = (np.stack([found[text, which, seed, step].nll for seed in seeds]) for which in (other, arm))
-            difference = two_level(before, after, document[text], RESAMPLES, 1)
-            line: dict[str, Any] = {
-                "text": text,
-                "steps": step,
-                "gain_of": name,
-                "seeds": len(seeds),
-                **_interval("nats", difference),
+        with np.load(path) as stored:
+            key = (spelled[arm], int(seed.removeprefix("seed")), int(run.removeprefix("of")))
+            found[key] = {name: stored[name] for name in stored.files}
+    return found
+
+
+def report(case: Case, found: Found) -> None:
+    """Print a line per measurement, and one per pair of arms over all seeds that both have."""
+    say(benchmark="arms", case="facts", **case.facts["told"])
+    for kind in ("token", "word"):
+        for text in TEXTS:
+            document, parts = case.targets(kind, text)
+            clusters = Clusters(document, RESAMPLES, 1)
+            places = {
+                (run, int(key.split(":")[2]))
+                for (_, _, run), results in found.items()
+                for key in results
+                if key.startswith(f"{kind}:{text}:")
             }
-            for part, chosen in parts[text].items():
-                if chosen.any():
-                    of_part = two_level(before[:, chosen], after[:, chosen], document[text][chosen], RESAMPLES, 1)
-                    line.update(_interval(part, of_part))
-            say(**facts, case="difference", **line)
+            for run, step in sorted(places):
+                key = f"{kind}:{text}:{step}"
+                measured = {
+                    (arm, seed): results
+                    for (arm, seed, of), results in found.items()
+                    if of == run and f"{key}:nll" in results
+                }
+                facts = {"domain": case.facts["domain"], "loss_per": kind, "text": text, "steps": step, "of": run}
+                _report_arms(facts, key, measured, clusters, parts)
+                _report_pairs(facts, f"{key}:nll", measured, document, parts)
+
+
+Parts = dict[str, np.ndarray]
+"""Name -> bool (n,): targets that are also reported apart."""
+
+
+def _report_arms(
+    facts: dict[str, Any], key: str, measured: dict[tuple[str, int], Results], clusters: Clusters, parts: Parts
+) -> None:
+    for (arm, seed), results in measured.items():
+        nll, top1 = results[f"{key}:nll"], results.get(f"{key}:top1")
+        figures: dict[str, Any] = {"nats": _short(nll.mean()), "targets": len(nll)}
+        if ("base", seed) in measured:
+            gain = clusters.difference(measured["base", seed][f"{key}:nll"], nll)
+            figures.update(_interval("gain", gain))
+        for name, chosen in ({"": np.ones(len(nll), bool)} | parts).items():
+            prefix = f"{name}_" if name else ""
+            if name and chosen.any():
+                figures[f"{prefix}nats"], figures[f"{prefix}targets"] = _short(nll[chosen].mean()), int(chosen.sum())
+            if top1 is not None and chosen.any():
+                figures[f"{prefix}top1"] = _short(top1[chosen].mean())
+        say(benchmark="arms", case="arm", **facts, arm=arm, seed=seed, **figures)
+
+
+def _report_pairs(
+    facts: dict[str, Any],
+    key: str,
+    measured: dict[tuple[str, int], Results],
+    document: np.ndarray,
+    parts: Parts,
+) -> None:
+    arms = sorted({arm for arm, _ in measured})
+    pairs = [("base", arm) for arm in arms if arm != "base"] + [(other, arm) for arm, other in PAIRS if other != "base"]
+    for other, arm in pairs:
+        seeds = [seed for name, seed in measured if name == arm and (other, seed) in measured]
+        if not seeds:
+            continue
+        before, after = (np.stack([measured[name, seed][key] for seed in seeds]) for name in (other, arm))
+        line: dict[str, Any] = {}
+        for name, chosen in ({"gain": np.ones(len(document), bool)} | parts).items():
+            if chosen.any():
+                gain = two_level(before[:, chosen], after[:, chosen], document[chosen], RESAMPLES, 1)
+                line.update(_interval(name, gain))
+        say(benchmark="arms", case="gain", **facts, arm=arm, over=other, seeds=len(seeds), **line)
 
 
 def _interval(name: str, interval: Interval) -> dict[str, float]:
@@ -394,32 +437,24 @@ def main() -> int:
     """Run the benchmark's second step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, required=True, help="a domain's, with base/ beside it")
+    parser.add_argument("--results", type=Path, required=True, help="where losses per target are kept")
+    parser.add_argument("--report", action="store_true", help="print what is there, run nothing")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", default="0,25,100,300", help="the run ends at the largest; 0 = zero-shot only")
+    parser.add_argument("--steps", default="0", help="by comma; the run ends at the largest; 0 = zero-shot")
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--arms", help="some of facts.json's arms, by comma; the base comes first anyway")
-    parser.add_argument("--only", choices=("tokens", "words"), help="one of the two comparisons")
+    parser.add_argument("--arms", help="by semicolon; default: all")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     case = read_case(options.directory)
-    steps = tuple(sorted({int(step) for step in options.steps.split(",")}))
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    chosen = set(options.arms.split(",")) if options.arms else None
-    say(benchmark="arms", case="facts", **case.facts["told"])
-    if options.only != "words":
-        names = [name for name in case.facts["arms"] if chosen is None or name in chosen or name == "base"]
-        found = trained_arms(case, names, seeds, steps, options.device)
-        tests = {text: case.masked(f"test_{text}") for text in ("domain", "general")}
-        seen = {text: case.arrays["general_counts"][masked.target] for text, masked in tests.items()}
-        rare = {text: {"rare": (counts >= RARE[0]) & (counts < RARE[1])} for text, counts in seen.items()}
-        documents = {text: masked.document for text, masked in tests.items()}
-        report(case.facts["domain"], "token", found, documents, rare)
-    if options.only != "tokens":
-        names = [name for name in case.facts["extended_arms"] if chosen is None or name in chosen or name == "base"]
-        found = extended_arms(case, names, seeds, steps, options.device)
-        hidden = {text: case.words(text, "old") for text in ("domain", "general")}
-        new = {text: {"new_words": words.new} for text, words in hidden.items()}
-        report(case.facts["domain"], "word", found, {text: words.document for text, words in hidden.items()}, new)
+    results = options.results / case.facts["domain"]
+    if not options.report:
+        names = options.arms.split(";") if options.arms else list(case.arms)
+        unknown = [name for name in names if name not in case.arms]
+        if unknown:
+            parser.error(f"--arms: {', '.join(unknown)} not among {'; '.join(case.arms)}")
+        steps = tuple(sorted({int(step) for step in options.steps.split(",")}))
+        run_all(case, results, names, [int(seed) for seed in options.seeds.split(",")], steps, options.device)
+    report(case, read_results(case, results))
     return 0
 
 

@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("before", help="a checkpoint: directory or hub name")
     compare.add_argument("after", help="what became of it")
+    _add_extend_tokenizer(commands)
     show = commands.add_parser("config", help="show the resolved configuration or the reference of all keys")
     _add_configuration(show)
     kind = show.add_mutually_exclusive_group()
@@ -93,6 +94,26 @@ def _add_batch_commands(commands: Any) -> None:
     )
 
 
+def _add_extend_tokenizer(commands: Any) -> None:
+    extend = commands.add_parser(
+        "extend-tokenizer",
+        help="add the domain's words to a checkpoint's tokenizer",
+        description="Choose the words that the tokenizer splits and the corpus is full of (count x (pieces - 1) tokens "
+        "saved), and write the tokenizer with them added, for inject.mode extend.",
+    )
+    _add_configuration(extend)
+    extend.add_argument("--checkpoint", metavar="CKPT", help="whose tokenizer (inject.checkpoint)")
+    extend.add_argument("--output", required=True, metavar="DIR", help="directory to write; must not exist")
+    source = extend.add_mutually_exclusive_group()
+    source.add_argument("--batches", metavar="A,B|all", help="choose from their documents (default: corpus.batch_id)")
+    source.add_argument("--text", nargs="+", metavar="FILE", help="choose from UTF-8 text files instead")
+    source.add_argument("--word-list", metavar="FILE", help="add the words of this file, one per line")
+    extend.add_argument("--words", type=int, default=1000, metavar="N", help="how many to choose (default: 1000)")
+    extend.add_argument(
+        "--min-count", type=int, default=20, metavar="N", help="rarer words are not chosen (default: 20)"
+    )
+
+
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file; conf/ has examples")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override section.key")
@@ -103,8 +124,10 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
 
 def _configuration(options: argparse.Namespace) -> Config:
     flags = {"warehouse": options.warehouse, "run_id": options.run_id, "corpus.batch_id": options.batch_id}
-    if getattr(options, "batches", None):
+    if getattr(options, "batches", None) and options.command in ("train", "pipeline"):
         flags["train.batches"] = options.batches
+    if getattr(options, "checkpoint", None):
+        flags["inject.checkpoint"] = options.checkpoint
     if getattr(options, "gate", False):
         flags["evaluate.gate"] = True
     if getattr(options, "tokens", None):
@@ -157,6 +180,8 @@ def run(options: argparse.Namespace) -> int:
     config = _configuration(options)
     if options.command in BATCH_COMMANDS or getattr(options, "explain", False):
         return _on_batches(options, config)
+    if options.command == "extend-tokenizer":
+        return _extend_tokenizer(options, config)
     if options.command == "pipeline":
         logger.info("configuration %s of run %s:\n%s", config.fingerprint, config.run_id, config.to_yaml().rstrip())
         run_stages(config, force=options.force)
@@ -205,6 +230,23 @@ def _verify_directory(options: argparse.Namespace) -> int:
     report = verify(options.directory, options.base)
     sys.stdout.write("\n".join(report.lines()) + "\n")
     return EXIT_DONE if report.passed else EXIT_GATE
+
+
+def _extend_tokenizer(options: argparse.Namespace, config: Config) -> int:
+    from wals_spark.inject.new_tokenizer import extend_from
+
+    batches = options.batches.split(",") if options.batches else [config.corpus.batch_id]
+    written = extend_from(
+        config,
+        options.output,
+        most=options.words,
+        min_count=options.min_count,
+        batches=batches,
+        texts=options.text or (),
+        listing=options.word_list,
+    )
+    logger.info("extend-tokenizer: %s", written)
+    return EXIT_DONE
 
 
 def _compare(options: argparse.Namespace) -> int:

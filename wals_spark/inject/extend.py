@@ -1,10 +1,13 @@
-r"""New tokens: chosen from the corpus, appended to the tokenizer, their rows from factors or from a baseline.
+r"""New tokens: appended to the tokenizer, their rows from factors or from a baseline.
 
-Tokens are words that the tokenizer splits: those that save the most tokens, count x (pieces - 1). A
-byte-level BPE gets them by merges appended after its own, left to right over the word's own pieces, so that
-every other word segments as before unless it begins with the same pieces.
+Every kind of tokenizer gets a word so that other text segments as before, unless it holds the same pieces in a row:
 
-Rows, all under one interface (`new_rows`):
+- BPE by merges appended after its own, left to right over the word's own pieces;
+- Unigram by a piece whose score is just above the sum of the scores of the word's pieces, so that it wins over them
+  and over nothing else;
+- WordPiece by an entry of its vocabulary; being greedy, it then prefers the word to its beginnings.
+
+Rows of new tokens (`wals_spark.inject.methods.extended`):
 
 - ``factors``: aligned and norm-matched rows (`wals_spark.inject.align`);
 - ``subtokens``: mean of the rows of the token's old pieces (fast vocabulary transfer);
@@ -17,75 +20,23 @@ Head bias of a new token: a + g log c, fitted on old ones.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from wals_spark import encoded
 from wals_spark.errors import InputError
 from wals_spark.inject.tokenizer_json import kind_of, merges_of, vocabulary_of
 from wals_spark.tokenizer import LoadedTokenizer
 
 METHODS = ("factors", "subtokens", "mean", "overlap")
-WORD_START = "Ġ"
 _CHUNK = 512
-_LONGEST = 12
-
-
-def is_word_piece(token: str) -> bool:
-    """Whether a byte-level token consists of letters only, with or without a leading space."""
-    body = token.removeprefix(WORD_START)
-    return bool(body) and body.isalpha() and body.isascii()
-
-
-def split_words(
-    directories: Sequence[str], tokens: Sequence[str], *, min_count: int = 20, sample_tokens: int = 50_000_000
-) -> list[tuple[tuple[int, ...], int]]:
-    """Words of encoded text that take two pieces or more, with their counts, most saved tokens first.
-
-    Parameters
-    ----------
-    directories : of encoded shards
-    tokens : token strings by id
-    min_count : rarer words are left out
-    sample_tokens : read at most so many tokens
-    """
-    piece = np.array([is_word_piece(token) for token in tokens])
-    start = np.array([token.startswith(WORD_START) for token in tokens])
-    counts: Counter[tuple[int, ...]] = Counter()
-    seen = 0
-    for shard in (shard for directory in directories for shard in encoded.list_shards(directory)):
-        for chunk in encoded.read_shards([shard.path]):
-            ids = chunk.tokens[chunk.overlap :]
-            seen += len(ids)
-            counts.update(_words(ids, piece, start))
-            if seen >= sample_tokens:
-                break
-        if seen >= sample_tokens:
-            break
-    found = [(word, count) for word, count in counts.items() if count >= min_count]
-    return sorted(found, key=lambda item: (-item[1] * (len(item[0]) - 1), item[0]))
-
-
-def _words(ids: np.ndarray, piece: np.ndarray, start: np.ndarray) -> Iterable[tuple[int, ...]]:
-    """Runs of two pieces or more: a word start and what continues it, up to the next piece of another kind."""
-    known = ids >= 0
-    safe = np.where(known, ids, 0)
-    letters = known & piece[safe]
-    begins = letters & start[safe]
-    continues = letters & ~begins
-    first = np.flatnonzero(begins[:-1] & continues[1:])
-    stops = np.flatnonzero(~continues)
-    ends = np.append(stops, len(ids))[np.searchsorted(stops, first + 1)]
-    for low, high in zip(first.tolist(), ends.tolist(), strict=True):
-        if high - low <= _LONGEST:
-            yield tuple(ids[low:high].tolist())
+_AHEAD = 1e-4
+"""By how much a Unigram word's score exceeds that of its pieces."""
 
 
 def extend_tokenizer(tokenizer: Mapping[str, Any], words: Iterable[Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
-    """tokenizer.json of a byte-level BPE with words appended; ids of old tokens stay.
+    """tokenizer.json with words appended; ids of old tokens stay.
 
     Parameters
     ----------
@@ -96,40 +47,71 @@ def extend_tokenizer(tokenizer: Mapping[str, Any], words: Iterable[Sequence[str]
     -------
     tokenizer : dict
     added : list of str
-        New tokens by id: the words, and what lies between on the way to them.
+        New tokens by id: the words and, for BPE, what lies between on the way to them.
 
     Raises
     ------
     InputError
-        Not a BPE tokenizer, or a piece that it does not have.
+        A tokenizer that is neither BPE nor Unigram nor WordPiece, or a piece that it does not have.
     """
-    if kind_of(tokenizer) != "BPE":
-        raise InputError(
-            f"extend: a tokenizer of type {kind_of(tokenizer)}, expected BPE; add words to others with "
-            "tokenizer.add_tokens"
-        )
-    result = copy.deepcopy(dict(tokenizer))
-    vocabulary = result["model"]["vocab"]
-    merges = [list(pair) for pair in merges_of(tokenizer)]
-    present = {tuple(pair) for pair in merges}
-    size = max(vocabulary_of(tokenizer).values()) + 1
-    added: list[str] = []
+    vocabulary = vocabulary_of(tokenizer)
+    words = [tuple(word) for word in words]
     for word in words:
-        unknown = [piece for piece in word if piece not in vocabulary]
-        if unknown or len(word) < 2:
+        if len(word) < 2 or any(piece not in vocabulary for piece in word):
             raise InputError(f"extend: {list(word)} is not a word of two or more of the tokenizer's pieces")
+    kind, result = kind_of(tokenizer), copy.deepcopy(dict(tokenizer))
+    known, size = set(vocabulary), max(vocabulary.values()) + 1
+    if kind == "BPE":
+        added = _add_merges(result["model"], words, known, merges_of(tokenizer))
+    elif kind == "Unigram":
+        if size != len(result["model"]["vocab"]):
+            raise InputError(
+                f"extend: the tokenizer has {len(result['model']['vocab'])} pieces and ids up to {size - 1}: a Unigram "
+                "tokenizer with tokens added behind its pieces cannot get more pieces"
+            )
+        added = _add_pieces(result["model"], words, known)
+    elif kind == "WordPiece":
+        prefix = result["model"].get("continuing_subword_prefix") or ""
+        spelled = ("".join([word[0], *(piece.removeprefix(prefix) for piece in word[1:])]) for word in words)
+        added = [word for word in dict.fromkeys(spelled) if word not in known]
+    else:
+        raise InputError(f"extend: a tokenizer of type {kind}, expected BPE, Unigram or WordPiece")
+    if kind != "Unigram":
+        result["model"]["vocab"].update({token: size + number for number, token in enumerate(added)})
+    return result, added
+
+
+def _add_merges(
+    model: dict[str, Any], words: Iterable[Sequence[str]], known: set[str], merges: list[tuple[str, str]]
+) -> list[str]:
+    """Append the merges that lead to the words; returns the new tokens in the order of their making."""
+    present = set(merges)
+    added = []
+    for word in words:
         left = word[0]
         for right in word[1:]:
             if (left, right) not in present:
                 present.add((left, right))
-                merges.append([left, right])
+                merges.append((left, right))
             left += right
-            if left not in vocabulary:
-                vocabulary[left] = size
+            if left not in known:
+                known.add(left)
                 added.append(left)
-                size += 1
-    result["model"]["merges"] = merges
-    return result, added
+    model["merges"] = [list(pair) for pair in merges]
+    return added
+
+
+def _add_pieces(model: dict[str, Any], words: Iterable[Sequence[str]], known: set[str]) -> list[str]:
+    """Append the words as pieces, scored just above their own pieces."""
+    scores = dict(model["vocab"])
+    added = []
+    for word in words:
+        joined = "".join(word)
+        if joined not in known:
+            known.add(joined)
+            added.append(joined)
+            model["vocab"].append([joined, sum(scores[piece] for piece in word) + _AHEAD])
+    return added
 
 
 def pieces_of(new: LoadedTokenizer, old: LoadedTokenizer) -> list[np.ndarray]:

@@ -252,8 +252,8 @@ def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> Loa
     if new.tokens[: len(old.tokens)] != old.tokens or len(new.tokens) == len(old.tokens):
         raise InputError(
             f"inject.mode is extend: {config.vocabulary.tokenizer} has {len(new.tokens)} tokens, expected the "
-            f"{len(old.tokens)} of {source} under the same ids and new ones after them; make it with "
-            "wals_spark.inject.extend.extend_tokenizer"
+            f"{len(old.tokens)} of {source} under the same ids and new ones after them; make it with `wals-spark "
+            "extend-tokenizer`"
         )
     return new
 

@@ -27,8 +27,14 @@ def _digest(tensor: Any) -> str:
     return hashlib.sha256(flat).hexdigest()
 
 
-def load(directory: str, name: str) -> dict[str, Any]:
+def load(directory: str, name: str, variant: str | None = None) -> dict[str, Any]:
     """What loading through one class of transformers gives.
+
+    Parameters
+    ----------
+    directory : of the checkpoint
+    name : of the class
+    variant : of the weights' file, as transformers has it: ``model.<variant>.safetensors``
 
     Returns
     -------
@@ -41,7 +47,12 @@ def load(directory: str, name: str) -> dict[str, Any]:
 
     try:
         model, info = getattr(transformers, name).from_pretrained(
-            directory, output_loading_info=True, local_files_only=True, trust_remote_code=False, dtype="auto"
+            directory,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype="auto",
+            variant=variant,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
@@ -62,13 +73,13 @@ def load(directory: str, name: str) -> dict[str, Any]:
     return found
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], variant: str | None = None) -> int:
     """Load through every class of `CLASSES`."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     directory = arguments[0]
-    report = {name: load(directory, name) for name in CLASSES}
+    report = {name: load(directory, name, variant) for name in CLASSES}
     json.dump(report, sys.stdout)
     return 0
 

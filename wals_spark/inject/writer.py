@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,22 @@ class Base:
     source: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A file that holds the embedding in parts instead of whole.
+
+    Attributes
+    ----------
+    file : str
+        Instead of model.safetensors.
+    parts : dict of name -> RawTensor
+        Instead of the embedding; who reads the file expands them.
+    """
+
+    file: str
+    parts: Mapping[str, RawTensor]
+
+
 def moved_base(base: Base, change: Change) -> dict[str, RawTensor]:
     """The base with its rows where the result has them: row i is the base's row ``origin[i]``, zeros for a new one."""
     tensors = dict(base.tensors)
@@ -104,7 +120,14 @@ def apply(base: Base, change: Change) -> dict[str, RawTensor]:
 
 
 def write(
-    directory: Path, base: Base, change: Change, factors: Factors | None, described: Mapping[str, Any]
+    directory: Path,
+    base: Base,
+    change: Change,
+    factors: Factors | None,
+    described: Mapping[str, Any],
+    *,
+    stored: Stored | None = None,
+    render: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = card.render,
 ) -> dict[str, Any]:
     """Write the artefact into an empty directory; returns the content of injection.json.
 
@@ -117,13 +140,20 @@ def write(
         None where rows were only moved.
     described : mapping
         ``mode``, ``parameters`` and ``factors`` (where the vectors come from) for injection.json.
+    stored : Stored, optional
+        How the embedding lies in the file, where not whole; injection.json describes it whole and in parts.
+    render : callable
+        Makes the model card of injection.json and config.json.
     """
     tensors = apply(base, change)
     for path in base.files:
         shutil.copyfile(path, directory / path.name)
     for name, content in base.texts.items():
         (directory / name).write_text(content, encoding="utf-8")
-    write_safetensors(directory / WEIGHTS, tensors, base.metadata)
+    laid_down = dict(tensors)
+    if stored is not None:
+        laid_down = {name: tensor for name, tensor in tensors.items() if name != base.embedding} | dict(stored.parts)
+    write_safetensors(directory / (stored.file if stored else WEIGHTS), laid_down, base.metadata)
 
     placed = moved_base(base, change)
     old, new = placed[base.embedding], tensors[base.embedding]
@@ -175,7 +205,9 @@ def write(
         "gate": change.gate.to_json() if change.gate is not None else None,
         "tensors": hashes,
     }
-    (directory / CARD).write_text(card.render(manifest, base.config), encoding="utf-8")
+    if stored is not None:
+        manifest["stored"] = {"file": stored.file, "parts": hash_all(stored.parts)}
+    (directory / CARD).write_text(render(manifest, base.config), encoding="utf-8")
     manifest["files"] = {path.name: file_sha256(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST}
     manifest["sha256"] = manifest_sha256(manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"

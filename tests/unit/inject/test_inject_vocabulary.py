@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from inject_models import TEXT
 
-from wals_spark import encoded
 from wals_spark.errors import InputError
 from wals_spark.factors.store import Vectors
 from wals_spark.inject import extend, place, writer
@@ -134,18 +133,6 @@ def test_a_word_of_unknown_pieces_is_refused(extended):
     content = json.loads((base / "tokenizer.json").read_text())
     with pytest.raises(InputError, match="pieces"):
         extend.extend_tokenizer(content, [["Ġnot", "there"]])
-
-
-def test_words_that_save_most_tokens_come_first(tmp_path):
-    tokens = ["Ġcat", "s", "Ġdog", ".", "er", "Ġ12", "x"]
-    text = [0, 1, 2, 3, 0, 4, 1, 3, 2, 1, 5, 1, 0, 4, 1, 0, 1, 2, 6, 3]
-    writer_ = encoded.ShardWriter(str(tmp_path / "part-00000.arrow"))
-    writer_.write(["a"], np.array(text * 10, np.int32), np.array([0, len(text) * 10], np.int64))
-    encoded.write_listing(str(tmp_path), [writer_.close()])
-    found = extend.split_words([str(tmp_path)], tokens, min_count=5)
-    assert found[0] == ((0, 4, 1), 20)
-    assert dict(found) == {(0, 4, 1): 20, (0, 1): 20, (2, 1): 10, (2, 6): 10}
-    assert extend.split_words([str(tmp_path)], tokens, min_count=15) == found[:2]
 
 
 def test_trim_keeps_rows_and_bias_to_the_bit_and_verifies(make_checkpoint, made):
