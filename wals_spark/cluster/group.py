@@ -1,6 +1,6 @@
 """The ranks of a training and what they exchange: one process, or several over torch.distributed.
 
-Arrays go in and come out as NumPy; tensors on a GPU have their own methods. Imports no pyspark.
+Arrays go in and come out as NumPy; between GPUs they travel over NCCL. Imports no pyspark.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from wals_spark.errors import TransientError
 
-if TYPE_CHECKING:
-    import torch
-
 logger = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
+
+LARGEST_MESSAGE = 1 << 28
+"""Bytes that a rank hands to one collective call; longer arrays go in several, whatever counts a library can take."""
 
 
 class Group(ABC):
@@ -41,11 +44,10 @@ class Group(ABC):
 
     @abstractmethod
     def exchange(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Send ``parts[r]`` to rank r and return what every rank sent here; one-dimensional, of one dtype."""
+        """Send ``parts[r]`` to rank r and return what every rank sent here.
 
-    @abstractmethod
-    def gather_tensor(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """`gather` for tensors, on their device."""
+        All parts of all ranks have one dtype and, but for their first axis, one shape.
+        """
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         """The sum over the ranks, added in the order of the ranks: the same bits everywhere."""
@@ -53,6 +55,10 @@ class Group(ABC):
         for part in self.gather(array):
             total += part
         return total
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        return max(int(part[0]) for part in self.gather(np.array([number], np.int64)))
 
 
 class LocalGroup(Group):
@@ -69,35 +75,38 @@ class LocalGroup(Group):
     def exchange(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         return list(parts)
 
-    def gather_tensor(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        return [tensor]
-
 
 class TorchGroup(Group):
-    """Ranks over an initialised torch.distributed process group."""
+    """Ranks over an initialised torch.distributed process group.
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    Parameters
+    ----------
+    rank, size : int
+    device : str
+        Where the messages lie while they travel: "cpu" for gloo, "cuda:0" and the like for NCCL.
+    """
+
+    def __init__(self, rank: int, size: int, device: str = "cpu") -> None:
+        self.rank, self.size, self.device = rank, size, device
 
     def gather(self, array: np.ndarray) -> list[np.ndarray]:
         import torch
-
-        sent = torch.from_numpy(np.ascontiguousarray(array))
-        return [part.numpy() for part in self.gather_tensor(sent)]
-
-    def gather_tensor(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        import torch
         import torch.distributed as dist
 
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        with _peers_may_vanish(self):
-            dist.all_gather(parts, tensor)
-        return parts
+        sent = _bytes_of(array)
+        parts = [np.empty(len(sent), np.uint8) for _ in range(self.size)]
+        for start in range(0, len(sent), LARGEST_MESSAGE):
+            message = torch.from_numpy(sent[start : start + LARGEST_MESSAGE]).to(self.device)
+            received = [torch.empty_like(message) for _ in range(self.size)]
+            with _peers_may_vanish(self):
+                dist.all_gather(received, message)
+            for part, piece in zip(parts, received, strict=True):
+                part[start : start + len(message)] = piece.cpu().numpy()
+        return [part.view(array.dtype).reshape(array.shape) for part in parts]
 
     def gather_text(self, text: str) -> list[str]:
         content = np.frombuffer(text.encode(), np.uint8)
-        longest = int(max(part[0] for part in self.gather(np.array([len(content)], np.int64))))
-        padded = np.zeros(longest, np.uint8)
+        padded = np.zeros(self.largest(len(content)), np.uint8)
         padded[: len(content)] = content
         return [part.tobytes().rstrip(b"\0").decode() for part in self.gather(padded)]
 
@@ -105,13 +114,25 @@ class TorchGroup(Group):
         import torch
         import torch.distributed as dist
 
-        sizes = np.array([len(part) for part in parts], np.int64)
-        incoming = np.array([counts[self.rank] for counts in self.gather(sizes)])
-        sent = torch.from_numpy(np.ascontiguousarray(np.concatenate(parts)))
-        received = torch.empty(int(incoming.sum()), dtype=sent.dtype)
-        with _peers_may_vanish(self):
-            dist.all_to_all_single(received, sent, incoming.tolist(), sizes.tolist())
-        return np.split(received.numpy(), np.cumsum(incoming)[:-1])
+        sent = [_bytes_of(part) for part in parts]
+        sizes = np.stack(self.gather(np.array([len(part) for part in sent], np.int64)))  # (from, to)
+        incoming = [np.empty(count, np.uint8) for count in sizes[:, self.rank]]
+        step = max(1, LARGEST_MESSAGE // self.size)
+        for start in range(0, int(sizes.max()), step):
+            out, into = ([part[start : start + step] for part in arrays] for arrays in (sent, incoming))
+            message = torch.from_numpy(np.concatenate(out)).to(self.device)
+            received = torch.empty(sum(map(len, into)), dtype=torch.uint8, device=self.device)
+            with _peers_may_vanish(self):
+                dist.all_to_all_single(received, message, [*map(len, into)], [*map(len, out)])
+            for part, piece in zip(into, received.split([*map(len, into)]), strict=True):
+                part[:] = piece.cpu().numpy()
+        return [part.view(parts[0].dtype).reshape(-1, *parts[0].shape[1:]) for part in incoming]
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    """The array's memory as uint8, so that a collective need not know the dtype."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.view(np.uint8) if flat.flags.writeable else flat.copy().view(np.uint8)
 
 
 @contextmanager
@@ -177,17 +198,18 @@ def process_group(
         master, _, port = shared[0].rpartition(":")
         store = dist.TCPStore(master, int(port), size, is_master=False, timeout=timeout, wait_for_workers=False)
     backend = "gloo" if cuda_device is None else "cpu:gloo,cuda:nccl"
-    with _peers_may_vanish(TorchGroup(rank, size)):
+    group = TorchGroup(rank, size, "cpu" if cuda_device is None else f"cuda:{cuda_device}")
+    with _peers_may_vanish(group):
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        yield TorchGroup(rank, size)
+        yield group
     except BaseException:
         # Peers blocked in a collective see the closed connection instead of waiting for their timeout.
         _abort(cuda_device is not None)
         raise
     else:
         # Nobody leaves while another still reads from it.
-        TorchGroup(rank, size).gather(np.zeros(1, np.int8))
+        group.gather(np.zeros(1, np.int8))
         dist.destroy_process_group()
     finally:
         del store
@@ -224,3 +246,12 @@ def _address() -> str:
 def _loopback() -> str:
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in names if name in ("lo", "lo0")), names[0])
+
+
+def in_step(group: Group, items: Iterator[T], idle: T) -> Iterator[T]:
+    """The items, then `idle` until the other ranks have none left either: for loops that talk to each other."""
+    while True:
+        item = next(items, None)
+        if not group.largest(int(item is not None)):
+            return
+        yield idle if item is None else item

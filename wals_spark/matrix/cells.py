@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from wals_spark import storage
 from wals_spark.errors import InputError
 
 ROW, COL = "row_id", "col_id"
+CELLS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -111,31 +113,10 @@ def read_portion(
         A column is missing, a cell is null, an id is outside the matrix, a value is NaN or infinite, or
         negative unless `signed`; a weight is negative.
     """
-    names = [ROW, COL, value] + ([weight] if weight is not None else [])
-    fs, local = storage.filesystem(portion.path)
-    try:
-        with fs.open_input_file(local) as source:
-            table = pq.ParquetFile(source).read_row_group(portion.group, columns=names)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"matrix file {portion.path} cannot be read: {error}; the stage that wrote it must run again"
-        ) from error
-    missing = set(names) - set(table.column_names)
-    if missing:
-        raise InputError(
-            f"matrix file {portion.path} has no column {', '.join(sorted(missing))}; expected {', '.join(names)}"
-        )
-    for name in names:
-        if table[name].null_count:
-            raise InputError(f"matrix file {portion.path}: {table[name].null_count} values of {name} are null")
-    cells = Cells(*(_array(table[name]) for name in names))
-    _check_ids(cells, shape, portion.path)
-    _check_numbers(cells.values, "values", portion.path, signed)
-    rows, cols = cells.rows.astype(np.int32, copy=False), cells.cols.astype(np.int32, copy=False)
-    if cells.weights is None:
-        return Cells(rows, cols, cells.values)
-    _check_numbers(cells.weights, "weights", portion.path, signed=False)
-    return Cells(rows, cols, cells.values.astype(np.float64), cells.weights.astype(np.float64))
+    names = _names(value, weight)
+    with _opened(portion.path, names) as source:
+        table = source.read_row_group(portion.group, columns=names)
+    return _checked(table, names, portion.path, shape, signed)
 
 
 def read_share(
@@ -151,18 +132,83 @@ def read_share(
     """All cells of a rank's `share` of the files, in one piece."""
     mine = share(portions(paths), rank, ranks)
     parts = [read_portion(portion, shape, value, weight=weight, signed=signed) for portion in mine]
-    if not parts:
-        empty = np.zeros(0, np.int64 if value == "units" else np.float64)
-        return Cells(np.zeros(0, np.int32), np.zeros(0, np.int32), empty, None if weight is None else np.zeros(0))
+    return _joined(parts or [_no_cells(paths, _names(value, weight))])
+
+
+def read_portions(
+    paths: Sequence[str],
+    rank: int,
+    ranks: int,
+    shape: tuple[int, int],
+    value: str = "units",
+    *,
+    weight: str | None = None,
+    signed: bool = False,
+) -> Iterator[Cells]:
+    """The cells of `read_share`, at most `CELLS_AT_ONCE` at a time; at least one portion, which may be empty."""
+    names = _names(value, weight)
+    yield _no_cells(paths, names)
+    for portion in share(portions(paths), rank, ranks):
+        with _opened(portion.path, names) as source:
+            for batch in source.iter_batches(CELLS_AT_ONCE, row_groups=[portion.group], columns=names):
+                yield _checked(pa.Table.from_batches([batch]), names, portion.path, shape, signed)
+
+
+def _names(value: str, weight: str | None) -> list[str]:
+    return [ROW, COL, value] + ([weight] if weight is not None else [])
+
+
+@contextmanager
+def _opened(path: str, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
+    fs, local = storage.filesystem(path)
+    try:
+        with fs.open_input_file(local) as stream:
+            source = pq.ParquetFile(stream)
+            missing = set(names) - set(source.schema_arrow.names)
+            if missing:
+                raise InputError(
+                    f"matrix file {path} has no column {', '.join(sorted(missing))}; expected {', '.join(names)}"
+                )
+            yield source
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"matrix file {path} cannot be read: {error}; the stage that wrote it must run again"
+        ) from error
+
+
+def _checked(table: pa.Table, names: Sequence[str], path: str, shape: tuple[int, int], signed: bool) -> Cells:
+    for name in names:
+        if table[name].null_count:
+            raise InputError(f"matrix file {path}: {table[name].null_count} values of {name} are null")
+    rows, cols, values, *weights = (table[name].to_numpy() for name in names)
+    _check_ids(rows, cols, shape, path)
+    _check_numbers(values, "values", path, signed)
+    for numbers in weights:
+        _check_numbers(numbers, "weights", path, signed=False)
+    # Ranks exchange values, so these have one dtype whatever the files.
+    exact = values.dtype.kind in "iu" and not weights
+    values = values.astype(np.int64 if exact else np.float64, copy=False)
+    weight = weights[0].astype(np.float64, copy=False) if weights else None
+    return Cells(rows.astype(np.int32, copy=False), cols.astype(np.int32, copy=False), values, weight)
+
+
+def _no_cells(paths: Sequence[str], names: Sequence[str]) -> Cells:
+    """Empty, of the dtypes of the files: what a rank without cells sends must look like what others send."""
+    exact = True
+    if paths:
+        with _opened(paths[0], names) as source:
+            exact = pa.types.is_integer(source.schema_arrow.field(names[2]).type)
+    ids, weighted = np.zeros(0, np.int32), len(names) > 3
+    values = np.zeros(0, np.int64 if exact and not weighted else np.float64)
+    return Cells(ids, ids, values, np.zeros(0) if weighted else None)
+
+
+def _joined(parts: Sequence[Cells]) -> Cells:
     return Cells(*(np.concatenate(arrays) for arrays in zip(*(part.columns for part in parts), strict=True)))
 
 
-def _array(column: pa.ChunkedArray) -> np.ndarray:
-    return column.to_numpy()
-
-
-def _check_ids(cells: Cells, shape: tuple[int, int], path: str) -> None:
-    for name, ids, size in ((ROW, cells.rows, shape[0]), (COL, cells.cols, shape[1])):
+def _check_ids(rows: np.ndarray, cols: np.ndarray, shape: tuple[int, int], path: str) -> None:
+    for name, ids, size in ((ROW, rows, shape[0]), (COL, cols, shape[1])):
         if len(ids) and (ids.min() < 0 or ids.max() >= size):
             worst = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise InputError(f"matrix file {path}: {name} {worst} is outside the matrix, expected 0 .. {size - 1}")

@@ -86,3 +86,32 @@ def add_at(index, values, sums, checked):  # type: ignore[no-untyped-def]
             return False
         sums[index[t]] += values[t]
     return True
+
+
+@njit(cache=True, nogil=True)
+def distinct_bounds(indptr, indices, seen, most):  # type: ignore[no-untyped-def]
+    """First rows of consecutive pieces that name at most `most` distinct columns, or are one row.
+
+    `seen`, int32 of shape (columns,), starts at -1 and is written.
+    """
+    rows = len(indptr) - 1
+    bounds = [0]
+    distinct = 0
+    for i in range(rows):
+        piece = len(bounds) - 1
+        new = 0
+        for t in range(indptr[i], indptr[i + 1]):
+            if seen[indices[t]] != piece:
+                seen[indices[t]] = piece
+                new += 1
+        if distinct + new > most and bounds[-1] < i:
+            bounds.append(i)
+            distinct = 0
+            for t in range(indptr[i], indptr[i + 1]):
+                if seen[indices[t]] != piece + 1:
+                    seen[indices[t]] = piece + 1
+                    distinct += 1
+        else:
+            distinct += new
+    bounds.append(rows)
+    return np.array(bounds)

@@ -1,9 +1,9 @@
-"""Checkpoints of a training: Parquet shards by range of ids, one manifest written last.
+"""Checkpoints of a training: Parquet shards of (id, vector), one manifest written last.
 
 ::
 
-    <directory>/half-00007/row-00000.parquet ...   id, vector: the side solved in half-sweep 7
-    <directory>/half-00007/_manifest.json          written when every shard of every rank is there
+    <directory>/half-00007/row-00000-000.parquet ...   id, vector: the side solved in half-sweep 7
+    <directory>/half-00007/_manifest.json              written when every shard of every rank is there
 
 A manifest names the shards of both sides; those of the side that was held fixed stand in the directory of the
 half-sweep before. A directory without a manifest does not exist for a resume. Nothing depends on the number of
@@ -37,6 +37,13 @@ KEPT = 3
 """The newest may turn out damaged; the one before it has shards in the directory before that."""
 
 
+SHARD_BYTES = 1 << 27
+"""Of vectors in a file: what a rank encodes at a time, and far below the 2^31 numbers that an Arrow list may hold."""
+
+Rows = tuple[np.ndarray, np.ndarray]
+"""Ids, rising, and the vectors of these."""
+
+
 @dataclass(frozen=True)
 class State:
     """Where a training stands.
@@ -47,7 +54,8 @@ class State:
         Half-sweeps done.
     losses : list of float
         After each of them.
-    factors : mapping of side to array of shape (size, width)
+    factors : mapping of side to array of shape (rows, width)
+        The rows asked for.
     """
 
     half: int
@@ -60,76 +68,76 @@ def directory_of(directory: str, half: int) -> str:
     return storage.join(directory, f"half-{half:05d}")
 
 
-def shard_range(size: int, rank: int, ranks: int) -> slice:
-    """The ids that a rank writes."""
-    return slice(size * rank // ranks, size * (rank + 1) // ranks)
-
-
-def encode_shard(first_id: int, vectors: np.ndarray) -> bytes:
+def encode_shard(ids: np.ndarray, vectors: np.ndarray) -> bytes:
     """Rows of factors as a Parquet file of (id int64, vector list<float or double>)."""
-    width = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * width) if width * len(vectors) < 2**31 else None
-    lists = (
-        pa.ListArray.from_arrays(offsets, flat)
-        if offsets is not None
-        else pa.LargeListArray.from_arrays(pa.array(np.arange(len(vectors) + 1, dtype=np.int64) * width), flat)
-    )
-    ids = pa.array(np.arange(first_id, first_id + len(vectors), dtype=np.int64))
+    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * np.int32(vectors.shape[1]))
+    table = pa.table({"id": ids.astype(np.int64), "vector": pa.ListArray.from_arrays(offsets, flat)})
     sink = pa.BufferOutputStream()
     # Factors are noise to a compressor and to a dictionary.
-    pq.write_table(pa.table({"id": ids, "vector": lists}), sink, compression="none", use_dictionary=False)
+    pq.write_table(table, sink, compression="none", use_dictionary=False)
     return sink.getvalue().to_pybytes()
 
 
-def decode_shard(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+def decode_shard(content: bytes) -> Rows:
     """Ids and vectors of a shard."""
     table = pq.read_table(pa.BufferReader(content)).combine_chunks()
     ids = table["id"].to_numpy()
     flat = table["vector"].combine_chunks().flatten().to_numpy()
-    return ids, flat.reshape(len(ids), -1)
+    return ids, flat.reshape(len(ids), -1 if len(ids) else 0)
+
+
+def slices(rows: int, row_bytes: int) -> list[slice]:
+    """Ranges of rows of at most `SHARD_BYTES`; at least one."""
+    at_once = max(1, SHARD_BYTES // max(1, row_bytes))
+    return [slice(start, min(start + at_once, rows)) for start in range(0, max(1, rows), at_once)]
 
 
 def save(
     group: Group,
     directory: str,
-    state: State,
-    solved: Sequence[str],
+    half: int,
+    losses: Sequence[float],
+    solved: Mapping[str, Rows],
+    sizes: Mapping[str, int],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the sides in `solved`, every rank its range of ids, then the manifest; then remove old checkpoints.
+    """Write the rows, then the manifest; then remove old checkpoints.
 
     Parameters
     ----------
     group : Group
     directory : str
         Of all checkpoints of this training.
-    state : State
-    solved : sides that have changed since the checkpoint before
+    half, losses
+        See `State`.
+    solved : mapping of side to rows
+        The sides that have changed since the checkpoint before; of each what this rank writes.
+    sizes : mapping of side to int
+        Rows of all ranks.
     facts : mapping
         What must be equal for a resume, and is compared: see `load`.
     """
-    here = directory_of(directory, state.half)
+    here = directory_of(directory, half)
     entries: list[dict[str, Any]] = []
-    for side in solved:
-        vectors = state.factors[side]
-        ids = shard_range(len(vectors), group.rank, group.size)
-        name = f"{side}-{group.rank:05d}.parquet"
-        content = encode_shard(ids.start, vectors[ids])
-        storage.write_bytes(storage.join(here, name), content)
-        path = posixpath.join(posixpath.basename(here), name)
-        entries.append({"side": side, "path": path, "bytes": len(content), "crc32": zlib.crc32(content)})
+    for side, (ids, vectors) in solved.items():
+        for number, part in enumerate(slices(len(vectors), vectors.itemsize * vectors.shape[1])):
+            name = f"{side}-{group.rank:05d}-{number:03d}.parquet"
+            content = encode_shard(ids[part], vectors[part])
+            storage.write_bytes(storage.join(here, name), content)
+            path = posixpath.join(posixpath.basename(here), name)
+            entries.append({"side": side, "path": path, "bytes": len(content), "crc32": zlib.crc32(content)})
     shards = [entry for text in group.gather_text(json.dumps(entries)) for entry in json.loads(text)]
     if group.rank != 0:
         return
     for side in SIDES:
         if side not in solved:
-            shards += [entry for entry in _manifest(directory, state.half - 1)["shards"] if entry["side"] == side]
+            shards += [entry for entry in _manifest(directory, half - 1)["shards"] if entry["side"] == side]
     manifest = {
         "format_version": FORMAT_VERSION,
-        "half": state.half,
-        "losses": state.losses,
-        "sizes": {side: len(state.factors[side]) for side in SIDES},
+        "half": half,
+        "losses": list(losses),
+        "sizes": dict(sizes),
         "facts": dict(facts),
         "shards": shards,
     }
@@ -158,11 +166,18 @@ def halves_in(directory: str) -> list[int]:
     return sorted(int(name.removeprefix("half-")) for name in names if name.startswith("half-"))
 
 
-def load(directory: str, facts: Mapping[str, Any]) -> State | None:
+def load(directory: str, facts: Mapping[str, Any], kept: Mapping[str, np.ndarray] | None = None) -> State | None:
     """The newest whole checkpoint, or None.
 
     A checkpoint whose shards are lost or damaged is passed over for the one before, with a warning: what was
     computed since is computed again.
+
+    Parameters
+    ----------
+    directory : str
+    facts : mapping
+    kept : mapping of side to rising ids, optional
+        The rows to return; None = all.
 
     Raises
     ------
@@ -186,7 +201,7 @@ def load(directory: str, facts: Mapping[str, Any]) -> State | None:
                 "remove that directory"
             )
         try:
-            return State(half, list(manifest["losses"]), _read_factors(directory, manifest))
+            return State(half, list(manifest["losses"]), _read_factors(directory, manifest, kept or {}))
         except _DamagedError as error:
             logger.warning("checkpoint after half-sweep %d is damaged and passed over: %s", half, error)
     return None
@@ -196,10 +211,11 @@ class _DamagedError(Exception):
     """A shard is not what its manifest says."""
 
 
-def _read_factors(directory: str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _read_factors(directory: str, manifest: Mapping[str, Any], kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     factors: dict[str, np.ndarray] = {}
     for side in SIDES:
         size = manifest["sizes"][side]
+        wanted = kept.get(side, np.arange(size))
         seen = 0
         for entry in (entry for entry in manifest["shards"] if entry["side"] == side):
             path = storage.join(directory, entry["path"])
@@ -209,10 +225,14 @@ def _read_factors(directory: str, manifest: Mapping[str, Any]) -> dict[str, np.n
             if len(content) != entry["bytes"] or zlib.crc32(content) != entry["crc32"]:
                 raise _DamagedError(f"{path} has {len(content)} bytes, {entry['bytes']} with another content expected")
             ids, vectors = decode_shard(content)
+            if not len(ids):
+                continue
             if side not in factors:
-                factors[side] = np.zeros((size, vectors.shape[1]), vectors.dtype)
-            if len(ids):
-                factors[side][ids] = vectors
+                factors[side] = np.zeros((len(wanted), vectors.shape[1]), vectors.dtype)
+            # Both are rising; which of the shard's rows are wanted, and where they go.
+            place = np.searchsorted(wanted, ids)
+            found = np.flatnonzero(wanted[np.minimum(place, len(wanted) - 1)] == ids) if len(wanted) else place[:0]
+            factors[side][place[found]] = vectors[found]
             seen += len(ids)
         if seen != size:
             raise _DamagedError(f"side {side} has {seen} of {size} rows")

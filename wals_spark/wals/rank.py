@@ -11,7 +11,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,14 +20,17 @@ import numpy as np
 
 from wals_spark import storage
 from wals_spark.cluster.group import Group
-from wals_spark.errors import InputError, WalsSparkError
+from wals_spark.errors import InputError, TransientError, WalsSparkError
 from wals_spark.factors import gauge
-from wals_spark.matrix.cells import read_share
+from wals_spark.matrix.cells import Cells, read_portions, read_share
 from wals_spark.objective import Objective
 from wals_spark.wals import checkpoint
-from wals_spark.wals.exchange import gramian, over_pieces, publish
+from wals_spark.wals.exchange import publish
+from wals_spark.wals.holding import Holding
 from wals_spark.wals.initial import initial_factors
-from wals_spark.wals.sides import SIDES, Side, make_sides
+from wals_spark.wals.model import Coordinates, Model, Replicated, Sharded
+from wals_spark.wals.placing import make_sides
+from wals_spark.wals.sides import SIDES, Side
 from wals_spark.wals.solver import ConjugateGradientSolver, CpuSolver, Solver, System, one_blas_thread
 
 logger = logging.getLogger(__name__)
@@ -76,6 +79,7 @@ class RankTask:
         the solution for ratings that are all positive, and MLlib's choice.
     initial : str or None
         A Parquet file or directory of (id, vector): where the columns start; others start at random.
+    holding : Holding
     """
 
     files: tuple[str, ...]
@@ -101,6 +105,7 @@ class RankTask:
     cg_steps: int = 4
     start: str = "normal"
     initial: str | None = None
+    holding: Holding = field(default_factory=Holding)
 
     def to_json(self) -> str:
         """As text."""
@@ -116,6 +121,7 @@ class RankTask:
                 "files": tuple(data["files"]),
                 "shape": tuple(data["shape"]),
                 "objective": Objective(**data["objective"]),
+                "holding": Holding(**data["holding"]),
             }
         )
 
@@ -150,43 +156,6 @@ class Phases:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
 
-class Model:
-    """Both sides' factors as every rank holds them.
-
-    A row of `arrays["row"]` is ``[u_i]``, or ``[u_i, b_i]`` with biases; of `arrays["col"]` likewise. Seen from
-    the other side it becomes ``[u_i, 1, b_i]``: its last coordinate meets a held 1.
-    """
-
-    def __init__(self, k: int, bias: bool, arrays: dict[str, np.ndarray]) -> None:
-        self.k, self.bias, self.arrays = k, bias, arrays
-
-    def features(self, side: str) -> np.ndarray:
-        """z_j of a side; shape (size, k), or (size, k + 2) with biases."""
-        x = self.arrays[side]
-        if not self.bias:
-            return x
-        return np.hstack([x[:, : self.k], np.ones((len(x), 1), x.dtype), x[:, self.k :]])
-
-    def held(self, rows: int) -> np.ndarray:
-        """The values of the held coordinates; shape (rows, 0), or (rows, 1) with biases."""
-        return np.ones((rows, int(self.bias)))
-
-    def ridge(self, lambdas: np.ndarray) -> np.ndarray:
-        """The added diagonal: lambda_i for factors, nothing for a bias."""
-        ridge = np.repeat(lambdas[:, None], self.k + int(self.bias), axis=1)
-        ridge[:, self.k :] = 0.0
-        return ridge
-
-    def regularization(self, group: Group, side: str, lambdas: np.ndarray) -> float:
-        """``sum_i lambda_i |u_i|^2`` in float64."""
-        x = self.arrays[side]
-
-        def part(piece: slice) -> np.ndarray:
-            return lambdas[piece] @ (x[piece, : self.k].astype(np.float64) ** 2).sum(1)
-
-        return float(np.sum(over_pieces(group, len(x), (), part)))
-
-
 def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Train, from the newest checkpoint if there is one; returns facts, the same on every rank.
 
@@ -199,37 +168,22 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
     """
     phases = Phases()
     with one_blas_thread():
-        with phases("read"):
-            cells = read_share(task.files, group.rank, group.size, task.shape, task.value, signed=task.signed)
-        with phases("place"):
-            row, col = make_sides(
-                group,
-                cells,
-                task.shape,
-                task.objective,
-                symmetric=task.symmetric,
-                unit=task.unit,
-                k=task.k,
-                dtype=np.dtype(task.precision),
-                duplicates=task.duplicates,
-            )
-            del cells
+        row, col = _place(task, group, phases)
         sides = {"row": row, "col": col}
-        state = checkpoint.load(task.checkpoints, task.facts)
-        resumed_at = state.half if state is not None else 0
-        if state is None:
-            state = checkpoint.State(0, [], _start(task, sides))
-        else:
-            logger.info("rank %d resumes after half-sweep %d", group.rank, state.half)
-        model = Model(task.k, task.objective.bias == "free", state.factors)
-        state = _alternate(task, group, sides, model, state, phases, after_half)
+        kind = Sharded if task.holding.sharded else Replicated
+        coordinates = Coordinates(task.k, task.objective.bias == "free")
+        model = kind(group, sides, coordinates, np.dtype(task.precision))
+        with phases("start"):
+            half, losses = _start(task, model)
+        resumed_at = half
+        half, losses = _alternate(task, model, half, losses, phases, after_half)
         with phases("write"):
-            written, singular = _write_result(task, group, model)
+            written, singular = _write_result(task, model)
     empty = {f"empty_{side}s": int((sides[side].cells == 0).sum()) for side in SIDES}
     return {
-        "half_sweeps": state.half,
-        "losses": state.losses,
-        "converged": state.half < 2 * task.sweeps or _converged(state.losses, task.tolerance),
+        "half_sweeps": half,
+        "losses": losses,
+        "converged": half < 2 * task.sweeps or _converged(losses, task.tolerance),
         "resumed_at": resumed_at,
         "nnz": int(row.cells.sum()),
         **empty,
@@ -241,20 +195,64 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
     }
 
 
-def _start(task: RankTask, sides: dict[str, Side]) -> dict[str, np.ndarray]:
-    """Random columns, zero rows: rows are solved first. Empty columns are zero from the start."""
-    width = task.k + int(task.objective.bias == "free")
-    arrays = {side: np.zeros((sides[side].size, width), task.precision) for side in SIDES}
-    filled = np.flatnonzero(sides["col"].cells)
-    random = initial_factors(task.seed, "col", filled, task.k)
+def _place(task: RankTask, group: Group, phases: Phases) -> tuple[Side, Side]:
+    """Read this rank's share of the files and make the sides."""
+
+    def portions() -> Iterator[Cells]:
+        return read_portions(task.files, group.rank, group.size, task.shape, task.value, signed=task.signed)
+
+    with phases("read"):
+        cells: Cells | Callable[[], Iterator[Cells]] = portions
+        if not task.holding.streamed:
+            cells = read_share(task.files, group.rank, group.size, task.shape, task.value, signed=task.signed)
+    with phases("place"):
+        return make_sides(
+            group,
+            cells,
+            task.shape,
+            task.objective,
+            symmetric=task.symmetric,
+            unit=task.unit,
+            k=task.k,
+            dtype=np.dtype(task.precision),
+            duplicates=task.duplicates,
+            holding=task.holding,
+        )
+
+
+def _start(task: RankTask, model: Model) -> tuple[int, list[float]]:
+    """Factors of the newest checkpoint, or starting factors; returns the half-sweeps done and their losses."""
+    group = model.group
+    state = checkpoint.load(task.checkpoints, task.facts, {side: model.ids(side) for side in SIDES})
+    reached = [int(half[0]) for half in group.gather(np.array([state.half if state else 0]))]
+    if len(set(reached)) > 1:
+        raise TransientError(
+            f"the ranks see different checkpoints in {task.checkpoints} (half-sweeps {reached}); that directory must "
+            "be the same for all of them: set warehouse to a shared file system"
+        )
+    if state is None:
+        _start_columns(task, model)
+        return 0, []
+    logger.info("rank %d resumes after half-sweep %d", group.rank, state.half)
+    model.arrays.update(state.factors)
+    return state.half, state.losses
+
+
+def _start_columns(task: RankTask, model: Model) -> None:
+    """Random columns; rows stay zero, since they are solved first. So do empty columns."""
+    x, ids = model.arrays["col"], model.ids("col")
+    filled = model.sides["col"].cells[ids] > 0
+    random = initial_factors(task.seed, "col", ids[filled], task.k)
     if task.start == "positive":
         random = np.abs(random) / np.linalg.norm(random, axis=1, keepdims=True)
-    arrays["col"][filled, : task.k] = random
+    x[filled, : task.k] = random
     if task.initial is not None:
-        ids, vectors = read_vectors(task.initial, task.k, sides["col"].size)
-        arrays["col"][ids, : task.k] = vectors
-        arrays["col"][sides["col"].cells == 0] = 0
-    return arrays
+        given, vectors = read_vectors(task.initial, task.k, model.sides["col"].size)
+        place = np.full(model.sides["col"].size, -1)
+        place[ids] = np.arange(len(ids))
+        here = place[given] >= 0
+        x[place[given[here]], : task.k] = vectors[here]
+        x[~filled] = 0
 
 
 def read_vectors(path: str, k: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -281,41 +279,29 @@ def read_vectors(path: str, k: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _alternate(
     task: RankTask,
-    group: Group,
-    sides: dict[str, Side],
     model: Model,
-    state: checkpoint.State,
+    half: int,
+    losses: Sequence[float],
     phases: Phases,
     after_half: Callable[[int], None] | None,
-) -> checkpoint.State:
+) -> tuple[int, list[float]]:
     """Half-sweeps until the loss stands still or the sweeps are used up."""
     solver: Solver = make_solver(task)
-    losses = list(state.losses)
-    half = state.half
+    group, losses = model.group, list(losses)
     saved = half
     started, first = time.monotonic(), half
     while half < 2 * task.sweeps and not (half % 2 == 0 and _converged(losses, task.tolerance)):
-        name, other = SIDES[half % 2], SIDES[1 - half % 2]
-        side, fixed = sides[name], sides[other]
+        name, fixed = SIDES[half % 2], SIDES[1 - half % 2]
+        side = model.sides[name]
         with phases("gramian"):
-            features = model.features(other)
-            g = gramian(group, features, fixed.weights, task.threads)
-        system = System(
-            features,
-            fixed.weights,
-            g,
-            task.objective.rho,
-            model.held(len(side.rows)),
-            model.ridge(side.ridge[side.rows]),
-            model.arrays[name][side.rows],
-        )
+            gramian = model.gramian(fixed, task.threads)
         with phases("solve"):
-            solved, row_loss = solver.solve(side, system)
+            solved, row_loss = _half_step(task, model, solver, name, fixed, gramian)
         with phases("exchange"):
-            publish(group, side.owner, side.rows, solved, model.arrays[name])
+            model.put(name, solved)
             all_losses = np.zeros(side.size)
             publish(group, side.owner, side.rows, row_loss, all_losses)
-            loss = float(all_losses.sum()) + model.regularization(group, other, fixed.ridge)
+            loss = float(all_losses.sum()) + model.regularization(fixed)
         half += 1
         _check_loss(loss, losses, task, half)
         losses.append(loss)
@@ -323,8 +309,8 @@ def _alternate(
         if half - saved >= task.checkpoint_every or last:
             with phases("checkpoint"):
                 changed = (name,) if half - saved == 1 and saved > 0 else SIDES
-                state = checkpoint.State(half, losses, model.arrays)
-                checkpoint.save(group, task.checkpoints, state, changed, task.facts)
+                rows, sizes = {side: model.mine(side) for side in changed}, dict(zip(SIDES, task.shape, strict=True))
+                checkpoint.save(group, task.checkpoints, half, losses, rows, sizes, task.facts)
             saved = half
         if group.rank == 0:
             storage.write_json(
@@ -332,7 +318,28 @@ def _alternate(
             )
         if after_half is not None:
             after_half(half)
-    return checkpoint.State(half, losses, model.arrays)
+    return half, losses
+
+
+def _half_step(
+    task: RankTask, model: Model, solver: Solver, name: str, fixed: str, gramian: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The own rows of a side and their losses, solved block by block."""
+    side, before = model.sides[name], model.own(name)
+    solved, row_loss = np.zeros_like(before), np.zeros(len(side.rows))
+    for block, features, h in model.blocks(name, fixed):
+        if len(block.rows):
+            system = System(
+                features,
+                h,
+                gramian,
+                task.objective.rho,
+                model.coordinates.held(len(block.rows)),
+                model.coordinates.ridge(side.ridge[block.rows]),
+                before[block.place],
+            )
+            solved[block.place], row_loss[block.place] = solver.solve(block, system)
+    return solved, row_loss
 
 
 def make_solver(task: RankTask) -> Solver:
@@ -388,50 +395,49 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _write_result(task: RankTask, group: Group, model: Model) -> tuple[list[dict[str, Any]], list[float]]:
-    """Both sides in the canonical gauge, every rank its range of ids; returns the shards and singular values."""
+def _write_result(task: RankTask, model: Model) -> tuple[list[dict[str, Any]], list[float]]:
+    """Both sides in the canonical gauge, every rank its rows; returns the shards and singular values."""
     k = task.k
-    u, v = model.arrays["row"], model.arrays["col"]
     if task.gauge_power is None:
-        return _write_sides(task, group, model, np.eye(k), np.eye(k)), []
-    r_u, r_v = (_triangular_factor(group, x[:, :k], task.threads) for x in (u, v))
+        return _write_sides(task, model, np.eye(k), np.eye(k)), []
+    r_u, r_v = (_triangular_factor(model, side, task.threads) for side in SIDES)
     t_u, t_v, singular = gauge.gauge_transforms(r_u, r_v, task.gauge_power)
-    extremes = over_pieces(group, len(u), (k,), lambda piece: gauge.column_extremes(u[piece, :k] @ t_u))
+    extremes = model.over("row", (k,), lambda x, ids: gauge.column_extremes(x[:, :k] @ t_u))
     t_u, t_v = gauge.fix_signs(t_u, t_v, gauge.column_extremes(np.stack(extremes)))
-    return _write_sides(task, group, model, t_u, t_v), [float(value) for value in singular]
+    return _write_sides(task, model, t_u, t_v), [float(value) for value in singular]
 
 
-def _write_sides(task: RankTask, group: Group, model: Model, t_u: np.ndarray, t_v: np.ndarray) -> list[dict[str, Any]]:
-    k = task.k
+def _write_sides(task: RankTask, model: Model, t_u: np.ndarray, t_v: np.ndarray) -> list[dict[str, Any]]:
+    k, rank = task.k, model.group.rank
     entries = []
-    for side, x, t in (("row", model.arrays["row"], t_u), ("col", model.arrays["col"], t_v)):
-        ids = checkpoint.shard_range(len(x), group.rank, group.size)
-        vectors = (x[ids, :k] @ t).astype(np.float32)
-        if not np.isfinite(vectors).all():
-            raise DivergedError(f"factors of side {side} are not finite after the change of gauge")
-        bias = x[ids, k] if model.bias else np.zeros(len(vectors), np.float32)
-        path = storage.join(task.result, f"{side}-{group.rank:05d}.parquet")
-        storage.write_bytes(path, encode_result(ids.start, vectors, bias.astype(np.float32)))
-        entries.append({"side": side, "path": path, "rows": len(vectors)})
-    return [entry for text in group.gather_text(json.dumps(entries)) for entry in json.loads(text)]
+    for side, t in (("row", t_u), ("col", t_v)):
+        ids, x = model.mine(side)
+        for number, part in enumerate(checkpoint.slices(len(x), x.itemsize * k)):
+            vectors = (x[part, :k] @ t).astype(np.float32)
+            if not np.isfinite(vectors).all():
+                raise DivergedError(f"factors of side {side} are not finite after the change of gauge")
+            bias = x[part, k] if model.coordinates.bias else np.zeros(len(vectors), np.float32)
+            path = storage.join(task.result, f"{side}-{rank:05d}-{number:03d}.parquet")
+            storage.write_bytes(path, encode_result(ids[part], vectors, bias.astype(np.float32)))
+            entries.append({"side": side, "path": path, "rows": len(vectors)})
+    return [entry for text in model.group.gather_text(json.dumps(entries)) for entry in json.loads(text)]
 
 
-def _triangular_factor(group: Group, x: np.ndarray, threads: int) -> np.ndarray:
-    k = x.shape[1]
-    parts = over_pieces(group, len(x), (k, k), lambda piece: gauge.triangular_factor(x[piece]), threads)
+def _triangular_factor(model: Model, side: str, threads: int) -> np.ndarray:
+    k = model.coordinates.k
+    parts = model.over(side, (k, k), lambda x, ids: gauge.triangular_factor(x[:, :k]), threads)
     return gauge.stack_factors(parts, k)
 
 
-def encode_result(first_id: int, vectors: np.ndarray, bias: np.ndarray) -> bytes:
+def encode_result(ids: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> bytes:
     """Rows of the result as a Parquet file of (token_id int32, vector list<float>, bias float)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    count, width = vectors.shape
+    width = vectors.shape[1]
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width).cast(pa.list_(pa.float32()))
-    ids = pa.array(np.arange(first_id, first_id + count, dtype=np.int32))
     sink = pa.BufferOutputStream()
-    table = pa.table({"token_id": ids, "vector": lists, "bias": pa.array(bias)})
+    table = pa.table({"token_id": pa.array(ids.astype(np.int32)), "vector": lists, "bias": pa.array(bias)})
     pq.write_table(table, sink, compression="none", use_dictionary=False)
     return sink.getvalue().to_pybytes()
 

@@ -12,9 +12,9 @@ from wals_spark.errors import ConfigError, InputError
 from wals_spark.matrix.cells import Cells
 from wals_spark.objective import PRESETS, Objective
 from wals_spark.wals import reference
-from wals_spark.wals.exchange import gramian
-from wals_spark.wals.rank import Model
-from wals_spark.wals.sides import Side, make_sides
+from wals_spark.wals.model import Coordinates
+from wals_spark.wals.placing import make_sides
+from wals_spark.wals.sides import Side
 from wals_spark.wals.solver import CpuSolver, Solver, System
 
 GROUP = LocalGroup()
@@ -45,9 +45,11 @@ def sides_of(counts: np.ndarray, objective: Objective, dtype: str, symmetric: bo
 
 
 def solve(
-    solver: Solver, side: Side, h: np.ndarray, z: np.ndarray, model: Model, rho: float
+    solver: Solver, side: Side, h: np.ndarray, z: np.ndarray, model: Coordinates, rho: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    system = System(z, h, gramian(GROUP, z, h), rho, model.held(len(side.rows)), model.ridge(side.ridge[side.rows]))
+    system = System(
+        z, h, (z.T.astype(np.float64) * h) @ z, rho, model.held(len(side.rows)), model.ridge(side.ridge[side.rows])
+    )
     return solver.solve(side, system)
 
 
@@ -68,10 +70,10 @@ def test_a_half_step_solves_the_reference_problem(
     biased = objective.bias == "free"
     x = rng.standard_normal((fixed.size, k + biased)).astype(dtype)
     x[fixed.cells == 0] = 0
-    model = Model(k, biased, {"fixed": x})
+    model = Coordinates(k, biased)
     v, c = x[:, :k].astype(np.float64), x[:, k].astype(np.float64) if biased else np.zeros(fixed.size)
     u, b = reference.half_step(problem, v, c)
-    solved, row_loss = solve(solvers()[kernel], side, fixed.weights, model.features("fixed"), model, objective.rho)
+    solved, row_loss = solve(solvers()[kernel], side, fixed.weights, model.features(x), model, objective.rho)
     size = np.abs(u).max()
     assert np.abs(solved[:, :k] - u).max() < TOLERANCE[dtype] * size
     if biased:
@@ -83,20 +85,20 @@ def test_a_half_step_solves_the_reference_problem(
 def test_cells_beyond_one_tile_are_all_counted(counts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     row, col = sides_of(counts, PRESETS["ppmi"], "float64")
     z = np.random.default_rng(2).standard_normal((col.size, 6))
-    model = Model(6, False, {})
+    model = Coordinates(6, False)
     whole, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
-    monkeypatch.setattr("wals_spark.wals.solver.TILE_CELLS", (3, 3))
+    monkeypatch.setattr("wals_spark.wals.solver.TILE", 3)
     pieces, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
     assert np.allclose(whole, pieces, rtol=1e-12)
 
 
-def test_wide_rows_are_solved_through_blas_as_narrow_ones_are(counts: np.ndarray) -> None:
+def test_wide_rows_are_solved_as_narrow_ones_are(counts: np.ndarray) -> None:
     k = 200
     for objective in (PRESETS["ppmi"], VARIANTS["replaced"]):
         row, col = sides_of(counts, objective, "float64")
         z = np.random.default_rng(2).standard_normal((col.size, k))
         z[col.cells == 0] = 0
-        solved, _ = solve(CpuSolver(1), row, col.weights, z, Model(k, False, {}), objective.rho)
+        solved, _ = solve(CpuSolver(1), row, col.weights, z, Coordinates(k, False), objective.rho)
         u, _ = reference.half_step(reference.dense_problem(objective, counts), z, np.zeros(col.size))
         assert np.allclose(solved, u, atol=1e-9)
 
@@ -104,7 +106,7 @@ def test_wide_rows_are_solved_through_blas_as_narrow_ones_are(counts: np.ndarray
 def test_threads_change_no_bit(counts: np.ndarray) -> None:
     row, col = sides_of(counts, PRESETS["ppmi"], "float32")
     z = np.random.default_rng(2).standard_normal((col.size, 6)).astype(np.float32)
-    model = Model(6, False, {})
+    model = Coordinates(6, False)
     one, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
     four, _ = solve(CpuSolver(4), row, col.weights, z, model, 0.005)
     assert one.tobytes() == four.tobytes()
@@ -133,7 +135,7 @@ def test_a_singular_row_is_named(kernel: str) -> None:
     row, col = sides_of(counts, objective, "float32")
     z = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
     with pytest.raises(InputError, match=r"2 rows have no unique solution \(ids 2, 3\)"):
-        solve(solvers()[kernel], row, col.weights, z, Model(6, False, {}), 0.0)
+        solve(solvers()[kernel], row, col.weights, z, Coordinates(6, False), 0.0)
 
 
 def test_no_regularisation_at_all_is_refused() -> None:
