@@ -22,11 +22,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from wals_spark.errors import ConfigError
 
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,127}")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def _directory_name(value: str) -> str:
-    if not NAME_PATTERN.fullmatch(value) or "=" in value:
+    if not NAME_PATTERN.fullmatch(value):
         raise ValueError(
             f"{value!r} is used as a directory name: expected 1 to 128 of the characters A-Z a-z 0-9 . _ -, "
             "starting with a letter or a digit"
@@ -34,7 +34,15 @@ def _directory_name(value: str) -> str:
     return value
 
 
+def batch_name(value: str) -> str:
+    """The id of a batch as it is; `ValueError` where it cannot be one."""
+    if value == "all":
+        raise ValueError("'all' stands for every batch of the table: choose another id")
+    return _directory_name(value)
+
+
 Name = Annotated[str, AfterValidator(_directory_name)]
+BatchName = Annotated[str, AfterValidator(batch_name)]
 
 
 class Section(BaseModel):
@@ -66,7 +74,7 @@ class CorpusConfig(Section):
         None, description="Column of unique document ids; none = the file's name and the position in it."
     )
     text_column: str = Field("text", description="Column of the text.")
-    batch_id: Name = Field("default", description="The increment that these documents belong to.")
+    batch_id: BatchName = Field("default", description="The increment that these documents belong to.")
     encoding_errors: Literal["refuse", "replace", "skip"] = Field(
         "refuse", description="Bytes that are not UTF-8: stop, replace by U+FFFD and count, or skip and count."
     )

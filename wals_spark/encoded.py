@@ -18,6 +18,7 @@ before the vocabulary is known. Readers see global ids and markers only.
 from __future__ import annotations
 
 import io
+import itertools
 import posixpath
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -272,7 +273,8 @@ def read_shards(
 ) -> Iterator[Chunk]:
     """Read whole shards; see `read_spans`."""
     for path in paths:
-        yield from _read(path, 0, None, max_tokens=max_tokens, boundary=boundary, context=context)
+        ids = _local_to_global(path)
+        yield from _read(path, ids, 0, None, max_tokens=max_tokens, boundary=boundary, context=context)
 
 
 def read_spans(
@@ -289,18 +291,28 @@ def read_spans(
         Where a chunk starts inside a document, it repeats enough tokens for `context` of them to be in
         the vocabulary, or all tokens from the document's start.
     """
-    for span in spans:
-        yield from _read(span.path, span.start, span.stop, max_tokens=max_tokens, boundary=boundary, context=context)
+    for path, parts in itertools.groupby(spans, lambda span: span.path):
+        ids = _local_to_global(path)
+        for span in parts:
+            yield from _read(
+                path, ids, span.start, span.stop, max_tokens=max_tokens, boundary=boundary, context=context
+            )
 
 
 def _read(
-    path: str, start: int, stop: int | None, *, max_tokens: int, boundary: Boundary, context: int
+    path: str,
+    to_global: Ints | None,
+    start: int,
+    stop: int | None,
+    *,
+    max_tokens: int,
+    boundary: Boundary,
+    context: int,
 ) -> Iterator[Chunk]:
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
     with _open(path) as source:
         reader = pa.ipc.open_file(source)
-        to_global = _local_to_global(path)
         tail = _tail_before(reader, start, to_global, boundary, context)
         for index in range(start, reader.num_record_batches if stop is None else stop):
             batch = reader.get_batch(index)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,21 @@ class Context:
     def table_output(self, table: schemas.Table, where: Mapping[str, str]) -> dict[str, Any]:
         """The entry of ``Outcome.outputs["tables"]`` for a slice just written."""
         return {table.name: {"where": dict(where), "version": self.tables.version(table, where)}}
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[str]:
+        """A directory of the warehouse that is gone afterwards; what a killed command left there goes first.
+
+        `name` stands for one output of one stage, whose lock the caller holds.
+        """
+        base = storage.join(self.manifests.warehouse, "_scratch", name)
+        storage.remove(base)
+        directory = storage.join(base, uuid.uuid4().hex[:8])
+        storage.make_directory(directory)
+        try:
+            yield directory
+        finally:
+            storage.remove(base)
 
     def stop(self) -> None:
         """Stop a session that was started here."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,19 @@ def test_configuration_reference_in_docs_is_what_the_code_says(capsys):
 )
 def test_bad_usage_exits_with_2(arguments):
     assert main(arguments) == 2
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "a=b", "", ".hidden", "all"])
+@pytest.mark.parametrize("table_format", ["parquet", "delta"])
+@pytest.mark.parametrize("command", [["corpus", "--batch-id"], ["drop-batch", "--batch-id"], ["compact", "--into"]])
+def test_a_batch_id_that_is_no_plain_name_is_refused_before_anything_is_written(
+    tmp_path, caplog, monkeypatch, command, table_format, name
+):
+    monkeypatch.setattr(logging.getLogger("wals_spark"), "propagate", True)
+    settings = ["--warehouse", str(tmp_path / "warehouse"), "--set", f"table_format={table_format}"]
+    assert main([*command, name, *settings]) == 2
+    assert repr(name) in caplog.text
+    assert not (tmp_path / "warehouse" / "cooccurrence").exists()
 
 
 def test_help_needs_neither_spark_nor_torch():

@@ -13,16 +13,16 @@ import wals_spark
 
 PACKAGE = Path(wals_spark.__file__).parent
 LEVELS = [
-    {"errors", "config", "schemas", "storage", "runs", "progress", "tokenizer", "encoded"},
+    {"errors", "config", "schemas", "storage", "runs", "progress", "watch", "tokenizer", "encoded"},
     {"cluster", "tables", "matrix", "objective"},
     {"stage"},
     {"factors", "mlm"},
     {"corpus", "cooccurrence", "wals", "inject", "evaluate"},
-    {"pipeline"},
+    {"pipeline", "compress"},
     {"demo"},
     {"cli"},
 ]
-BASE_ORDER = ["errors", "schemas", "config", "storage", "runs", "progress", "tokenizer", "encoded"]
+BASE_ORDER = ["errors", "schemas", "config", "storage", "runs", "progress", "watch", "tokenizer", "encoded"]
 SPARK_FREE = [
     "cooccurrence.window",
     "matrix.csr",
@@ -36,6 +36,10 @@ SPARK_FREE = [
     "storage",
     "runs",
     "config",
+    "compress.closed",
+    "compress.methods",
+    "compress.plugin",
+    "compress.run",
 ]
 
 

@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from wals_spark import schemas, storage
-from wals_spark.config import NAME_PATTERN, fingerprint
+from wals_spark.config import batch_name, fingerprint
 from wals_spark.cooccurrence.semantics import Semantics, semantics_from_facts
-from wals_spark.cooccurrence.tasks import bounded_batches, scratch_directory
 from wals_spark.errors import InputError
 from wals_spark.runs import Manifest, now, package_versions
 from wals_spark.stage import Context, output_lock
@@ -45,8 +44,10 @@ def compact(context: Context, into: str, batches: Sequence[str] = ("all",)) -> M
     InputError
         A batch is missing, `into` is another batch already, or the batches do not mean the same.
     """
-    if not NAME_PATTERN.fullmatch(into) or "=" in into:
-        raise InputError(f"{into!r} cannot name a batch: it is a directory name (A-Z a-z 0-9 . _ -)")
+    try:
+        batch_name(into)
+    except ValueError as error:
+        raise InputError(f"{into!r} cannot name a batch: {error}") from None
     existing = context.manifests.find(STAGE, into)
     started = None
     if existing is not None and not existing.complete:
@@ -184,12 +185,12 @@ def _fold_cells(
 
     paths = [file.path for name in names for file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": name})]
     memory = context.config.cooccurrence.memory_per_task
-    with scratch_directory(context, where["batch_id"]) as scratch, bounded_batches(context):
+    with context.scratch(f"{STAGE}.{where['batch_id']}") as scratch, counting.bounded_batches(context.spark):
         job = counting.Job(semantics, blocks_by_rank(counts, blocks), memory, scratch)
         packed = counting.by_block(counting.repacked_frame(context.spark, job, paths), blocks)
         if isinstance(context.tables, ParquetTables):
             with context.tables.staged(schemas.COOCCURRENCE, where, others) as directory:
-                counting.write_blocks(packed, job, directory).collect()
+                counting.write_blocks(packed, job, directory)
         else:
             frame = counting.merged_cells(packed, job)
             context.tables.replace(schemas.COOCCURRENCE, frame, where, instead_of=others)

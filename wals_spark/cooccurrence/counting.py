@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from wals_spark import schemas, storage
 from wals_spark.cooccurrence.merge import BlockMerger, Cells, pack_cells
 from wals_spark.cooccurrence.semantics import Semantics
-from wals_spark.cooccurrence.watch import Done, Heartbeat
 from wals_spark.cooccurrence.window import Tally, WindowCounter, context_tokens
 from wals_spark.encoded import Boundary, Chunk, Span, read_spans
 from wals_spark.errors import InputError
+from wals_spark.watch import Heartbeat
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -110,9 +110,9 @@ def count_spans(
     for blob in counter.count(_chunks(job, spans)):
         yield blob.block, blob.rows, blob.payload
         if heartbeat is not None:
-            heartbeat.beat(Done(tally.documents, counter.counted_tokens, tally.cells))
+            heartbeat.beat(documents=tally.documents, tokens=counter.counted_tokens, pairs=tally.cells)
     if heartbeat is not None:
-        heartbeat.beat(Done(tally.documents, tally.tokens, tally.cells), last=True)
+        heartbeat.beat(documents=tally.documents, tokens=tally.tokens, pairs=tally.cells, last=True)
     yield 0, TALLY_ROWS, json.dumps(asdict(counter.tally)).encode()
 
 
@@ -144,22 +144,22 @@ def counted_blocks(job: Job, direct: Direct, task: int) -> Iterator[tuple[int, I
         )
         _leave_facts(job, facts, totals.row_units, totals.col_units)
         share = (number + 1) / len(mine) / direct.tasks
-        heartbeat.beat(
-            Done(round(counter.tally.documents * share), round(counter.tally.tokens * share), counter.tally.cells)
-        )
+        tally = counter.tally
+        heartbeat.beat(documents=round(tally.documents * share), tokens=round(tally.tokens * share), pairs=tally.cells)
 
 
-def write_direct(spark: SparkSession, job: Job, direct: Direct, directory: str) -> DataFrame:
-    """Count and write below `directory`, see `write_blocks`."""
+def write_direct(spark: SparkSession, job: Job, direct: Direct, directory: str) -> list[tuple[int, int]]:
+    """Count every block and write it below `directory`, see `write_blocks`; returns blocks and their cells.
 
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for task in batch.column(0).to_pylist():
-                for block, cells in counted_blocks(job, direct, task):
-                    written = _write_block(directory, block, cells)
-                    yield pa.RecordBatch.from_pydict({"row_block": [block], "cells": [written]}, schema=_WRITTEN)
+    A job on an RDD: there is no shuffle, and Spark's SQL engine would take longer to warm up than the
+    text of a small corpus takes to count.
+    """
 
-    return spark.range(0, direct.tasks, 1, direct.tasks).mapInArrow(run, WRITTEN_DDL)
+    def run(task: int) -> Iterator[tuple[int, int]]:
+        for block, cells in counted_blocks(job, direct, task):
+            yield block, _write_block(directory, block, cells)
+
+    return spark.sparkContext.parallelize(range(direct.tasks), direct.tasks).flatMap(run).collect()
 
 
 def direct_cells(spark: SparkSession, job: Job, direct: Direct) -> DataFrame:
@@ -225,6 +225,19 @@ def repack_file(job: Job, path: str) -> Iterator[tuple[int, int, bytes]]:
                     yield int(block_of[part[0]]), count, payload
 
 
+@contextmanager
+def bounded_batches(spark: SparkSession) -> Iterator[None]:
+    """Spark hands packed rows to Python in batches by bytes: 10,000 blobs at a time would be gigabytes."""
+    key = "spark.sql.execution.arrow.maxBytesPerBatch"
+    before = spark.conf.get(key)
+    spark.conf.set(key, str(16 << 20))
+    try:
+        yield
+    finally:
+        if before is not None:
+            spark.conf.set(key, before)
+
+
 def by_block(frame: DataFrame, blocks: int) -> DataFrame:
     """The shuffle: block b to partition b."""
     from pyspark.sql import functions as F
@@ -232,8 +245,8 @@ def by_block(frame: DataFrame, blocks: int) -> DataFrame:
     return frame.repartitionById(blocks, F.col("row_block"))
 
 
-def write_blocks(frame: DataFrame, job: Job, directory: str) -> DataFrame:
-    """Merge every block and write it below `directory` as a Parquet file; a row per block comes back.
+def write_blocks(frame: DataFrame, job: Job, directory: str) -> list[tuple[int, int]]:
+    """Merge every block and write it below `directory` as a Parquet file; returns blocks and their cells.
 
     Names and content are the same in every attempt of a task, so a repeated or speculative attempt
     replaces a file by itself.
@@ -244,7 +257,7 @@ def write_blocks(frame: DataFrame, job: Job, directory: str) -> DataFrame:
         cells = _write_block(directory, block, _merged(job, block, batches))
         yield pa.RecordBatch.from_pydict({"row_block": [block], "cells": [cells]}, schema=_WRITTEN)
 
-    return frame.mapInArrow(run, WRITTEN_DDL)
+    return [(row.row_block, row.cells) for row in frame.mapInArrow(run, WRITTEN_DDL).collect()]
 
 
 def _write_block(directory: str, block: int, parts: Iterator[Cells]) -> int:
@@ -308,8 +321,8 @@ def _merged(job: Job, block: int, batches: Iterator[pa.RecordBatch]) -> Iterator
     heartbeat = Heartbeat(job.scratch, f"merge-{block}")
     for part in merger.merge(blobs()):
         yield part
-        heartbeat.beat(Done(cells=totals.cells))
-    heartbeat.beat(Done(cells=totals.cells), last=True)
+        heartbeat.beat(cells=totals.cells)
+    heartbeat.beat(cells=totals.cells, last=True)
     facts = BlockFacts(
         block, totals.cells, totals.pruned_cells, totals.pruned_units, totals.blobs, totals.spilled_bytes, tallies
     )

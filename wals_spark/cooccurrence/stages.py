@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +14,19 @@ import pyarrow as pa
 from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.cooccurrence.batches import refuse_folded
-from wals_spark.cooccurrence.tasks import bounded_batches, scratch_directory
-from wals_spark.cooccurrence.watch import Watch
 from wals_spark.encoded import list_shards
 from wals_spark.errors import InputError
+from wals_spark.progress import Progress
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage
 from wals_spark.tables.parquet import ParquetTables
 from wals_spark.tables.vocabulary import read_vocabulary
 from wals_spark.tokenizer import vocabulary_hash
+from wals_spark.watch import Watch, time_left
+
+if TYPE_CHECKING:
+    from wals_spark.cooccurrence.counting import Job
+    from wals_spark.cooccurrence.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +60,9 @@ def _run(context: Context) -> Outcome:
     if not plan.tasks:
         raise InputError(f"batch {config.corpus.batch_id!r} has no tokens to count")
     where = {"batch_id": config.corpus.batch_id}
-    text_bytes = vocabulary_facts.get("text_bytes")
     with (
-        scratch_directory(context, config.corpus.batch_id) as scratch,
-        bounded_batches(context),
-        Watch(scratch, plan.tokens, text_bytes, plan.cells),
+        context.scratch(f"cooccurrence.{config.corpus.batch_id}") as scratch,
+        _progress(scratch, plan, vocabulary_facts.get("text_bytes")),
     ):
         job = counting.Job(
             semantics,
@@ -67,26 +71,61 @@ def _run(context: Context) -> Outcome:
             scratch,
             vocabulary.counts if semantics.subsample is not None else None,
         )
-        spans = [span for task in plan.tasks for span in task]
-        direct = counting.Direct(spans, plan.direct, plan.blocks) if plan.direct else None
-        if isinstance(context.tables, ParquetTables):
-            with context.tables.staged(schemas.COOCCURRENCE, where) as directory:
-                if direct:
-                    written = counting.write_direct(spark, job, direct, directory).collect()
-                else:
-                    packed = counting.packed_frame(spark, job, plan.tasks)
-                    written = counting.write_blocks(counting.by_block(packed, plan.blocks), job, directory).collect()
-            assert len(written) == plan.blocks, f"{len(written)} of {plan.blocks} blocks were written"
+        if plan.direct:
+            _count_directly(context, job, plan, where)
         else:
-            if direct:
-                frame = counting.direct_cells(spark, job, direct)
-            else:
-                packed = counting.packed_frame(spark, job, plan.tasks)
-                frame = counting.merged_cells(counting.by_block(packed, plan.blocks), job)
-            context.tables.replace(schemas.COOCCURRENCE, frame, where)
+            _count_shuffled(context, job, plan, where)
         blocks, row_units, col_units = counting.collect_facts(job, plan.blocks)
     _write_marginals(context, row_units, col_units, where)
     return _outcome(context, semantics, facts, plan, blocks, row_units, where)
+
+
+def _count_directly(context: Context, job: Job, plan: Plan, where: dict[str, str]) -> None:
+    """Every task reads all tokens and counts its share of the rows."""
+    from wals_spark.cooccurrence import counting
+
+    direct = counting.Direct([span for task in plan.tasks for span in task], plan.direct, plan.blocks)
+    if isinstance(context.tables, ParquetTables):
+        with context.tables.staged(schemas.COOCCURRENCE, where) as directory:
+            counting.write_direct(context.spark, job, direct, directory)
+    else:
+        frame = counting.direct_cells(context.spark, job, direct)
+        context.tables.replace(schemas.COOCCURRENCE, frame, where)
+
+
+def _count_shuffled(context: Context, job: Job, plan: Plan, where: dict[str, str]) -> None:
+    """Tasks share the tokens; packed rows are shuffled by block and summed."""
+    from wals_spark.cooccurrence import counting
+
+    with counting.bounded_batches(context.spark):
+        packed = counting.by_block(counting.packed_frame(context.spark, job, plan.tasks), plan.blocks)
+        if isinstance(context.tables, ParquetTables):
+            with context.tables.staged(schemas.COOCCURRENCE, where) as directory:
+                counting.write_blocks(packed, job, directory)
+        else:
+            context.tables.replace(schemas.COOCCURRENCE, counting.merged_cells(packed, job), where)
+
+
+@contextmanager
+def _progress(directory: str, plan: Plan, text_bytes: int | None) -> Iterator[None]:
+    """Show the tokens counted, then the non-zeros merged; where there is merging, it takes about as long."""
+
+    def show(done: Counter[str], seconds: float) -> None:
+        counted = done["tokens"] / max(1, plan.tokens)
+        merged = counted if plan.direct else min(1.0, done["cells"] / max(1.0, plan.cells))
+        eta = time_left(seconds, (counted + merged) / 2)
+        if done["cells"]:
+            merging.update(done["cells"], expected=round(plan.cells), eta=eta)
+        else:
+            rate = {"MB/s": text_bytes * counted / 1e6 / seconds} if text_bytes else {}
+            counting.update(done["tokens"], documents=done["documents"], pairs=done["pairs"], **rate, eta=eta)
+
+    with (
+        Progress("count", plan.tokens, "tokens") as counting,
+        Progress("merge", None, "non-zeros") as merging,
+        Watch(directory, show),
+    ):
+        yield
 
 
 def refuse_other_meaning(

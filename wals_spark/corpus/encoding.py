@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import posixpath
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,12 +38,12 @@ from wals_spark.schemas import DOCUMENTS, VOCABULARY
 from wals_spark.stage import Context, Metric, Outcome
 from wals_spark.tables import DataFile
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
+from wals_spark.watch import Heartbeat, text_progress
 
 logger = logging.getLogger(__name__)
 
 HASH_SEEDS = 8
 NEW_EXAMPLES = 10
-KNOWN = "known.tmp"
 HASH_BITS = 64
 """Of the words' hashes; tests make it small to force collisions."""
 TASK_BYTES = (1 << 20, 64 << 20)
@@ -88,20 +87,22 @@ def _run(context: Context, directory: str) -> Outcome:
     others = versions.other_batches(context)
     settings = _settings(config)
     known = versions.known_tokens(context, others, settings)
-    tasks = plan(context)
     target = storage.join(directory, config.corpus.batch_id)
-    staging = storage.join(directory, f"_staging-{uuid.uuid4().hex[:16]}")
-    storage.make_directory(staging)
-    try:
-        make = _encode_words if config.vocabulary.kind == "words" else _encode_subwords
-        made = make(context, tasks, staging, known)
+    with context.scratch(f"vocabulary.{config.corpus.batch_id}") as scratch:
+        tasks = plan(context)
+        staging = storage.join(scratch, "encoded")
+        work = Work(tasks, staging, scratch, min(len(tasks), context.spark.sparkContext.defaultParallelism))
+        with text_progress("vocabulary", scratch, _text_bytes(context)):
+            made = (
+                _encode_words(context, work, known)
+                if config.vocabulary.kind == "words"
+                else _encode_subwords(context, work)
+            )
         versions.write_counts(staging, made.counts, made.document_counts)
         encoded.write_listing(staging, made.shards)
         _remove_temporary(staging)
         storage.remove(target)
         storage.move(staging, target)
-    finally:
-        storage.remove(staging)
     size = len(made.tokens)
     totals = versions.summed_counts(context, [*others, config.corpus.batch_id], size)
     rows = vocabulary_rows(made.tokens, totals[0], totals[1], made.special_ids)
@@ -134,6 +135,12 @@ def _run(context: Context, directory: str) -> Outcome:
             f"{outputs['new_tokens']:,} new words with ids from {len(known):,} on, the most frequent: {examples}"
         )
     return Outcome(outputs, metrics, lines)
+
+
+def _text_bytes(context: Context) -> float:
+    """About how much text there is to encode."""
+    found = context.input("corpus").outputs
+    return float(found["text_bytes"]) * (1 - found["held_out"] / found["documents"])
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -184,24 +191,43 @@ def read_documents(paths: list[str]) -> Iterator[Batch]:
                     yield batch.select(~held_out)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What every task must know.
+
+    Attributes
+    ----------
+    tasks : list of list of str
+        Files of documents of each task.
+    directory : str
+        Where the shards go.
+    scratch : str
+        For progress, and for what reducers must read.
+    reducers : int
+    """
+
+    tasks: list[list[str]]
+    directory: str
+    scratch: str
+    reducers: int
+
+
 def _encode_task(
-    paths: list[str],
-    directory: str,
-    task: int,
-    tally: Tally,
-    encode: Callable[[Batch], Encoded],
-    size: Callable[[], int],
+    work: Work, task: int, tally: Tally, encode: Callable[[Batch], Encoded], size: Callable[[], int]
 ) -> tuple[Shard, int]:
     """Write the shard of a task; returns it and the bytes of text read."""
-    writer = ShardWriter(storage.join(directory, f"part-{task:05d}.arrow"))
-    text_bytes = 0
+    writer = ShardWriter(storage.join(work.directory, f"part-{task:05d}.arrow"))
+    heartbeat = Heartbeat(work.scratch, str(task))
+    text_bytes = tokens = 0
     try:
-        with storage.explained(f"cannot write encoded documents to {directory}"):
-            for batch in read_documents(paths):
+        with storage.explained(f"cannot write encoded documents to {work.directory}"):
+            for batch in read_documents(work.tasks[task]):
                 found = encode(batch)
                 tally.add(found.tokens, found.offsets, size())
                 writer.write(batch.ids, found.tokens, found.offsets, found.breaks, found.break_offsets)
                 text_bytes += len(batch.data)
+                tokens += len(found.tokens)
+                heartbeat.beat(bytes=text_bytes, documents=writer.documents, tokens=tokens)
             return writer.close(), text_bytes
     except BaseException:
         writer.abort()
@@ -227,10 +253,6 @@ def _require_documents(shards: list[Shard]) -> None:
         raise InputError("the batch has no documents to count: all are held out; lower corpus.held_out_fraction")
 
 
-def _reducers(context: Context, tasks: int) -> int:
-    return max(1, min(tasks, context.spark.sparkContext.defaultParallelism))
-
-
 @dataclass(frozen=True)
 class Made:
     """A batch as encoded: the vocabulary after it, its counts, its shards, and facts for the manifest."""
@@ -243,16 +265,15 @@ class Made:
     special_ids: frozenset[int] = frozenset()
 
 
-def _encode_words(context: Context, tasks: list[list[str]], staging: str, known: list[str]) -> Made:
+def _encode_words(context: Context, work: Work, known: list[str]) -> Made:
     section = context.config.vocabulary
-    reducers = _reducers(context, len(tasks))
-    known_path = storage.join(staging, KNOWN) if known else None
+    known_path = storage.join(work.scratch, "known") if known else None
     if known_path is not None:
         storage.write_bytes(known_path, pack_table(pa.table({"token": pa.array(known, pa.large_string())})))
     for seed in range(HASH_SEEDS):
-        produce = partial(_words_task, tasks, staging, section, seed, HASH_BITS, reducers)
+        produce = partial(_words_task, work, section, seed, HASH_BITS)
         merge = partial(_merge_words, section.min_count, known_path)
-        blobs = exchange(context.spark, len(tasks), produce, merge, reducers)
+        blobs = exchange(context.spark, len(work.tasks), produce, merge, work.reducers)
         collisions = [blob.payload.decode() for blob in blobs if blob.kind == "collision"]
         if not collisions:
             break
@@ -269,26 +290,18 @@ def _encode_words(context: Context, tasks: list[list[str]], staging: str, known:
             f"no word matching {section.pattern!r} occurs {section.min_count} times "
             f"({distinct:,} words occur at all); lower vocabulary.min_count or change vocabulary.pattern"
         )
-    encoded.write_vocabulary(staging, ranked.hashes, ranked.hashed_ids)
+    encoded.write_vocabulary(work.directory, ranked.hashes, ranked.hashed_ids)
     facts = {"vocabulary_hash": vocabulary_hash(ranked.tokens), "distinct": distinct, "text_bytes": text_bytes}
     return Made(ranked.tokens, ranked.counts, ranked.document_counts, shards, facts)
 
 
-def _words_task(
-    tasks: list[list[str]],
-    directory: str,
-    section: VocabularyConfig,
-    seed: int,
-    hash_bits: int,
-    reducers: int,
-    task: int,
-) -> Iterator[Blob]:
+def _words_task(work: Work, section: VocabularyConfig, seed: int, hash_bits: int, task: int) -> Iterator[Blob]:
     index = WordIndex(section.pattern, section.case, seed, hash_bits)
     tally = Tally()
-    shard, text_bytes = _encode_task(tasks[task], directory, task, tally, index.encode, lambda: index.size)
+    shard, text_bytes = _encode_task(work, task, tally, index.encode, lambda: index.size)
     encoded.write_local_words(shard.path, index.hashes)
-    yield from pack_counts(index, tally, reducers)
-    yield _written(shard, text_bytes, task, reducers)
+    yield from pack_counts(index, tally, work.reducers)
+    yield _written(shard, text_bytes, task, work.reducers)
 
 
 def _merge_words(min_count: int, known_path: str | None, blobs: Iterator[Blob]) -> Iterator[Blob]:
@@ -308,12 +321,11 @@ def _merge_words(min_count: int, known_path: str | None, blobs: Iterator[Blob]) 
     yield Blob(0, "kept", pack_table(merged.table))
 
 
-def _encode_subwords(context: Context, tasks: list[list[str]], staging: str, known: list[str]) -> Made:
+def _encode_subwords(context: Context, work: Work) -> Made:
     loaded = _tokenizer(context.config.vocabulary)
     size = len(loaded.tokens)
-    reducers = _reducers(context, len(tasks))
-    produce = partial(_subwords_task, tasks, staging, loaded.tokenizer.to_str(), loaded.special_ids, size, reducers)
-    blobs = exchange(context.spark, len(tasks), produce, partial(_merge_subwords, size), reducers)
+    produce = partial(_subwords_task, work, loaded.tokenizer.to_str(), loaded.special_ids, size)
+    blobs = exchange(context.spark, len(work.tasks), produce, partial(_merge_subwords, size), work.reducers)
     shards, text_bytes = _shards(blobs)
     _require_documents(shards)
     totals = np.zeros((2, size), np.int64)
@@ -324,22 +336,15 @@ def _encode_subwords(context: Context, tasks: list[list[str]], staging: str, kno
     return Made(loaded.tokens, totals[0], totals[1], shards, facts, loaded.special_ids)
 
 
-def _subwords_task(
-    tasks: list[list[str]],
-    directory: str,
-    serialized: str,
-    special_ids: frozenset[int],
-    size: int,
-    reducers: int,
-    task: int,
-) -> Iterator[Blob]:
+def _subwords_task(work: Work, serialized: str, special_ids: frozenset[int], size: int, task: int) -> Iterator[Blob]:
     # Spark already runs a task per core; it must be set before tokenizers starts its threads.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = SubwordEncoder(serialized, special_ids, size)
     tally = Tally(size)
-    shard, text_bytes = _encode_task(tasks[task], directory, task, tally, encoder.encode, lambda: size)
-    yield Blob(task % reducers, "counts", np.stack([tally.counts[:size], tally.document_counts[:size]]).tobytes())
-    yield _written(shard, text_bytes, task, reducers)
+    shard, text_bytes = _encode_task(work, task, tally, encoder.encode, lambda: size)
+    counts = np.stack([tally.counts[:size], tally.document_counts[:size]])
+    yield Blob(task % work.reducers, "counts", counts.tobytes())
+    yield _written(shard, text_bytes, task, work.reducers)
 
 
 def _merge_subwords(size: int, blobs: Iterator[Blob]) -> Iterator[Blob]:

@@ -1,6 +1,8 @@
 """One shuffle of blobs: tasks produce (bucket, blob), reducers see all blobs of their buckets.
 
 Nothing crosses the JVM as a row per word or per document: a blob is an Arrow table of thousands of them.
+These are jobs on RDDs: the JVM only hands bytes about, and Spark's SQL engine, which takes seconds to
+warm up in a new session, has no part in it.
 """
 
 from __future__ import annotations
@@ -57,43 +59,11 @@ def exchange(
     What is returned passes through the driver: callers keep it to statistics per task and to results that
     the driver may hold.
     """
-
-    def map_side(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for task in batch.column(0).to_pylist():
-                for blob in produce(task):
-                    yield _row(blob, ("bucket", "kind", "payload"))
-
-    def reduce_side(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for blob in merge(_blobs(batches)):
-            yield _row(blob, ("bucket", "kind", "payload"))
-
-    schema = "bucket int, kind string, payload binary"
-    frame = spark.range(0, tasks, 1, tasks).mapInArrow(map_side, schema)
-    frame = frame.repartitionById(partitions, "bucket").mapInArrow(reduce_side, schema)
-    return [Blob(row.bucket, row.kind, bytes(row.payload)) for row in frame.collect()]
+    blobs = spark.sparkContext.parallelize(range(tasks), tasks).flatMap(produce)
+    buckets = blobs.keyBy(lambda blob: blob.bucket).partitionBy(partitions, lambda bucket: bucket)
+    return buckets.values().mapPartitions(merge).collect()
 
 
 def run_tasks(spark: SparkSession, tasks: int, produce: Callable[[int], Iterable[Blob]]) -> list[Blob]:
     """Run ``produce(task)`` for every task, without a shuffle."""
-
-    def map_side(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for task in batch.column(0).to_pylist():
-                for blob in produce(task):
-                    yield _row(blob, ("bucket", "kind", "payload"))
-
-    frame = spark.range(0, tasks, 1, tasks).mapInArrow(map_side, "bucket int, kind string, payload binary")
-    return [Blob(row.bucket, row.kind, bytes(row.payload)) for row in frame.collect()]
-
-
-def _row(blob: Blob, names: tuple[str, ...]) -> pa.RecordBatch:
-    columns = [pa.array([blob.bucket], pa.int32()), pa.array([blob.kind]), pa.array([blob.payload], pa.binary())]
-    return pa.RecordBatch.from_arrays(columns, names=list(names))
-
-
-def _blobs(batches: Iterator[pa.RecordBatch]) -> Iterator[Blob]:
-    for batch in batches:
-        for index in range(len(batch)):
-            bucket, kind, payload = (batch.column(name)[index].as_py() for name in ("bucket", "kind", "payload"))
-            yield Blob(bucket, kind, payload)
+    return spark.sparkContext.parallelize(range(tasks), tasks).flatMap(produce).collect()

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from wals_spark import storage
-from wals_spark.corpus import documents
 from wals_spark.corpus.stages import CORPUS, VOCABULARY
 from wals_spark.encoded import list_shards, read_shards
 from wals_spark.schemas import DOCUMENTS, METRICS
@@ -61,11 +60,7 @@ def family(name):
 
 
 @pytest.mark.parametrize(("mode", "dropped"), [("exact", 10), ("near", 15)])
-def test_the_first_of_equal_or_similar_texts_stays_whatever_the_tasks(
-    make_context, with_copies, monkeypatch, mode, dropped
-):
-    monkeypatch.setattr(documents, "FILE_BYTES", 4000)
-    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 2000)
+def test_the_first_of_equal_or_similar_texts_stays_whatever_the_tasks(make_context, with_copies, mode, dropped):
     first: dict[object, str] = {}
     for name in listing_order(with_copies):
         key = family(name) if mode == "near" or not name.startswith("near") else name
@@ -79,7 +74,7 @@ def test_the_first_of_equal_or_similar_texts_stays_whatever_the_tasks(
         manifest, _ = run_stage(context, CORPUS)
         assert set(stored(context)) == set(first.values())
         assert manifest.outputs["dropped"] == {"duplicate_texts": dropped}
-        assert storage.list_files(storage.join(context.config.warehouse, "_work")) == []
+        assert storage.list_files(storage.join(context.config.warehouse, "_scratch")) == []
 
 
 def test_boilerplate_and_length_filters_are_counted(make_context, tmp_path):

@@ -27,11 +27,9 @@ TEXTS = {f"doc-{n}": f"The cat number {n % 7} sat on the mat {n % 3}. " * (n % 5
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    """Many tasks, files and row groups, as in a large corpus."""
+    """Many tasks, as in a large corpus."""
     monkeypatch.setattr(documents, "TASK_BYTES", (400, 400))
     monkeypatch.setattr(encoding, "TASK_BYTES", (400, 400))
-    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 200)
-    monkeypatch.setattr(documents, "FILE_BYTES", 1000)
 
 
 @pytest.fixture
@@ -140,9 +138,7 @@ def test_duplicate_ids_across_files_are_refused_by_name_and_number(make_context,
     assert context.tables.values(DOCUMENTS) == []
 
 
-def test_the_first_of_duplicate_ids_is_kept_whatever_the_tasks(make_context, with_duplicates, monkeypatch):
-    monkeypatch.setattr(documents, "FILE_BYTES", 60)
-    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 30)
+def test_the_first_of_duplicate_ids_is_kept_whatever_the_tasks(make_context, with_duplicates):
     expected = {}
     for file in sorted(with_duplicates.iterdir()):
         for row in pq.read_table(file).to_pylist():
