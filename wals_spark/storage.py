@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 from wals_spark.errors import InputError, TransientError
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
-_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ACCESS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
