@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -203,7 +204,7 @@ class CudaSolver(TorchSolver):
     def __init__(self, device: str, bytes_at_once: int | None = None, segment: int = SEGMENT) -> None:
         super().__init__(device, bytes_at_once)
         self.segment = segment
-        self._cut: dict[int, tuple[Side, Segments]] = {}
+        self._cut: WeakKeyDictionary[Side, Segments] = WeakKeyDictionary()
         self._trusted: dict[Layout, bool] = {}
 
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
@@ -238,10 +239,10 @@ class CudaSolver(TorchSolver):
         return False
 
     def segments(self, side: Side) -> Segments:
-        """Those of a side; cut once."""
-        if id(side) not in self._cut:
-            self._cut[id(side)] = (side, cut(side.indptr, self.segment, self.device))
-        return self._cut[id(side)][1]
+        """Those of a side; cut once, and kept as long as the side is."""
+        if side not in self._cut:
+            self._cut[side] = cut(side.indptr, self.segment, self.device)
+        return self._cut[side]
 
     def prepare(self, side: Side, system: System) -> Prepared:
         """Move what a half-step needs to the device."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ class TorchSolver(Solver):
             free = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else 1 << 30
             bytes_at_once = free // 4
         self.bytes_at_once = bytes_at_once
-        self._resident: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._resident: WeakKeyDictionary[Side, tuple[torch.Tensor, ...]] = WeakKeyDictionary()
 
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
         dtype = {"float32": torch.float32, "float64": torch.float64}[system.features.dtype.name]
@@ -139,13 +140,12 @@ class TorchSolver(Solver):
         refuse_singular(side, np.array(still, np.int64))
 
     def resident(self, side: Side) -> tuple[torch.Tensor, ...]:
-        """indptr, indices, m, d of a side on the device; moved there once."""
-        key = id(side.indices) ^ id(side.m)
-        if key not in self._resident:
-            self._resident[key] = tuple(
+        """indptr, indices, m, d of a side on the device; moved there once, and kept as long as the side is."""
+        if side not in self._resident:
+            self._resident[side] = tuple(
                 torch.from_numpy(array).to(self.device) for array in (side.indptr, side.indices, side.m, side.d)
             )
-        return self._resident[key]
+        return self._resident[side]
 
 
 class _Problem:
