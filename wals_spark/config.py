@@ -250,7 +250,7 @@ class TrainConfig(Section):
     tolerance: float = Field(1e-4, ge=0, description="Stop when the relative decrease of the loss per sweep is below.")
     regularization: float | None = Field(None, ge=0, description="lambda; none = the preset's.")
     regularization_exponent: float | None = Field(
-        None, ge=0, le=2, description="nu: lambda_i = lambda (n_i + rho n)^nu; none = the preset's."
+        None, ge=-1, le=2, description="nu: lambda_i = lambda (n_i + rho n)^nu; none = the preset's."
     )
     rho: float | None = Field(None, ge=0, description="Weight of unobserved cells; none = the preset's.")
     popularity_exponent: float | None = Field(None, ge=0, le=2, description="g, h: power of the marginals.")
