@@ -145,4 +145,5 @@ def test_streaming_bounds_the_memory(make_task) -> None:
     )
     streamed, resident = json.loads(done.stdout.splitlines()[-1])
     # 2.1 M cells are 50 MB when placed and more than a hundred while they are read; a block of 65,536 is 1 MB.
-    assert streamed < 30e6 < 90e6 < resident
+    assert streamed < 30e6
+    assert resident > 90e6
