@@ -370,10 +370,10 @@ def case_memory(arguments: argparse.Namespace, plain: Path, directory: Path) -> 
 
 def case_encode(arguments: argparse.Namespace, plain: Path, directory: Path) -> None:
     """See the module."""
-    from tokenizers import Tokenizer
+    from wals_spark.tokenizer import load_tokenizer
 
     texts = read_texts(arguments.text[:1])
-    tokenizer = Tokenizer.from_file(arguments.tokenizer)
+    tokenizer = load_tokenizer(arguments.tokenizer).tokenizer
     started = time.perf_counter()
     tokens = sum(
         len(encoding.ids)
@@ -400,7 +400,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", required=True, help="Parquet files with the columns doc_id and text")
     parser.add_argument("--glove-build", type=Path, help="directory with GloVe's vocab_count and cooccur")
-    parser.add_argument("--tokenizer", help="a tokenizer.json, for the case encode")
+    parser.add_argument("--tokenizer", help="a tokenizer.json or a directory holding one, for the case encode")
     parser.add_argument("--cases", default="kernel,job,job4,output,memory")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
@@ -416,7 +416,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
         directory = Path(name)
         plain = directory / "text.txt"
-        write_plain(read_texts(arguments.text), plain)
+        if set(cases) - {"encode"}:
+            write_plain(read_texts(arguments.text), plain)
         for case in cases:
             if case in ("job", "job4"):
                 case_job(arguments, plain, directory, 4 if case == "job4" else 1)
