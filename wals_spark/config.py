@@ -230,7 +230,10 @@ class CooccurrenceConfig(Section):
 class TrainConfig(Section):
     """The factorisation: objective, solver, ranks, checkpoints."""
 
-    execution_keys = frozenset({"workers", "threads", "device", "checkpoint_every", "max_attempts", "timeout_s"})
+    execution_keys = frozenset(
+        {"workers", "threads", "device", "exchange", "matrix", "memory_bytes", "scratch"}
+        | {"checkpoint_every", "max_attempts", "timeout_s"}
+    )
 
     objective: Literal[
         "ppmi",
@@ -272,6 +275,20 @@ class TrainConfig(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; none = the task's cpus.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where the task was given one.")
     precision: Literal["float32", "float64"] = Field("float32", description="Of the factors.")
+    exchange: Literal["auto", "replicated", "sharded"] = Field(
+        "auto",
+        description="replicated = every rank holds all factors; sharded = its own, and fetches; auto = what fits.",
+    )
+    matrix: Literal["auto", "resident", "streamed"] = Field(
+        "auto",
+        description="resident = a rank's cells in memory; streamed = in a file, block by block; auto = what fits.",
+    )
+    memory_bytes: int | None = Field(
+        None, ge=1 << 20, description="What a rank may use; none = its part of its machine's memory."
+    )
+    scratch: str | None = Field(
+        None, description="Local directory for a streamed matrix, on every machine; none = the system's temporary one."
+    )
     checkpoint_every: int = Field(1, ge=1, description="Half-sweeps between checkpoints.")
     max_attempts: int = Field(3, ge=1, description="Runs of the barrier stage before giving up.")
     timeout_s: float = Field(1800.0, gt=0, description="Longest wait of a rank for the others.")

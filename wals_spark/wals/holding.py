@@ -1,4 +1,4 @@
-"""How a rank holds the matrix and the factors."""
+"""How a rank holds the matrix and the factors, and what may decide it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 BLOCK_CELLS = 1 << 23
 """Cells of a streamed block: 100 MB, some tenths of a second of work."""
-FETCHED_BYTES = 1 << 28
-"""Factors that a block fetches where none holds them all."""
+FETCHED_ROWS = 1 << 20
+"""Rows of the fixed side that a block fetches where no rank holds them all."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,13 @@ class Holding:
 
     Attributes
     ----------
-    exchange : {"replicated", "sharded"}
+    exchange : {"auto", "replicated", "sharded"}
         Of factors, see `wals_spark.wals.model`.
-    matrix : {"resident", "streamed"}
+    matrix : {"auto", "resident", "streamed"}
         The own cells in memory, or in a file.
+    memory : int or None
+        Bytes that a rank may use; decides what is "auto", see `wals_spark.wals.estimate.choose`. None = its part of
+        what its machine has.
     block_cells : int
         Streamed: cells of a block, if no row has more.
     fetched_rows : int
@@ -28,11 +31,17 @@ class Holding:
         Streamed: directory of the file; None = the system's for temporary files.
     """
 
-    exchange: str = "replicated"
-    matrix: str = "resident"
+    exchange: str = "auto"
+    matrix: str = "auto"
+    memory: int | None = None
     block_cells: int = BLOCK_CELLS
-    fetched_rows: int = 1 << 20
+    fetched_rows: int = FETCHED_ROWS
     scratch: str | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to decide."""
+        return "auto" not in (self.exchange, self.matrix)
 
     @property
     def sharded(self) -> bool:

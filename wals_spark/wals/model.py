@@ -30,32 +30,38 @@ class Coordinates:
     """What a row of factors is made of, on its own side and seen from the other.
 
     A row is ``[u_i]``, or ``[u_i, b_i]`` with biases. Seen from the other side it becomes ``[u_i, 1, b_i]``: its
-    last coordinate meets a held 1.
+    last coordinate meets a held 1, and the one before it b_j, which is solved for (free) or held too (fixed).
     """
 
     k: int
-    bias: bool
+    bias: str
 
     @property
     def width(self) -> int:
         """Numbers of a row."""
-        return self.k + int(self.bias)
+        return self.k + int(self.bias != "none")
+
+    @property
+    def free(self) -> int:
+        """Numbers of a row that are solved for."""
+        return self.k + int(self.bias == "free")
 
     def features(self, x: np.ndarray) -> np.ndarray:
         """z_j of some rows; shape (rows, k), or (rows, k + 2) with biases."""
-        if not self.bias:
+        if self.bias == "none":
             return x
         return np.hstack([x[:, : self.k], np.ones((len(x), 1), x.dtype), x[:, self.k :]])
 
-    def held(self, rows: int) -> np.ndarray:
-        """The values of the held coordinates; shape (rows, 0), or (rows, 1) with biases."""
-        return np.ones((rows, int(self.bias)))
+    def held(self, x: np.ndarray) -> np.ndarray:
+        """The values of the held coordinates of some rows; shape (rows, 0), (rows, 1) for free, (rows, 2) for fixed."""
+        ones = np.ones((len(x), 0 if self.bias == "none" else 1))
+        return np.hstack([x[:, self.k :].astype(np.float64), ones]) if self.bias == "fixed" else ones
 
     def ridge(self, lambdas: np.ndarray) -> np.ndarray:
-        """The added diagonal: lambda_i for factors, nothing for a bias; shape (rows, width), not to be written."""
-        if not self.bias:
+        """The added diagonal: lambda_i for factors, nothing for a bias; shape (rows, free), not to be written."""
+        if self.bias != "free":
             return np.broadcast_to(lambdas[:, None], (len(lambdas), self.k))
-        ridge = np.repeat(lambdas[:, None], self.width, axis=1)
+        ridge = np.repeat(lambdas[:, None], self.free, axis=1)
         ridge[:, self.k :] = 0.0
         return ridge
 

@@ -10,28 +10,38 @@ import json
 import logging
 import math
 import resource
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from wals_spark import storage
 from wals_spark.cluster.group import Group
-from wals_spark.errors import InputError, TransientError, WalsSparkError
+from wals_spark.errors import ConfigError, InputError, TransientError, WalsSparkError
 from wals_spark.factors import gauge
-from wals_spark.matrix.cells import Cells, read_portions, read_share
+from wals_spark.matrix.cells import Cells, portions, read_portions, read_share
 from wals_spark.objective import Objective
 from wals_spark.wals import checkpoint
+from wals_spark.wals.curved import Curved, make_curved
+from wals_spark.wals.estimate import Problem, choose, machine_memory
 from wals_spark.wals.exchange import publish
 from wals_spark.wals.holding import Holding
 from wals_spark.wals.initial import initial_factors
 from wals_spark.wals.model import Coordinates, Model, Replicated, Sharded
 from wals_spark.wals.placing import make_sides
 from wals_spark.wals.sides import SIDES, Side
-from wals_spark.wals.solver import ConjugateGradientSolver, CpuSolver, Solver, System, one_blas_thread
+from wals_spark.wals.solver import (
+    BlockSolver,
+    ConjugateGradientSolver,
+    CpuSolver,
+    Solver,
+    System,
+    one_blas_thread,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +82,10 @@ class RankTask:
     duplicates : {"sum", "refuse", "keep"}
     signed : bool
         Negative values are allowed.
-    solver : {"exact", "cg"}
-    cg_steps : int
+    solver : {"auto", "exact", "cg", "block"}
+    cg_steps, block_size : int
+    weight : str or None
+        Column of the weights, where the objective takes them from one.
     start : {"normal", "positive"}
         Random columns: of independent normal numbers, or of their absolute values with norm 1, which is nearer to
         the solution for ratings that are all positive, and MLlib's choice.
@@ -101,11 +113,26 @@ class RankTask:
     checkpoint_every: int = 1
     duplicates: str = "sum"
     signed: bool = False
-    solver: str = "exact"
+    solver: str = "auto"
     cg_steps: int = 4
+    block_size: int = 64
+    weight: str | None = None
     start: str = "normal"
     initial: str | None = None
     holding: Holding = field(default_factory=Holding)
+
+    def __post_init__(self) -> None:
+        if self.objective.curved and (self.holding.sharded or self.holding.streamed):
+            raise ConfigError(
+                f"the objective {self.objective.name} looks at all factors and all cells in every half-sweep, found "
+                f"{self.holding.exchange} factors and a {self.holding.matrix} matrix; remove train.exchange and "
+                "train.matrix, and use fewer ranks per machine, or the objective swivel_like"
+            )
+        if (self.objective.weight == "column") != (self.weight is not None):
+            raise ConfigError(
+                f"the objective {self.objective.name} takes weights from "
+                + ("a column; name it" if self.weight is None else f"the counts, not from a column {self.weight}")
+            )
 
     def to_json(self) -> str:
         """As text."""
@@ -123,6 +150,18 @@ class RankTask:
                 "objective": Objective(**data["objective"]),
                 "holding": Holding(**data["holding"]),
             }
+        )
+
+    def problem(self, cells: int, ranks: int) -> Problem:
+        """What decides the memory of a rank."""
+        return Problem(
+            cells,
+            self.shape,
+            self.k,
+            ranks,
+            layouts=1 if self.symmetric and self.objective.symmetric else 2,
+            itemsize=np.dtype(self.precision).itemsize,
+            whole=self.objective.curved,
         )
 
     @property
@@ -168,10 +207,11 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
     """
     phases = Phases()
     with one_blas_thread():
+        task = settle(task, group)
         row, col = _place(task, group, phases)
         sides = {"row": row, "col": col}
         kind = Sharded if task.holding.sharded else Replicated
-        coordinates = Coordinates(task.k, task.objective.bias == "free")
+        coordinates = Coordinates(task.k, task.objective.bias)
         model = kind(group, sides, coordinates, np.dtype(task.precision))
         with phases("start"):
             half, losses = _start(task, model)
@@ -192,19 +232,38 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
         "seconds": {name: round(seconds, 3) for name, seconds in phases.seconds.items()},
         "peak_memory_bytes": peak_memory(),
         "ranks": group.size,
+        "exchange": task.holding.exchange,
+        "matrix": task.holding.matrix,
     }
+
+
+def settle(task: RankTask, group: Group) -> RankTask:
+    """Decide how matrix and factors are held, from the memory of the poorest rank; the same on every rank."""
+    if task.holding.settled:
+        return task
+    hosts = group.gather_text(socket.gethostname())
+    memory = machine_memory() // hosts.count(hosts[group.rank])
+    if task.device == "cuda":
+        import torch
+
+        memory = min(memory, torch.cuda.mem_get_info()[0])
+    memory = min(int(least[0]) for least in group.gather(np.array([memory])))
+    cells = sum(portion.rows for portion in portions(task.files))
+    holding, _ = choose(task.problem(cells, group.size), task.holding, memory)
+    return replace(task, holding=holding)
 
 
 def _place(task: RankTask, group: Group, phases: Phases) -> tuple[Side, Side]:
     """Read this rank's share of the files and make the sides."""
+    columns: dict[str, Any] = {"weight": task.weight, "signed": task.signed}
 
-    def portions() -> Iterator[Cells]:
-        return read_portions(task.files, group.rank, group.size, task.shape, task.value, signed=task.signed)
+    def in_portions() -> Iterator[Cells]:
+        return read_portions(task.files, group.rank, group.size, task.shape, task.value, **columns)
 
     with phases("read"):
-        cells: Cells | Callable[[], Iterator[Cells]] = portions
+        cells: Cells | Callable[[], Iterator[Cells]] = in_portions
         if not task.holding.streamed:
-            cells = read_share(task.files, group.rank, group.size, task.shape, task.value, signed=task.signed)
+            cells = read_share(task.files, group.rank, group.size, task.shape, task.value, **columns)
     with phases("place"):
         return make_sides(
             group,
@@ -231,6 +290,9 @@ def _start(task: RankTask, model: Model) -> tuple[int, list[float]]:
             "be the same for all of them: set warehouse to a shared file system"
         )
     if state is None:
+        if task.objective.bias == "fixed":
+            for side in SIDES:
+                model.arrays[side][:, task.k] = model.sides[side].offsets[model.ids(side)]
         _start_columns(task, model)
         return 0, []
     logger.info("rank %d resumes after half-sweep %d", group.rank, state.half)
@@ -252,7 +314,7 @@ def _start_columns(task: RankTask, model: Model) -> None:
         place[ids] = np.arange(len(ids))
         here = place[given] >= 0
         x[place[given[here]], : task.k] = vectors[here]
-        x[~filled] = 0
+        x[~filled, : task.k] = 0
 
 
 def read_vectors(path: str, k: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -287,21 +349,29 @@ def _alternate(
 ) -> tuple[int, list[float]]:
     """Half-sweeps until the loss stands still or the sweeps are used up."""
     solver: Solver = make_solver(task)
+    curved = make_curved(task.objective, task.threads)
     group, losses = model.group, list(losses)
     saved = half
     started, first = time.monotonic(), half
+    if curved is not None:
+        _look(model, curved, SIDES[half % 2], SIDES[1 - half % 2])
     while half < 2 * task.sweeps and not (half % 2 == 0 and _converged(losses, task.tolerance)):
         name, fixed = SIDES[half % 2], SIDES[1 - half % 2]
         side = model.sides[name]
         with phases("gramian"):
             gramian = model.gramian(fixed, task.threads)
         with phases("solve"):
-            solved, row_loss = _half_step(task, model, solver, name, fixed, gramian)
+            solved, row_loss = _half_step(task, model, solver, curved, name, fixed, gramian)
         with phases("exchange"):
             model.put(name, solved)
-            all_losses = np.zeros(side.size)
-            publish(group, side.owner, side.rows, row_loss, all_losses)
-            loss = float(all_losses.sum()) + model.regularization(fixed)
+        if curved is not None:
+            with phases("look"):
+                loss = _look(model, curved, fixed, name)
+        else:
+            with phases("exchange"):
+                all_losses = np.zeros(side.size)
+                publish(group, side.owner, side.rows, row_loss, all_losses)
+                loss = float(all_losses.sum()) + model.regularization(fixed)
         half += 1
         _check_loss(loss, losses, task, half)
         losses.append(loss)
@@ -321,12 +391,28 @@ def _alternate(
     return half, losses
 
 
+def _look(model: Model, curved: Curved, name: str, fixed: str) -> float:
+    """The loss of a curved objective at the factors as they are, by the look that the half-step of a side needs."""
+    side = model.sides[name]
+    sums = curved.look(side, model.arrays[fixed], model.own(name), model.sides[fixed])
+    everywhere = np.zeros((side.size, sums.shape[1]))
+    publish(model.group, side.owner, side.rows, sums, everywhere)
+    return curved.loss(everywhere) + model.regularization(name) + model.regularization(fixed)
+
+
 def _half_step(
-    task: RankTask, model: Model, solver: Solver, name: str, fixed: str, gramian: np.ndarray
+    task: RankTask,
+    model: Model,
+    solver: Solver,
+    curved: Curved | None,
+    name: str,
+    fixed: str,
+    gramian: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The own rows of a side and their losses, solved block by block."""
     side, before = model.sides[name], model.own(name)
-    solved, row_loss = np.zeros_like(before), np.zeros(len(side.rows))
+    coordinates = model.coordinates
+    solved, row_loss = before.copy(), np.zeros(len(side.rows))
     for block, features, h in model.blocks(name, fixed):
         if len(block.rows):
             system = System(
@@ -334,11 +420,16 @@ def _half_step(
                 h,
                 gramian,
                 task.objective.rho,
-                model.coordinates.held(len(block.rows)),
-                model.coordinates.ridge(side.ridge[block.rows]),
-                before[block.place],
+                coordinates.held(before[block.place]),
+                coordinates.ridge(side.ridge[block.rows]),
+                before[block.place, : coordinates.free],
+                biases=coordinates.free - coordinates.k,
             )
-            solved[block.place], row_loss[block.place] = solver.solve(block, system)
+            if curved is None:
+                x, row_loss[block.place] = solver.solve(block, system)
+            else:
+                x = curved.improve(block, system, solver)
+            solved[block.place, : coordinates.free] = x
     return solved, row_loss
 
 
@@ -352,7 +443,9 @@ def make_solver(task: RankTask) -> Solver:
         return CudaSolver("cuda") if cuda_module.available() else TorchSolver("cuda")
     if task.solver == "cg":
         return ConjugateGradientSolver(task.threads, task.cg_steps)
-    return CpuSolver(task.threads)
+    if task.solver == "block":
+        return BlockSolver(task.threads, task.block_size)
+    return CpuSolver(task.threads, dual=task.solver == "auto")
 
 
 def _converged(losses: list[float], tolerance: float) -> bool:
@@ -365,8 +458,8 @@ def _check_loss(loss: float, losses: list[float], task: RankTask, half: int) -> 
         raise DivergedError(f"the loss after half-sweep {half} is {loss}; expected a finite number")
     if losses and loss > losses[-1] + RISE_ALLOWED[task.precision] * abs(losses[-1]):
         raise DivergedError(
-            f"the loss rose from {losses[-1]!r} to {loss!r} in half-sweep {half} although every row was solved "
-            f"exactly; try train.precision: float64 (now {task.precision}) or more regularisation, and report this"
+            f"the loss rose from {losses[-1]!r} to {loss!r} in half-sweep {half} although no row's part of it may "
+            f"rise; try train.precision: float64 (now {task.precision}) or more regularisation, and report this"
         )
 
 
@@ -398,7 +491,7 @@ def peak_memory() -> int:
 def _write_result(task: RankTask, model: Model) -> tuple[list[dict[str, Any]], list[float]]:
     """Both sides in the canonical gauge, every rank its rows; returns the shards and singular values."""
     k = task.k
-    if task.gauge_power is None:
+    if task.gauge_power is None or task.objective.prediction != "product":
         return _write_sides(task, model, np.eye(k), np.eye(k)), []
     r_u, r_v = (_triangular_factor(model, side, task.threads) for side in SIDES)
     t_u, t_v, singular = gauge.gauge_transforms(r_u, r_v, task.gauge_power)
@@ -416,7 +509,7 @@ def _write_sides(task: RankTask, model: Model, t_u: np.ndarray, t_v: np.ndarray)
             vectors = (x[part, :k] @ t).astype(np.float32)
             if not np.isfinite(vectors).all():
                 raise DivergedError(f"factors of side {side} are not finite after the change of gauge")
-            bias = x[part, k] if model.coordinates.bias else np.zeros(len(vectors), np.float32)
+            bias = x[part, k] if model.coordinates.width > k else np.zeros(len(vectors), np.float32)
             path = storage.join(task.result, f"{side}-{rank:05d}-{number:03d}.parquet")
             storage.write_bytes(path, encode_result(ids[part], vectors, bias.astype(np.float32)))
             entries.append({"side": side, "path": path, "rows": len(vectors)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 TILE = 128
 """Cells gathered at once: two panels of so many lines fit the first cache."""
 CHUNKS_PER_THREAD = 32
+EXCESS_ALLOWED = {"float32": 1e-7, "float64": 1e-15}
+"""Dual form: how far a row's loss may be above its minimum, relatively, before it is solved by Cholesky."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class System:
         The own rows as they are: where iterative solvers begin.
     pull : float64 array of shape (r, K - fixed), optional
         Added to the right-hand sides; a row's loss is then known up to a constant.
+    biases : int
+        1 where the last solved coordinate is a bias, else 0.
     """
 
     features: np.ndarray
@@ -51,6 +55,7 @@ class System:
     ridge: np.ndarray
     start: np.ndarray | None = None
     pull: np.ndarray | None = None
+    biases: int = 0
 
     def with_pull(self, pull: np.ndarray) -> System:
         """With another term in the right-hand sides."""
@@ -92,53 +97,88 @@ class Solver(ABC):
 
 
 class CpuSolver(Solver):
-    """Exact solution by Cholesky, in compiled code on some threads; every row by one thread alone.
+    """Exact solution in compiled code on some threads; every row by one thread alone.
 
     A row's result does not depend on the threads, on the ranks or on the other rows.
+
+    Parameters
+    ----------
+    threads : int
+    dual : bool
+        Rows with so few cells that it costs less are solved through a system of the size of their cells, see
+        `wals_spark.wals.kernels_dual`; all others, and those that this cannot solve, by Cholesky.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, *, dual: bool = False) -> None:
+        self.threads, self.dual = threads, dual
 
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
-        out, row_loss, failed = self._solve(side, system, np.arange(len(side.rows)))
-        again = np.flatnonzero(failed)
+        system = replace(system, features=np.ascontiguousarray(system.features))
+        count, free = system.ridge.shape
+        out, row_loss = np.zeros((count, free), system.features.dtype), np.zeros(count)
+        short = np.zeros(0, np.int64)
+        if self.dual:
+            short = short_rows(np.diff(side.indptr), free - system.biases, len(system.features))
+        rows = np.setdiff1d(np.arange(count), short, assume_unique=True)
+        if len(short):
+            rows = np.union1d(rows, self._solve_short(side, system, short, out, row_loss))
+        again = self._solve(side, system, rows, out, row_loss)
         if len(again):
             logger.warning("%d rows are nearly singular in %s, solved in float64", len(again), system.features.dtype)
-            exact, exact_loss, failed = self._solve(side, system.in_dtype(np.dtype(np.float64)), again)
-            out[again], row_loss[again] = exact[again], exact_loss[again]
-        refuse_singular(side, np.flatnonzero(failed))
+            exact = np.zeros((count, free))
+            refuse_singular(side, self._solve(side, system.in_dtype(np.dtype(np.float64)), again, exact, row_loss))
+            out[again] = exact[again]
         return out, row_loss
 
-    def _solve(self, side: Side, system: System, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _solve(self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray) -> np.ndarray:
+        """Some rows by Cholesky, into `out` and `row_loss`; returns those that are not positive definite."""
         from wals_spark.wals.kernels_cpu import solve_rows
 
-        features = np.ascontiguousarray(system.features)
-        dtype = features.dtype
-        count, free = len(side.rows), system.ridge.shape[1]
-        out, row_loss, failed = np.zeros((count, free), dtype), np.zeros(count), np.zeros(count, np.int8)
-        pull = np.zeros((0, free)) if system.pull is None else system.pull
-        h, gramian = system.h.astype(dtype), system.gramian.astype(dtype)
-        g, ridge = side.g.astype(dtype), system.ridge.astype(dtype)
-        m, d = side.m.astype(dtype, copy=False), side.d.astype(dtype, copy=False)
+        cells, dense = _Cells(side, system), system.gramian.astype(out.dtype)
 
         def work(chunk: np.ndarray) -> None:
             solve_rows(
-                chunk, side.indptr, side.indices, m, d, features, h, gramian, g, ridge, dtype.type(system.rho),
-                system.held, pull, out, row_loss, failed, TILE,
+                chunk, *cells.arrays, system.features, cells.h, dense, cells.g, cells.ridge, cells.rho, system.held,
+                cells.pull, out, row_loss, failed, TILE,
             )  # fmt: skip
 
-        chunks = row_chunks(side, features.shape[1], self.threads, rows)
+        failed = np.zeros(len(side.rows), np.int8)
+        self._over(row_chunks(side, system.features.shape[1], self.threads, rows), work)
+        return np.flatnonzero(failed)
+
+    def _solve_short(
+        self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
+    ) -> np.ndarray:
+        """Some rows through their cells, into `out` and `row_loss`; returns those that cannot be solved so."""
+        from wals_spark.wals.kernels_dual import solve_short_rows
+
+        k = out.shape[1] - system.biases
+        turned = _Turned(system, k, self.threads)
+        cells = _Cells(side, system)
+        pull = turned.forward(cells.pull[:, :k])
+        allowed = EXCESS_ALLOWED[out.dtype.name]
+
+        def work(chunk: np.ndarray) -> None:
+            solve_short_rows(
+                chunk, *cells.arrays, turned.features, turned.values, turned.rest, turned.across, turned.inner,
+                cells.h, cells.g, system.ridge, system.rho, system.held, pull, allowed, out, row_loss, failed,
+            )  # fmt: skip
+
+        failed = np.zeros(len(side.rows), np.int8)
+        self._over(row_chunks(side, k, self.threads, rows), work)
+        out[rows, :k] = turned.back(out[rows, :k])
+        return np.flatnonzero(failed)
+
+    def _over(self, chunks: Sequence[np.ndarray], work: Callable[[np.ndarray], None]) -> None:
         with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(work, chunks))
-        return out, row_loss, failed
 
 
 class ConjugateGradientSolver(CpuSolver):
     """A few preconditioned steps from the rows as they are; for large k, where exact solutions cost too much.
 
     The basis is turned to the eigenvectors of the Gramian first, where the diagonal is a good preconditioner.
-    Objectives with biases are solved exactly.
+    Objectives with biases, and rows that are all zero yet, are solved exactly.
     """
 
     def __init__(self, threads: int, steps: int) -> None:
@@ -148,26 +188,144 @@ class ConjugateGradientSolver(CpuSolver):
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
         from wals_spark.wals.kernels_cpu import improve_rows
 
-        if system.held.shape[1] or system.start is None or not system.start.any():
+        if not _can_improve(system):
             return super().solve(side, system)
-        dtype = system.features.dtype
-        values, basis = np.linalg.eigh(system.gramian)
-        features = (system.features @ basis).astype(dtype)
-        out = (system.start @ basis).astype(dtype)
-        row_loss = np.zeros(len(side.rows))
-        h, gramian, g = system.h.astype(dtype), np.diag(values).astype(dtype), side.g.astype(dtype)
-        ridge = system.ridge.astype(dtype)
-        m, d = side.m.astype(dtype, copy=False), side.d.astype(dtype, copy=False)
+        assert system.start is not None
+        turned, cells = _Turned(system, system.ridge.shape[1], self.threads), _Cells(side, system)
+        out, row_loss = turned.forward(system.start), np.zeros(len(side.rows))
+        dense = np.diag(turned.values).astype(out.dtype)
 
         def work(chunk: np.ndarray) -> None:
             improve_rows(
-                chunk, side.indptr, side.indices, m, d, features, h, gramian, g, ridge, dtype.type(system.rho),
-                self.steps, out, row_loss,
+                chunk, *cells.arrays, turned.features, cells.h, dense, cells.g, cells.ridge, cells.rho, self.steps,
+                out, row_loss,
             )  # fmt: skip
 
+        self._over(row_chunks(side, out.shape[1], self.threads), work)
+        return turned.back(out), row_loss
+
+
+class BlockSolver(CpuSolver):
+    """Blocks of coordinates in turn from the rows as they are (iALS++); for large k.
+
+    Objectives with biases, and rows that are all zero yet, are solved exactly.
+    """
+
+    def __init__(self, threads: int, block: int) -> None:
+        super().__init__(threads)
+        self.block = block
+
+    def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
+        from wals_spark.wals.kernels_block import descend_rows
+
+        if not _can_improve(system, pulled=True):
+            return super().solve(side, system)
+        assert system.start is not None
+        turned, cells = _Turned(system, system.ridge.shape[1], self.threads), _Cells(side, system)
+        out, row_loss = turned.forward(system.start), np.zeros(len(side.rows))
+        pull = turned.forward(cells.pull)
+
+        def work(chunk: np.ndarray) -> None:
+            descend_rows(
+                chunk, *cells.arrays, turned.features, turned.values, cells.h, cells.g, system.ridge, system.rho, pull,
+                min(self.block, out.shape[1]), TILE, out, row_loss,
+            )  # fmt: skip
+
+        self._over(row_chunks(side, self.block, self.threads), work)
+        return turned.back(out), row_loss
+
+
+def _can_improve(system: System, *, pulled: bool = False) -> bool:
+    """Whether there are rows to start from, and nothing beside factors."""
+    if system.held.shape[1] or (system.pull is not None and not pulled):
+        return False
+    return system.start is not None and bool(system.start.any())
+
+
+class _Cells:
+    """What every kernel is told, in the precision of the features."""
+
+    def __init__(self, side: Side, system: System) -> None:
+        dtype = system.features.dtype
+        m, d = side.m.astype(dtype, copy=False), side.d.astype(dtype, copy=False)
+        self.arrays = (side.indptr, side.indices, m, d)
+        self.h, self.g = system.h.astype(dtype), side.g.astype(dtype)
+        self.ridge, self.rho = system.ridge.astype(dtype), dtype.type(system.rho)
+        self.pull = np.zeros((0, system.ridge.shape[1])) if system.pull is None else system.pull
+
+
+class _Turned:
+    """The fixed side in the eigenbasis of the Gramian of its first k coordinates; as it is where rho is 0.
+
+    Attributes
+    ----------
+    values : float64 array of shape (k,)
+        Eigenvalues.
+    features : array of shape (n, k)
+    rest : array of shape (n, K - k)
+        The other coordinates.
+    across, inner : float64 arrays of shapes (k, K - k) and (K - k, K - k)
+        Their part of the Gramian.
+    """
+
+    def __init__(self, system: System, k: int, threads: int) -> None:
+        self.threads = threads
+        gramian = system.gramian
+        self.basis: np.ndarray | None = None
+        self.values = np.zeros(k)
+        if system.rho != 0:
+            values, self.basis = np.linalg.eigh(gramian[:k, :k])
+            self.values = np.maximum(values, 0.0)
+        self.features = self.forward(system.features[:, :k])
+        self.rest = np.ascontiguousarray(system.features[:, k:])
+        self.across, self.inner = self.forward(gramian[:k, k:].T).T, np.ascontiguousarray(gramian[k:, k:])
+        self.across = np.ascontiguousarray(self.across)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """Rows in the eigenbasis."""
+        return self._turn(x, self.basis)
+
+    def back(self, x: np.ndarray) -> np.ndarray:
+        """The inverse of `forward`."""
+        return self._turn(x, None if self.basis is None else self.basis.T)
+
+    def _turn(self, x: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
+        if basis is None:
+            return np.ascontiguousarray(x).copy()
+        matrix = basis.astype(x.dtype)
         with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(work, row_chunks(side, features.shape[1], self.threads)))
-        return (out @ basis.T).astype(dtype), row_loss
+            parts = list(pool.map(lambda part: part @ matrix, np.array_split(x, self.threads)))
+        return np.concatenate(parts)
+
+
+def short_rows(lengths: np.ndarray, k: int, others: int) -> np.ndarray:
+    """Which rows cost less through their cells than by Cholesky.
+
+    ::
+
+        Cholesky   n k^2 + k^3 / 3 + 8 k^2
+        dual       n^2 k + n^3 / 3 + 24 n k       and k^2 per row and per row of the other side for the turned basis
+
+    in multiplications at the speed of large products; the terms after the plus are slower work, as measured.
+
+    Parameters
+    ----------
+    lengths : int64 array of shape (r,)
+        n, the cells of the rows.
+    k, others : int
+        Factors, and rows of the other side.
+
+    Returns
+    -------
+    int64 array
+        Positions of the rows; none where turning the basis costs more than is won.
+    """
+    n, width = lengths.astype(np.float64), float(k)
+    primal = n * width**2 + width**3 / 3 + 8 * width**2
+    dual = n**2 * width + n**3 / 3 + 24 * n * width + width**2
+    won = np.where(n > 0, primal - dual, 0.0)
+    rows = np.flatnonzero(won > 0)
+    return rows if won[rows].sum() > others * width**2 else rows[:0]
 
 
 def row_chunks(side: Side, width: int, threads: int, rows: np.ndarray | None = None) -> list[np.ndarray]:

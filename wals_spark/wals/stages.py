@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wals_spark import schemas, storage
@@ -36,7 +37,8 @@ def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str
 def _run(context: Context) -> Outcome:
     from wals_spark.cluster.preflight import preflight
     from wals_spark.wals.driver import train
-    from wals_spark.wals.estimate import check_memory, estimate_memory, machine_memory
+    from wals_spark.wals.estimate import choose, machine_memory
+    from wals_spark.wals.holding import Holding
     from wals_spark.wals.rank import RankTask, check_shape
 
     config = context.config.train
@@ -47,12 +49,6 @@ def _run(context: Context) -> Outcome:
     files = [file for batch in batches for file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": batch})]
     placement = preflight(context.spark, workers=config.workers, device=config.device)
     objective = from_config(config)
-    cells = sum(file.rows for file in files)
-    layouts = 1 if counts["symmetric"] and objective.symmetric else 2
-    itemsize = 8 if config.precision == "float64" else 4
-    memory = estimate_memory(cells, (size, size), config.k, placement.ranks, layouts=layouts, itemsize=itemsize)
-    if placement.local:
-        check_memory(memory, machine_memory(), placement.ranks)
     directory = _directory(context)
     task = RankTask(
         files=tuple(file.path for file in files),
@@ -72,10 +68,17 @@ def _run(context: Context) -> Outcome:
         checkpoint_every=config.checkpoint_every,
         solver=config.solver,
         cg_steps=config.cg_steps,
+        holding=Holding(config.exchange, config.matrix, config.memory_bytes, scratch=config.scratch),
     )
+    cells = sum(file.rows for file in files)
+    if placement.local:
+        memory = machine_memory() // placement.ranks
+        holding, estimate = choose(task.problem(cells, placement.ranks), task.holding, memory)
+        task = replace(task, holding=holding)
+        logger.info("train: factors %s, matrix %s; a rank needs about: %s", holding.exchange, holding.matrix, estimate)
     logger.info(
-        "train: %s, %d x %d, about %s cells of %d batches, k=%d, %d ranks on %s; each needs about: %s",
-        config.objective, size, size, f"{cells:,}", len(batches), config.k, placement.ranks, placement.device, memory,
+        "train: %s, %d x %d, about %s cells of %d batches, k=%d, %d ranks on %s",
+        config.objective, size, size, f"{cells:,}", len(batches), config.k, placement.ranks, placement.device,
     )  # fmt: skip
     result = train(
         context.spark,
@@ -99,6 +102,7 @@ def _run(context: Context) -> Outcome:
         "converged": result["converged"],
         "loss": losses[-1],
         **{name: result[name] for name in ("nnz", "empty_rows", "empty_cols", "singular_values", "ranks", "seconds")},
+        **{name: result[name] for name in ("exchange", "matrix")},
         "tables": context.table_output(schemas.FACTORS, where),
     }
     metrics = [Metric("loss", loss, step=step) for step, loss in enumerate(losses, 1)]

@@ -21,12 +21,15 @@ GROUP = LocalGroup()
 # Float32 products of a few dozen terms, then a solve of a well conditioned system.
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
 VARIANTS = {
-    **PRESETS,
+    **{name: objective for name, objective in PRESETS.items() if not objective.curved},
     "smoothed": replace(PRESETS["ppmi"], context_smoothing=0.75, shift=2.0),
     "counted ridge": replace(PRESETS["ppmi"], regularization=0.01, regularization_exponent=1.0),
     # An observed cell may weigh less than an unobserved one: negative extra weights.
     "replaced": replace(PRESETS["ppmi"], additive=False, rho=0.5),
     "biased": replace(PRESETS["ppmi"], bias="free", rho=0.1),
+    "fixed": replace(PRESETS["glove"], bias="fixed"),
+    "fixed, unobserved": replace(PRESETS["glove"], bias="fixed", rho=0.3),
+    "fixed ratings": replace(PRESETS["explicit"], bias="fixed"),
 }
 
 
@@ -47,9 +50,13 @@ def sides_of(counts: np.ndarray, objective: Objective, dtype: str, symmetric: bo
 def solve(
     solver: Solver, side: Side, h: np.ndarray, z: np.ndarray, model: Coordinates, rho: float
 ) -> tuple[np.ndarray, np.ndarray]:
+    x = np.zeros((len(side.rows), model.width))
+    if model.bias == "fixed":
+        x[:, model.k] = side.offsets[side.rows]
     system = System(
-        z, h, (z.T.astype(np.float64) * h) @ z, rho, model.held(len(side.rows)), model.ridge(side.ridge[side.rows])
-    )
+        z, h, (z.T.astype(np.float64) * h) @ z, rho, model.held(x), model.ridge(side.ridge[side.rows]),
+        biases=model.free - model.k,
+    )  # fmt: skip
     return solver.solve(side, system)
 
 
@@ -68,9 +75,11 @@ def test_a_half_step_solves_the_reference_problem(
     problem = problem.transposed if transposed else problem
     rng = np.random.default_rng(1)
     biased = objective.bias == "free"
-    x = rng.standard_normal((fixed.size, k + biased)).astype(dtype)
+    model = Coordinates(k, objective.bias)
+    x = rng.standard_normal((fixed.size, model.width)).astype(dtype)
+    if objective.bias == "fixed":
+        x[:, k] = fixed.offsets
     x[fixed.cells == 0] = 0
-    model = Coordinates(k, biased)
     v, c = x[:, :k].astype(np.float64), x[:, k].astype(np.float64) if biased else np.zeros(fixed.size)
     u, b = reference.half_step(problem, v, c)
     solved, row_loss = solve(solvers()[kernel], side, fixed.weights, model.features(x), model, objective.rho)
@@ -85,7 +94,7 @@ def test_a_half_step_solves_the_reference_problem(
 def test_cells_beyond_one_tile_are_all_counted(counts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     row, col = sides_of(counts, PRESETS["ppmi"], "float64")
     z = np.random.default_rng(2).standard_normal((col.size, 6))
-    model = Coordinates(6, False)
+    model = Coordinates(6, "none")
     whole, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
     monkeypatch.setattr("wals_spark.wals.solver.TILE", 3)
     pieces, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
@@ -98,7 +107,7 @@ def test_wide_rows_are_solved_as_narrow_ones_are(counts: np.ndarray) -> None:
         row, col = sides_of(counts, objective, "float64")
         z = np.random.default_rng(2).standard_normal((col.size, k))
         z[col.cells == 0] = 0
-        solved, _ = solve(CpuSolver(1), row, col.weights, z, Coordinates(k, False), objective.rho)
+        solved, _ = solve(CpuSolver(1), row, col.weights, z, Coordinates(k, "none"), objective.rho)
         u, _ = reference.half_step(reference.dense_problem(objective, counts), z, np.zeros(col.size))
         assert np.allclose(solved, u, atol=1e-9)
 
@@ -106,7 +115,7 @@ def test_wide_rows_are_solved_as_narrow_ones_are(counts: np.ndarray) -> None:
 def test_threads_change_no_bit(counts: np.ndarray) -> None:
     row, col = sides_of(counts, PRESETS["ppmi"], "float32")
     z = np.random.default_rng(2).standard_normal((col.size, 6)).astype(np.float32)
-    model = Coordinates(6, False)
+    model = Coordinates(6, "none")
     one, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
     four, _ = solve(CpuSolver(4), row, col.weights, z, model, 0.005)
     assert one.tobytes() == four.tobytes()
@@ -135,7 +144,7 @@ def test_a_singular_row_is_named(kernel: str) -> None:
     row, col = sides_of(counts, objective, "float32")
     z = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
     with pytest.raises(InputError, match=r"2 rows have no unique solution \(ids 2, 3\)"):
-        solve(solvers()[kernel], row, col.weights, z, Coordinates(6, False), 0.0)
+        solve(solvers()[kernel], row, col.weights, z, Coordinates(6, "none"), 0.0)
 
 
 def test_no_regularisation_at_all_is_refused() -> None:
