@@ -45,6 +45,7 @@ _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _MAX_HEADER = 100_000_000
 _COPY_BYTES = 8 << 20
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,33 @@ def gather_rows(tensor: RawTensor, origin: np.ndarray) -> RawTensor:
     rows = tensor.rows[np.maximum(origin, 0)]
     rows[origin < 0] = 0
     return RawTensor(tensor.dtype, (len(origin), *tensor.shape[1:]), rows.reshape(-1))
+
+
+def differing_rows(before: RawTensor, after: RawTensor, origin: np.ndarray) -> np.ndarray:
+    """Whether row i of `after` differs by a bit from row ``origin[i]`` of `before`; a new row (-1) does. Bool (n,)."""
+    found = origin < 0
+    for begin in range(0, len(origin), _ROWS_AT_ONCE):
+        part = slice(begin, begin + _ROWS_AT_ONCE)
+        old = before.rows[np.maximum(origin[part], 0)]
+        found[part] |= (old != after.rows[part]).any(axis=1)
+    return found
+
+
+def displacements(before: np.ndarray, after: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """|e'_i - e_origin(i)| of every row, float64 (n,), in bounded memory; |e'_i| for a new row (-1)."""
+    found = np.empty(len(origin))
+    for begin in range(0, len(origin), _ROWS_AT_ONCE):
+        part = slice(begin, begin + _ROWS_AT_ONCE)
+        old = before[np.maximum(origin[part], 0)].astype(np.float64)
+        old[origin[part] < 0] = 0
+        found[part] = np.linalg.norm(after[part] - old, axis=1)
+    return found
+
+
+def row_lengths(rows: np.ndarray) -> np.ndarray:
+    """Euclidean length of every row, float64 (n,), in bounded memory."""
+    parts = (rows[begin : begin + _ROWS_AT_ONCE] for begin in range(0, len(rows), _ROWS_AT_ONCE))
+    return np.concatenate([np.linalg.norm(part.astype(np.float64), axis=1) for part in parts] or [np.zeros(0)])
 
 
 def row_hashes(tensor: RawTensor) -> np.ndarray:

@@ -22,12 +22,12 @@ import numpy as np
 
 from wals_spark.errors import InputError
 from wals_spark.inject.checkpoint import checkpoint_tokenizer, embedding_values, locate, open_checkpoint
+from wals_spark.inject.rawtensor import displacements, row_lengths
 
 FEW = 8
 LIMIT = 6.0
 GROWTH = 1.5
 _LEAST_SHARE = 1e-6
-_CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,28 @@ _REASONS = {
 }
 
 
-def suspicious_rows(old: np.ndarray, new: np.ndarray, shares: np.ndarray | None = None, *, few: int = FEW) -> Suspicion:
-    """Compare two embeddings (V, d) of the same tokens; see the module's rules.
+def suspicious_rows(
+    old: np.ndarray,
+    new: np.ndarray,
+    shares: np.ndarray | None = None,
+    *,
+    origin: np.ndarray | None = None,
+    few: int = FEW,
+) -> Suspicion:
+    """Compare two embeddings; see the module's rules.
 
     Parameters
     ----------
-    old, new : (V, d)
-    shares : (V,), optional
+    old, new : (V, d), (V', d)
+    shares : (V',), optional
         s_i that an injection declares; a row that moved without a share is far outside whatever it did.
+    origin : int64 (V',), optional
+        Row of `old` that each row of `new` comes from, -1 for one that is new and not judged; none = the same.
     few : so many changed rows or fewer are all lonely
     """
-    moved, before, after = np.empty(len(old)), np.empty(len(old)), np.empty(len(old))
-    for begin in range(0, len(old), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        a, b = old[part].astype(np.float64), new[part].astype(np.float64)
-        moved[part], before[part], after[part] = (np.linalg.norm(rows, axis=1) for rows in (b - a, a, b))
+    origin = np.arange(len(new)) if origin is None else origin
+    moved = np.where(origin >= 0, displacements(old, new, origin), 0.0)
+    longest = float(row_lengths(old).max(initial=0))
     changed = np.flatnonzero(moved > 0)
     if len(changed) == 0:
         return Suspicion(0, changed, moved[changed], ())
@@ -100,7 +107,7 @@ def suspicious_rows(old: np.ndarray, new: np.ndarray, shares: np.ndarray | None 
     spread = 1.4826 * max(float(np.median(np.abs(logs - centre))), 0.05)
     lonely = np.full(len(changed), len(changed) <= few)
     far = logs > centre + LIMIT * spread
-    grown = after[changed] > GROWTH * float(before.max())
+    grown = row_lengths(new[changed]) > GROWTH * longest
     flagged = np.flatnonzero(lonely | far | grown)
     flagged = flagged[np.argsort(-moved[changed[flagged]], kind="stable")]
     reasons = tuple("long" if grown[i] else "far" if far[i] else "lonely" for i in flagged)

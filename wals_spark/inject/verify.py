@@ -23,7 +23,15 @@ import numpy as np
 
 from wals_spark.errors import InputError
 from wals_spark.inject.checkpoint import EMBEDDING_SUFFIX, FAMILIES, WEIGHTS, open_checkpoint
-from wals_spark.inject.rawtensor import RawTensor, file_sha256, gather_rows, hash_all, read_safetensors, row_hashes
+from wals_spark.inject.rawtensor import (
+    RawTensor,
+    differing_rows,
+    file_sha256,
+    gather_rows,
+    hash_all,
+    read_safetensors,
+    row_hashes,
+)
 from wals_spark.inject.suspicion import suspicious_rows
 from wals_spark.inject.writer import (
     FACTORS,
@@ -308,9 +316,7 @@ def _check_base(
     if any(t not in original or t not in tensors or len(origin) != tensors[t].shape[0] for t in declared):
         report.add("base rows", False, f"{', '.join(sorted(declared))} have other rows than recorded")
         return
-    placed = gather_rows(original[name], origin)
-    differs_here = (placed.rows != tensors[name].rows).any(axis=1) | (origin < 0)
-    changed = np.flatnonzero(differs_here)
+    changed = np.flatnonzero(differing_rows(original[name], tensors[name], origin))
     right = ids_sha256(changed) == manifest["embedding"]["changed_ids_sha256"]
     report.add(
         "base rows",
@@ -319,7 +325,7 @@ def _check_base(
         if right
         else f"{len(changed)} rows differ bit by bit, not the {manifest['embedding']['rows_changed']} recorded",
     )
-    _check_outliers(report, placed, tensors[name], origin, proof, manifest)
+    _check_outliers(report, original[name], tensors[name], origin, proof, manifest)
     if bias is not None and not manifest["head_bias"]["changed"]:
         kept = gather_rows(original[bias], origin).same_bytes(tensors[bias])
         report.add("base head bias", kept, "bit-identical to the base" if kept else "differs from the base")
@@ -336,16 +342,14 @@ def _check_outliers(
     """Rows that moved unlike the others (`wals_spark.inject.suspicion`): a hand in the factors or in the writer."""
     if manifest["mode"] == "init" or not (origin >= 0).any():
         return
-    kept = origin >= 0
     shares = None
     shifted = manifest["fit"].get("strengths", {}).get("shift", 0) > 0  # then displacement is not the share's alone
-    if not shifted and "share" in proof:
-        share = np.zeros(len(origin), np.float32)
+    if not shifted:
         recorded = proof["share"].data.view("<f4")
-        share[: len(recorded)] = recorded
-        shares = share[kept]
-    found = suspicious_rows(before.values()[kept], after.values()[kept], shares, few=0)
-    rows = np.flatnonzero(kept)[found.rows].tolist()
+        shares = np.zeros(len(origin), np.float32)
+        shares[: len(recorded)] = recorded
+    found = suspicious_rows(before.values(), after.values(), shares, origin=origin, few=0)
+    rows = found.rows.tolist()
     report.facts["suspicious_rows"] = rows
     told = [f"row {row} ({reason})" for row, reason in zip(rows, found.reasons, strict=True)]
     report.add(

@@ -29,12 +29,14 @@ from wals_spark.inject.methods import Change, Factors
 from wals_spark.inject.rawtensor import (
     RawTensor,
     as_mapping,
+    displacements,
     file_sha256,
     from_values,
     gather_rows,
     hash_all,
     replace_rows,
     row_hashes,
+    row_lengths,
     write_safetensors,
 )
 from wals_spark.runs import now, package_versions
@@ -155,14 +157,11 @@ def write(
         laid_down = {name: tensor for name, tensor in tensors.items() if name != base.embedding} | dict(stored.parts)
     write_safetensors(directory / (stored.file if stored else WEIGHTS), laid_down, base.metadata)
 
-    placed = moved_base(base, change)
-    old, new = placed[base.embedding], tensors[base.embedding]
+    old, new = base.tensors[base.embedding], tensors[base.embedding]
     origin = np.arange(old.shape[0]) if change.origin is None else change.origin.astype(np.int64)
-    before, after = row_hashes(base.tensors[base.embedding]), row_hashes(new)
+    before, after = row_hashes(old), row_hashes(new)
     changed = np.flatnonzero(changed_rows(before, after, origin))
-    moved = new.values()[changed].astype(np.float32) - old.values()[changed].astype(np.float32)
-    displacement = np.zeros(len(origin), np.float32)
-    displacement[changed] = np.linalg.norm(moved, axis=1)
+    displacement = displacements(old.values(), new.values(), origin).astype(np.float32)
     arrays: dict[str, np.ndarray] = {
         "origin": origin,
         "displacement": displacement,
@@ -194,12 +193,13 @@ def write(
             "rows_changed": len(changed),
             "changed_ids_sha256": ids_sha256(changed),
             "displacement": distribution(displacement[changed]),
-            "row_norm": distribution(np.linalg.norm(old.values().astype(np.float32, copy=False), axis=1)),
+            "row_norm": distribution(row_lengths(old.values())),
             "protected": base.protected.tolist(),
         },
         "head_bias": {
             "tensor": base.head_bias,
-            "changed": base.head_bias is not None and not tensors[base.head_bias].same_bytes(placed[base.head_bias]),
+            "changed": base.head_bias is not None
+            and not tensors[base.head_bias].same_bytes(gather_rows(base.tensors[base.head_bias], origin)),
         },
         "fit": change.facts,
         "gate": change.gate.to_json() if change.gate is not None else None,
