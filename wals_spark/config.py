@@ -243,10 +243,18 @@ class TrainConfig(Section):
         "log_conditional",
         "log_conditional_smoothed",
         "swivel_like",
+        "swivel",
+        "squared_norm",
         "implicit",
         "ials",
         "explicit",
+        "custom",
     ] = Field("ppmi", description="Preset; see docs/objectives.md.")
+    cells: tuple[str, ...] = Field(
+        (),
+        description="custom: Parquet files of (row_id, col_id, target, weight) over the vocabulary's ids, in place of "
+        "the counts; a file or a list.",
+    )
     batches: tuple[str, ...] = Field(("all",), description="Batches whose exact sum is factorised; all = every one.")
     k: int = Field(128, ge=1, le=1024, description="Number of factors.")
     sweeps: int = Field(8, ge=1, description="At most so many sweeps (a sweep solves both sides).")
@@ -265,12 +273,17 @@ class TrainConfig(Section):
     shift: float | None = Field(
         None, gt=0, description="PMI presets: negative samples k of ln k; log_conditional_smoothed: added count."
     )
-    bias: Literal["none", "free"] | None = Field(None, description="Row and column biases; none = the preset's.")
+    bias: Literal["none", "free", "fixed"] | None = Field(
+        None, description="Row and column biases: none, solved for, or those of independence; none = the preset's."
+    )
     gauge_power: float = Field(0.5, ge=0, le=1, description="p of the canonical gauge U S^p.")
-    solver: Literal["exact", "cg"] = Field(
-        "exact", description="exact = Cholesky per row; cg = a few warm-started steps, for large k on CPUs."
+    solver: Literal["auto", "exact", "cg", "block"] = Field(
+        "auto",
+        description="auto = exact, each row in the way that costs least; exact = Cholesky for every row; cg, block = a "
+        "few conjugate-gradient steps or blocks of coordinates from the row as it is, for large k on CPUs.",
     )
     cg_steps: int = Field(4, ge=1, description="cg: steps per row and half-sweep.")
+    block_size: int = Field(64, ge=1, description="block: coordinates that are solved together.")
     workers: int | None = Field(None, ge=1, description="Ranks; none = all slots (or all GPUs).")
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; none = the task's cpus.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where the task was given one.")
@@ -297,7 +310,9 @@ class TrainConfig(Section):
     @classmethod
     def _one_batch_is_a_list(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and isinstance(data.get("batches"), str):
-            return {**data, "batches": tuple(part for part in data["batches"].split(",") if part)}
+            data = {**data, "batches": tuple(part for part in data["batches"].split(",") if part)}
+        if isinstance(data, Mapping) and isinstance(data.get("cells"), str):
+            data = {**data, "cells": (data["cells"],)}
         return data
 
 
@@ -333,7 +348,7 @@ class NeighboursConfig(Section):
 class InjectConfig(Section):
     """From factors to a checkpoint."""
 
-    execution_keys = frozenset({"overwrite"})
+    execution_keys = frozenset({"overwrite", "driver_rows"})
 
     mode: Literal["none", "init", "blend", "replace", "extend", "trim"] = Field(
         "none",
@@ -384,10 +399,21 @@ class InjectConfig(Section):
     )
     trim_min_count: int = Field(1, ge=1, description="trim: tokens that are rarer in the corpus go.")
     b_max: float = Field(0.9, ge=0, le=1, description="blend: largest share of a row taken from the factors.")
+    span_only: bool = Field(
+        False,
+        description="blend, replace: only the component of rows that the aligned factors can express moves; what they "
+        "cannot (with k below the model's width) stays as it was.",
+    )
     alignment: Literal["ridge", "procrustes"] = Field(
         "ridge", description="The map from factors to rows: any linear one with a penalty, or rotation and scale only."
     )
     whiten: bool = Field(False, description="Equalise the factors' directions before alignment.")
+    driver_rows: int = Field(
+        1_000_000,
+        ge=0,
+        description="blend, replace: from so many tokens on the sums of the alignment are accumulated in Spark, where "
+        "executors see the checkpoint's path; same result.",
+    )
     folds: int = Field(5, ge=2, le=100, description="Folds of the cross-validation.")
     anchor_min_count: int = Field(20, ge=1, description="Rows rarer than this do not fit the alignment.")
     anchor_half_count: float = Field(100.0, ge=0, description="Count at which an anchor has half its full weight.")

@@ -190,3 +190,30 @@ def test_an_unknown_parameter_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="no parameter ranks; expected some of rank"):
         WALS(ranks=3)
+
+
+def test_weights_of_a_column_weigh_the_ratings(spark: Any, ratings: Any) -> None:
+    from pyspark.sql import functions as F
+
+    from wals_spark import WALS
+
+    weighted = ratings.withColumn("w", F.col("rating") / 2)
+    model = WALS(rank=3, maxIter=6, regParam=0.1, weightCol="w", numWorkers=1, precision="float64").fit(weighted)
+    users, items = vectors(model.userFactors), vectors(model.itemFactors)
+    rows = [(row["user"], row["item"], row["rating"], row["w"]) for row in weighted.collect()]
+    loss = sum(w * (r - users[u] @ items[i]) ** 2 for u, i, r, w in rows)
+    loss += 0.1 * sum(float(x @ x) for side in (users, items) for x in side.values())
+    pairs: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for u, i, r, w in rows:
+        pairs.setdefault((u, i), []).append((r, w))
+    # Two observations of a pair are one of their mean, but for a constant.
+    for seen in pairs.values():
+        mean = sum(r * w for r, w in seen) / sum(w for _, w in seen)
+        loss -= sum(w * (r - mean) ** 2 for r, w in seen)
+    assert model.losses[-1] == pytest.approx(loss, rel=1e-5)
+    with pytest.raises(InputError, match=r"w holds -1\.0"):
+        WALS(rank=2, weightCol="w").fit(
+            spark.createDataFrame([(1, 1, 1.0, -1.0)], "user int, item int, rating double, w double")
+        )
+    with pytest.raises(ConfigError, match="weightCol and implicitPrefs=True are both set"):
+        WALS(implicitPrefs=True, weightCol="w").fit(weighted)

@@ -147,3 +147,27 @@ def test_batches_counted_differently_are_refused(make_context: Any) -> None:
     context.manifests.write(Manifest(**{**other.__dict__, "key": "b", "outputs": {**other.outputs, "unit": 1}}))
     with pytest.raises(InputError, match=r"'a' and 'b' cannot be added: unit is 2520 and 1"):
         run_stage(context, TRAIN)
+
+
+def test_given_targets_and_weights_take_the_place_of_the_counts(make_context: Any, tmp_path: Any) -> None:
+    rng = np.random.default_rng(5)
+    u, v = rng.standard_normal((SIZE, 2)), rng.standard_normal((SIZE, 2))
+    row, col = np.nonzero(rng.random((SIZE, SIZE)) < 0.6)
+    cells = {"row_id": row.astype(np.int32), "col_id": col.astype(np.int32)}
+    table = pa.table({**cells, "target": (u @ v.T)[row, col], "weight": rng.uniform(0.5, 2, len(row))})
+    path = str(tmp_path / "cells.parquet")
+    pq.write_table(table, path)
+    options = {"train__objective": "custom", "train__k": 2, "train__sweeps": 40, "train__regularization": 1e-5}
+    context = make_context(**options, train__cells=path)
+    write_counts(context, "default", symmetric_counts())
+    run_stage(context, TRAIN)
+    where = {"run_id": context.config.run_id}
+    left, right = (read_side(context.tables, where["run_id"], side).matrix for side in ("row", "col"))
+    assert np.abs((left @ right.T - u @ v.T)[row, col]).max() < 0.01
+    with pytest.raises(ConfigError, match=r"custom needs train\.cells"):
+        TRAIN.check(make_context(**options).config)
+    with pytest.raises(ConfigError, match="there is no file at"):
+        run_stage(make_context(**options, train__cells=path + "x"), TRAIN)
+    pq.write_table(pa.concat_tables([table, table]), path)
+    with pytest.raises(InputError, match="occur more than once"):
+        run_stage(make_context(**options, train__cells=path), TRAIN)

@@ -66,8 +66,11 @@ def fold_in(
         raise InputError(f"fold-in: {n} column factors, but marginals of {len(marginals.cols)} columns")
     if rows.nnz and int(rows.indices.max()) >= n:
         raise InputError(f"fold-in: a cell has column {int(rows.indices.max())}, expected 0 .. {n - 1}")
+    if objective.curved or objective.weight == "column":
+        raise InputError(f"fold-in with the objective {objective.name} is not available; train again with the new rows")
     biased = objective.bias == "free"
     offset = np.zeros(n) if c is None else np.asarray(c, np.float64)
+    fixed = np.zeros(len(rows.indptr) - 1)
     z = np.hstack([v, np.ones((n, 1))]).astype(np.float64) if biased else v.astype(np.float64)  # (n, K)
     count = len(rows.indptr) - 1
     number = rows.row_numbers(0, count)
@@ -79,8 +82,12 @@ def fold_in(
     known = Marginals(sums, marginals.cols, cells, marginals.col_cells)
     m, d = objective.cells(x, number, rows.indices, known, g, h)
     ridge = objective.regularizers(cells, n)
+    if objective.bias == "fixed":
+        totals = (marginals.total, int(marginals.row_cells.sum()))
+        fixed = objective.offsets(sums, cells, totals)
+        offset = objective.offsets(marginals.cols, marginals.col_cells, totals)
     gramian = (z.T * h) @ z  # (K, K)
-    pull = z.T @ (h * offset)  # (K,)
+    pull, popular = z.T @ (h * offset), z.T @ h  # (K,)
     solved = np.zeros((count, k + 1))
     for i in np.flatnonzero(cells):
         part = slice(rows.indptr[i], rows.indptr[i + 1])
@@ -89,14 +96,15 @@ def fold_in(
         scale = objective.rho * g[i]
         a = scale * gramian + (near.T * d[part]) @ near
         a[np.arange(k), np.arange(k)] += ridge[i]
-        rhs = near.T @ ((d[part] + scale * h[j]) * m[part] - d[part] * offset[j]) - scale * pull
+        rhs = near.T @ ((d[part] + scale * h[j]) * m[part] - d[part] * (offset[j] + fixed[i]))
+        rhs -= scale * (pull + fixed[i] * popular)
         try:
             solved[i, : z.shape[1]] = cho_solve(cho_factor(a), rhs)
         except np.linalg.LinAlgError:
             raise InputError(
                 f"fold-in: row {i} has no unique solution; it needs more cells or regularisation"
             ) from None
-    return solved[:, :k], solved[:, k]
+    return solved[:, :k], fixed if objective.bias == "fixed" else solved[:, k]
 
 
 def _log_mean(marginals: Marginals) -> float:

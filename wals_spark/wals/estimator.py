@@ -35,6 +35,7 @@ from pyspark.ml.param.shared import (
     HasPredictionCol,
     HasRegParam,
     HasSeed,
+    HasWeightCol,
 )
 from pyspark.ml.util import (
     DefaultParamsReadable,
@@ -94,7 +95,7 @@ class _ModelParams(HasPredictionCol, HasBlockSize):
         return str(self.getOrDefault(self.coldStartStrategy))
 
 
-class _EstimatorParams(_ModelParams, HasMaxIter, HasRegParam, HasCheckpointInterval, HasSeed):
+class _EstimatorParams(_ModelParams, HasMaxIter, HasRegParam, HasCheckpointInterval, HasSeed, HasWeightCol):
     """Parameters of the estimator alone."""
 
     rank: Param[int] = Param(Params._dummy(), "rank", "number of factors", TypeConverters.toInt)
@@ -170,7 +171,7 @@ _PARAMETERS = (
     "rank", "maxIter", "regParam", "numUserBlocks", "numItemBlocks", "implicitPrefs", "alpha", "userCol", "itemCol",
     "seed", "ratingCol", "nonnegative", "checkpointInterval", "intermediateStorageLevel", "finalStorageLevel",
     "coldStartStrategy", "blockSize", "predictionCol", "tol", "objective", "objectiveParams", "duplicates",
-    "numWorkers", "numThreads", "device", "precision", "workDir",
+    "numWorkers", "numThreads", "device", "precision", "workDir", "weightCol",
 )  # fmt: skip
 
 
@@ -188,10 +189,12 @@ class WALS(Estimator["WALSModel"], _EstimatorParams, DefaultParamsReadable["WALS
         True is refused.
     numUserBlocks, numItemBlocks, intermediateStorageLevel, finalStorageLevel
         Accepted, without effect.
-    tol, objective, objectiveParams, duplicates, numWorkers, numThreads, device, precision, workDir
-        Ours. `objective` names a preset, of which `objectiveParams` changes fields; regParam and alpha then
-        count only where they are set. `workDir` must be reached by every executor; on a ``local`` master a
-        temporary directory does.
+    tol, objective, objectiveParams, duplicates, numWorkers, numThreads, device, precision, workDir, weightCol
+        Ours. `weightCol` names a column of weights w: ``sum_observed w (r - u.v)^2 + regParam (|U|^2 + |V|^2)``, and
+        with ``objectiveParams={"rho": ...}`` a weight of unobserved pairs, of target 0, besides; a repeated pair then
+        counts with the sum of its weights. `objective` names a preset, of which `objectiveParams` changes fields;
+        regParam and alpha then count only where they are set. `workDir` must be reached by every executor; on a
+        ``local`` master a temporary directory does.
 
     Examples
     --------
@@ -224,6 +227,11 @@ class WALS(Estimator["WALSModel"], _EstimatorParams, DefaultParamsReadable["WALS
 
     def make_objective(self) -> Objective:
         """The objective that the parameters describe."""
+        if self.isSet(self.weightCol) and not self.isDefined(self.objective):
+            if self.getImplicitPrefs():
+                raise ConfigError("weightCol and implicitPrefs=True are both set; preferences get weights from alpha")
+            given = dict(self.getOrDefault(self.objectiveParams))
+            return make_objective("custom", **{"regularization": self.getRegParam(), **given})
         if self.isDefined(self.objective):
             given = dict(self.getOrDefault(self.objectiveParams))
             if self.isSet(self.regParam):
@@ -287,8 +295,9 @@ class WALS(Estimator["WALSModel"], _EstimatorParams, DefaultParamsReadable["WALS
             gauge_power=None,
             device=placement.device,
             checkpoint_every=2 * every if every > 0 else 2 * self.getMaxIter(),
-            duplicates=self.getOrDefault(self.duplicates),
+            duplicates=_duplicates(self),
             signed=True,
+            weight="weight" if self.isSet(self.weightCol) else None,
             start="positive",
             initial=_write_initial(self._initial, items, self.getRank(), directory),
         )
@@ -302,6 +311,12 @@ class WALS(Estimator["WALSModel"], _EstimatorParams, DefaultParamsReadable["WALS
             storage.remove(storage.join(directory, name))
         storage.write_json(storage.join(directory, FACTS), {"ratingCol": self.getRatingCol()})
         return self._copyValues(WALSModel(directory, self.getRank(), objective, result["losses"]))
+
+
+def _duplicates(estimator: WALS) -> str:
+    """What becomes of repeated pairs; with weights, keeping them is the same as summing them."""
+    chosen = str(estimator.getOrDefault(estimator.duplicates))
+    return "sum" if chosen == "keep" and estimator.isSet(estimator.weightCol) else chosen
 
 
 def _work_directory(estimator: WALS, spark: SparkSession) -> str:
@@ -349,15 +364,16 @@ def _write_matrix(estimator: WALS, dataset: DataFrame, directory: str) -> tuple[
         raise InputError(
             f"the data has no column {rating}; it has {', '.join(dataset.columns)} (ratingCol='' = all are 1)"
         )
-    value = F.col(rating).cast("double") if rating else F.lit(1.0)
-    bad = F.raise_error(
-        F.concat(F.lit(f"WALS: {rating or 'rating'} holds "), F.coalesce(value.cast("string"), F.lit("null")))
-    )
-    finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < float("inf"))
+    columns = {"value": _finite(rating)} if rating else {"value": F.lit(1.0)}
+    if estimator.isSet(estimator.weightCol):
+        weight = estimator.getWeightCol()
+        if weight not in dataset.columns:
+            raise InputError(f"the data has no column {weight}; it has {', '.join(dataset.columns)}")
+        columns["weight"] = _finite(weight, least=0.0)
     cells = dataset.select(
         _ids(estimator.getUserCol(), dataset).alias("user"),
         _ids(estimator.getItemCol(), dataset).alias("item"),
-        F.when(finite, value).otherwise(bad.cast("double")).alias("value"),
+        *(column.alias(name) for name, column in columns.items()),
     )
     raw = storage.join(directory, "raw")
     spark = dataset.sparkSession
@@ -368,7 +384,8 @@ def _write_matrix(estimator: WALS, dataset: DataFrame, directory: str) -> tuple[
         if "WALS: " in message:
             raise InputError(message[message.index("WALS: ") + 6 :].splitlines()[0]) from None
         raise
-    cells = spark.read.schema("user bigint, item bigint, value double").parquet(raw)
+    schema = ", ".join(["user bigint, item bigint", *(f"{name} double" for name in columns)])
+    cells = spark.read.schema(schema).parquet(raw)
     numbered = []
     for name in ("user", "item"):
         distinct = cells.select(F.col(name).alias("id")).distinct()
@@ -381,11 +398,20 @@ def _write_matrix(estimator: WALS, dataset: DataFrame, directory: str) -> tuple[
     matrix = (
         cells.join(users.select(F.col("id").alias("user"), F.col("number").alias("row_id")), "user")
         .join(items.select(F.col("id").alias("item"), F.col("number").alias("col_id")), "item")
-        .select("row_id", "col_id", "value")
+        .select("row_id", "col_id", *columns)
     )
     matrix.write.parquet(storage.join(directory, "matrix"))
     storage.remove(raw)
     return users, items
+
+
+def _finite(column: str, least: float = float("-inf")) -> Any:
+    """A column as double; anything that is not finite, or below `least`, stops the job with its value."""
+    value = F.col(column).cast("double")
+    shown = F.coalesce(value.cast("string"), F.lit("null"))
+    bad = F.raise_error(F.concat(F.lit(f"WALS: {column} holds "), shown)).cast("double")
+    good = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < float("inf")) & (value >= least)
+    return F.when(good, value).otherwise(bad)
 
 
 def _write_initial(model: WALSModel | None, items: DataFrame, rank: int, directory: str) -> str | None:

@@ -179,10 +179,12 @@ def _solve_for(factor, inverses, count, near, root, diagonal, t, p, y, q, u):  #
     k = len(diagonal)
     for c in range(k):
         u[c] = p[c] / diagonal[c]
+    pulled = p.any()
     for r in range(count):
         s = 0.0
-        for c in range(k):
-            s += near[r, c] * u[c]
+        if pulled:
+            for c in range(k):
+                s += near[r, c] * u[c]
         y[r] = t[r] / root[r] - root[r] * s if root[r] > 0 else 0.0
     solve_factored(factor, count, inverses, y)
     for c in range(k):

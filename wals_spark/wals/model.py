@@ -110,12 +110,14 @@ class Model(ABC):
     def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
         """``part(rows, ids)``, a float64 array of `shape`, of pieces that together are all rows of a side."""
 
-    def gramian(self, side: str, threads: int = 1) -> np.ndarray:
-        """``G = sum_j h_j z_j z_j^T`` in float64; shape (K, K)."""
+    def gramian(self, side: str, threads: int = 1, device: str = "cpu") -> np.ndarray:
+        """``G = sum_j h_j z_j z_j^T`` in float64, its products on the device; shape (K, K)."""
         h, features = self.sides[side].weights, self.coordinates.features
         width = features(self.arrays[side][:0]).shape[1]
 
         def part(x: np.ndarray, ids: np.ndarray) -> np.ndarray:
+            if device == "cuda":
+                return _gramian_on_gpu(features(x), h[ids])
             wide = features(x.astype(np.float64))
             return (wide.T * h[ids]) @ wide
 
@@ -129,6 +131,13 @@ class Model(ABC):
             return lambdas[ids] @ (x[:, : self.coordinates.k].astype(np.float64) ** 2).sum(1)
 
         return float(np.sum(self.over(side, (), part)))
+
+
+def _gramian_on_gpu(z: np.ndarray, h: np.ndarray) -> np.ndarray:
+    import torch
+
+    wide = torch.from_numpy(z).to("cuda").double()
+    return ((wide.T * torch.from_numpy(h).to("cuda")) @ wide).cpu().numpy()
 
 
 class Replicated(Model):

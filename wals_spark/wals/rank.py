@@ -128,6 +128,12 @@ class RankTask:
                 f"{self.holding.exchange} factors and a {self.holding.matrix} matrix; remove train.exchange and "
                 "train.matrix, and use fewer ranks per machine, or the objective swivel_like"
             )
+        if self.duplicates == "keep" and self.objective.rho != 0 and not self.objective.additive:
+            raise ConfigError(
+                f"repeated cells cannot be kept apart with the objective {self.objective.name} and rho "
+                f"{self.objective.rho}, because each would take the place of the unobserved weight; sum or refuse them "
+                "(duplicates)"
+            )
         if (self.objective.weight == "column") != (self.weight is not None):
             raise ConfigError(
                 f"the objective {self.objective.name} takes weights from "
@@ -359,7 +365,7 @@ def _alternate(
         name, fixed = SIDES[half % 2], SIDES[1 - half % 2]
         side = model.sides[name]
         with phases("gramian"):
-            gramian = model.gramian(fixed, task.threads)
+            gramian = model.gramian(fixed, task.threads, task.device)
         with phases("solve"):
             solved, row_loss = _half_step(task, model, solver, curved, name, fixed, gramian)
         with phases("exchange"):

@@ -142,6 +142,7 @@ def softplus_step(problem: DenseProblem, u: np.ndarray, v: np.ndarray) -> np.nda
     -------
     float64 array of shape (m, k)
     """
+    assert problem.softplus is not None
     s = u @ v.T
     bound = s - 4.0 / (1.0 + np.exp(-(s + problem.offset)))
     target = np.where(problem.softplus, bound, problem.target)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from wals_spark import schemas, storage
 from wals_spark.config import Config
-from wals_spark.errors import InputError
+from wals_spark.errors import ConfigError, InputError
+from wals_spark.matrix.cells import portions
 from wals_spark.objective import from_config
 from wals_spark.runs import Manifest, ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage
@@ -24,7 +25,31 @@ AGREED = ("unit", "symmetric", "semantics")
 
 
 def _check(config: Config) -> None:
-    from_config(config.train)
+    objective = from_config(config.train)
+    if objective.curved and (config.train.exchange == "sharded" or config.train.matrix == "streamed"):
+        raise ConfigError(
+            f"train.objective {objective.name} needs all factors and all cells in memory; remove train.exchange and "
+            "train.matrix"
+        )
+    if (objective.weight == "column") != bool(config.train.cells):
+        raise ConfigError(
+            "train.objective custom needs train.cells, Parquet files of (row_id, col_id, target, weight)"
+            if not config.train.cells
+            else f"train.cells is set, but the objective {objective.name} is made from counts; use the objective custom"
+        )
+    _cells_identity(config)
+
+
+def _cells_identity(config: Config) -> Any:
+    """Paths, sizes and times of the files of given cells."""
+    found = []
+    for path in config.train.cells:
+        fs, local = storage.filesystem(path)
+        info = fs.get_file_info(local)
+        if not info.is_file:
+            raise ConfigError(f"train.cells: there is no file at {path}; expected Parquet files")
+        found.append([path, info.size, info.mtime_ns])
+    return found
 
 
 def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
@@ -47,14 +72,22 @@ def _run(context: Context) -> Outcome:
     check_shape(config.k, (size, size))
     batches = [manifest.key for manifest in context.inputs_of("cooccurrence")]
     files = [file for batch in batches for file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": batch})]
+    given: dict[str, Any] = {
+        "files": tuple(file.path for file in files),
+        "symmetric": bool(counts["symmetric"]),
+        "unit": int(counts["unit"]),
+    }
+    cells: int = sum(file.rows for file in files)
+    if config.cells:
+        given = {"files": config.cells, "symmetric": False, "unit": 1, "value": "target", "weight": "weight"}
+        given |= {"signed": True, "duplicates": "refuse"}
+        cells = sum(portion.rows for portion in portions(config.cells))
     placement = preflight(context.spark, workers=config.workers, device=config.device)
     objective = from_config(config)
     directory = _directory(context)
     task = RankTask(
-        files=tuple(file.path for file in files),
+        **given,
         shape=(size, size),
-        symmetric=bool(counts["symmetric"]),
-        unit=int(counts["unit"]),
         objective=objective,
         k=config.k,
         sweeps=config.sweeps,
@@ -68,9 +101,9 @@ def _run(context: Context) -> Outcome:
         checkpoint_every=config.checkpoint_every,
         solver=config.solver,
         cg_steps=config.cg_steps,
+        block_size=config.block_size,
         holding=Holding(config.exchange, config.matrix, config.memory_bytes, scratch=config.scratch),
     )
-    cells = sum(file.rows for file in files)
     if placement.local:
         memory = machine_memory() // placement.ranks
         holding, estimate = choose(task.problem(cells, placement.ranks), task.holding, memory)
@@ -186,4 +219,5 @@ TRAIN = Stage(
     inputs=_inputs,
     run=_run,
     check=_check,
+    identity=_cells_identity,
 )
