@@ -28,8 +28,8 @@ from arms_score import read_case, rows_of, save, save_bf16, say
 from wals_spark import encoded, schemas
 from wals_spark.config import Config, load_config
 from wals_spark.factors.store import read_vectors
-from wals_spark.inject import align, extend, make, methods, shift, strengths, words
 from wals_spark.inject import checkpoint as ckpt
+from wals_spark.inject import extend, make, methods, shift, strengths, words
 from wals_spark.inject.stages import SHIFT_MIN_COUNT
 from wals_spark.mlm.data import Masked, SpecialIds, encode, mask, pack, special_ids
 from wals_spark.objective import Objective
@@ -143,21 +143,20 @@ def proposal_of(
     proposal = methods.propose(factors, E, protected, seen, config.inject, config.seed, delta)
     chosen = strengths.on_text(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
     alignment = proposal.fit.alignment
-    predicted = (vectors.matrix - alignment.mu_u) @ alignment.W
     moved = np.flatnonzero(delta.any(axis=1))
-    assert proposal.shift is not None
-    arrays = {
+    assert proposal.shift_trust is not None
+    arrays: dict[str, np.ndarray] = {
         "U": vectors.matrix.astype(np.float16),
         "W": alignment.W.astype(np.float32),
         "mu_u": alignment.mu_u.astype(np.float32),
         "mu_e": alignment.mu_e.astype(np.float32),
-        "stretch": lengths(proposal.P - alignment.mu_e) / np.maximum(lengths(predicted), 1e-12),
+        "stretch": proposal.stretch,
         "delta_ids": moved.astype(np.int32),
         "delta": delta[moved].astype(np.float16),
-        "delta_trust": lengths(proposal.shift[moved]) / np.maximum(lengths(delta[moved] @ alignment.W), 1e-12),
+        "delta_trust": proposal.shift_trust[moved],
         "share": proposal.shares(chosen.half_exposure or HALF_EXPOSURE),
         "everything": proposal.everything(),
-        "permutation": align.permute_within(align.deciles(factors.counts), config.seed).astype(np.int32),
+        "permutation": methods.permutation(factors.counts, config.seed).astype(np.int32),
         "general_counts": seen.exposure.astype(np.int64),
     }
     bias = opened.tensors[str(opened.head_bias)].values()

@@ -12,15 +12,15 @@ except the rows themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from wals_spark.errors import InputError
 
 LAMBDA_GRID = tuple(10.0**power for power in np.arange(-6.0, 2.01, 0.5))
-_CHUNK = 8192
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,11 @@ def whitening(sums: Sums) -> np.ndarray:
     return (Q * np.sqrt(sums.weight / eigenvalues)) @ Q.T
 
 
+def unwhitened(alignment: Alignment, T: np.ndarray) -> Alignment:
+    """The map of u that does what `alignment` does to u T."""
+    return replace(alignment, mu_u=alignment.mu_u @ np.linalg.pinv(T), W=T @ alignment.W)
+
+
 def transformed(sums: Sums, T: np.ndarray) -> Sums:
     """The sums of (x T, y)."""
     return Sums(sums.count, sums.weight, sums.x @ T, sums.y, T.T @ sums.xx @ T, T.T @ sums.xy, sums.yy)
@@ -317,31 +322,62 @@ def cross_validate(per_fold: Sequence[Sums], grid: Sequence[float] = LAMBDA_GRID
     return CrossValidation(tuple(grid), error, total, float(grid[int(error.argmin())]))
 
 
-def held_out_predictions(
-    U: np.ndarray, fold: np.ndarray, per_fold: Sequence[Sums], regularization: float, method: str = "ridge"
-) -> tuple[np.ndarray, np.ndarray]:
-    """For every anchor the prediction, and the mean row, of a map fitted without its fold.
-
-    Returns
-    -------
-    predicted : float32 (n, d)
-    means : float32 (folds, d)
-    """
+def held_out_maps(per_fold: Sequence[Sums], regularization: float, method: str = "ridge") -> list[Alignment]:
+    """For every fold the map that was fitted without it."""
     everything = total_of(per_fold)
-    d = len(everything.y)
-    predicted = np.empty((len(U), d), np.float32)
-    means = np.empty((len(per_fold), d), np.float32)
-    for number, part in enumerate(per_fold):
-        alignment = solve(everything - part, method, regularization)
+    return [solve(everything - part, method, regularization) for part in per_fold]
+
+
+def held_out_predictions(maps: Sequence[Alignment], U: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """P of every row by the map that was fitted without its fold, float32 (n, d)."""
+    predicted = np.empty((len(U), maps[0].W.shape[1]), np.float32)
+    for number in np.unique(fold):
         rows = fold == number
-        predicted[rows] = alignment.predict(U[rows])
-        means[number] = alignment.mu_e
-    return predicted, means
+        predicted[rows] = maps[number].predict(U[rows])
+    return predicted
 
 
-def sums_by_fold(U: np.ndarray, E: np.ndarray, weight: np.ndarray, fold: np.ndarray, folds: int) -> list[Sums]:
-    """`accumulate` for each fold."""
-    return [accumulate(U[fold == number], E[fold == number], weight[fold == number]) for number in range(folds)]
+def sums_by_fold(
+    U: np.ndarray,
+    E: np.ndarray,
+    weight: np.ndarray,
+    fold: np.ndarray,
+    folds: int,
+    *,
+    u_rows: np.ndarray | None = None,
+    e_rows: np.ndarray | None = None,
+) -> list[Sums]:
+    """`Sums` of every fold over pairs of rows, in one pass that gathers a few thousand pairs at a time.
+
+    Parameters
+    ----------
+    U : (T, k)
+    E : (V, d)
+    weight, fold : (n,)
+        Of each pair.
+    folds : int
+    u_rows, e_rows : int64 (n,), optional
+        Which rows of U and of E make a pair; none = the first n.
+    """
+    found: list[Sums | None] = [None] * folds
+    for part, u, e in pairs(U, E, len(weight), u_rows, e_rows):
+        w, numbers = weight[part], fold[part]
+        for number in np.unique(numbers):
+            mine = numbers == number
+            sums = accumulate(u[mine], e[mine], w[mine])
+            before = found[number]
+            found[number] = sums if before is None else before + sums
+    nothing = accumulate(U[:0], E[:0], weight[:0])
+    return [nothing if sums is None else sums for sums in found]
+
+
+def pairs(
+    U: np.ndarray, E: np.ndarray, count: int, u_rows: np.ndarray | None, e_rows: np.ndarray | None
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Chunks of pairs of rows: which pairs, their rows of U, their rows of E."""
+    for begin in range(0, count, _CHUNK):
+        part = slice(begin, min(begin + _CHUNK, count))
+        yield part, U[part if u_rows is None else u_rows[part]], E[part if e_rows is None else e_rows[part]]
 
 
 def log_share(counts: np.ndarray) -> np.ndarray:
@@ -350,32 +386,26 @@ def log_share(counts: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(counts, 0.5) / max(float(counts.sum()), 1.0))
 
 
-def match_norms(
-    predicted: np.ndarray, mu_e: np.ndarray, log_shares: np.ndarray, profile: tuple[np.ndarray, np.ndarray]
-) -> np.ndarray:
-    """Stretch what ridge shrank: P <- mu + (P - mu) clip(rho / |P - mu|, 1/2, 2).
+def norm_factors(norms: np.ndarray, log_shares: np.ndarray, profile: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """What stretches back what ridge shrank: clip(rho / |P - mu|, 1/2, 2), float32 (n,).
+
+    P <- mu + factor (P - mu).
 
     Parameters
     ----------
-    predicted : float32 (n, d)
-    mu_e : (d,)
+    norms : (n,)
+        |P_i - mu|.
     log_shares : (n,)
         `log_share` of each token in the corpus that the factors come from.
     profile : from `norm_profile`: rho by log share, interpolated
     """
     at, rho = profile
-    centred = predicted - mu_e.astype(np.float32)
-    norm = np.linalg.norm(centred, axis=1)
     wanted = np.interp(log_shares, at, rho)
-    factor = np.clip(wanted / np.maximum(norm, 1e-12), 0.5, 2.0).astype(np.float32)
-    return mu_e.astype(np.float32) + centred * factor[:, None]
+    return np.clip(wanted / np.maximum(norms, 1e-12), 0.5, 2.0).astype(np.float32)
 
 
-def norm_profile(
-    E: np.ndarray, mu_e: np.ndarray, log_shares: np.ndarray, bins: int = 20
-) -> tuple[np.ndarray, np.ndarray]:
-    """rho: median of |E_j - mu_e| among tokens of similar frequency in pretraining, by their `log_share`."""
-    norms = np.linalg.norm(E - mu_e.astype(np.float32), axis=1)
+def norm_profile(norms: np.ndarray, log_shares: np.ndarray, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """rho: median of the norms |E_j - mu_e| among tokens of similar frequency in pretraining, by their `log_share`."""
     order = np.argsort(log_shares, kind="stable")
     groups = [group for group in np.array_split(order, min(bins, len(order))) if len(group)]
     at = np.array([np.median(log_shares[group]) for group in groups])

@@ -13,6 +13,10 @@ trusted. Rare in pretraining and frequent in the corpus: b is large. Rare in bot
 rho^2 matters: rows of rare tokens are shorter, so their raw errors are smaller, not larger. What the fit
 sees as error includes all that the map cannot express, so h is better chosen by masked-LM loss where the
 model has that head (`wals_spark.inject.choose`); 0 means no change.
+
+Span only: with Q an orthonormal basis of the directions that the map can reach (its rank is k at most), a
+row keeps what lies outside, E'_i = E_i + b_i (P_i - mu_e - (E_i - mu_e) Q Q^T), and lengths are matched and
+errors measured within.
 """
 
 from __future__ import annotations
@@ -122,3 +126,17 @@ def blend_rows(E: np.ndarray, P: np.ndarray, share: np.ndarray) -> np.ndarray:
     """(1 - b) E + b P, float32 (n, d); rows with b = 0 are E itself."""
     mixed = E + share[:, None] * (P - E)
     return np.where(share[:, None] > 0, mixed, E)
+
+
+def span_basis(W: np.ndarray) -> np.ndarray:
+    """Orthonormal basis Q of the row space of W (k, d), float64 (d, r): what the factors can express."""
+    _, S, rows = np.linalg.svd(W.astype(np.float64), full_matrices=False)
+    least = S.max(initial=0) * max(W.shape) * np.finfo(np.float64).eps
+    return rows[least < S].T
+
+
+def outside(E: np.ndarray, centre: np.ndarray, Q: np.ndarray) -> np.ndarray:
+    """(e_i - centre) (I - Q Q^T): the component that the factors cannot express, float32 (n, d)."""
+    away = (E - centre).astype(np.float32)
+    basis = Q.astype(np.float32)
+    return away - (away @ basis) @ basis.T

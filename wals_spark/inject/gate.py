@@ -10,7 +10,8 @@ the lower end of a bootstrap interval over tokens.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ from wals_spark.inject import align, retrieval
 MARGIN = 0.01
 _RESAMPLES = 500
 _MIN_ANCHORS = 50
-_CHUNK = 4096
+
+
+FoldSums = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], "list[align.Sums]"]
+"""(u_rows, e_rows, weight, fold, folds) of pairs of rows -> the sums of every fold, as `align.sums_by_fold`."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,15 @@ class Fit:
     alignment : align.Alignment
         Fitted on all anchors.
     anchors : int64 array (n,)
-    held_out : float32 array (n, d)
-        Prediction of every anchor without its fold.
+    held_out_error : float64 array (n,)
+        |e - p|^2 of every anchor, p predicted without its fold.
     cv : align.CrossValidation
     gate : GateResult
     """
 
     alignment: align.Alignment
     anchors: np.ndarray
-    held_out: np.ndarray
+    held_out_error: np.ndarray
     cv: align.CrossValidation
     gate: GateResult
 
@@ -88,6 +92,7 @@ def fit_and_gate(
     margin: float = MARGIN,
     method: str = "ridge",
     whiten: bool = False,
+    sums: FoldSums | None = None,
 ) -> Fit:
     """Align the factors with the embedding, and both controls with it, on the same folds.
 
@@ -103,6 +108,8 @@ def fit_and_gate(
     method : {"ridge", "procrustes"}
         The map; the frequency control is always ridge.
     whiten : equalise the factors' directions first
+    sums : optional
+        Accumulates the sums of the factors' two arms; none = here, chunk by chunk.
 
     Raises
     ------
@@ -114,72 +121,81 @@ def fit_and_gate(
             f"{len(anchors)} tokens are frequent enough to align on, expected at least {max(_MIN_ANCHORS, 4 * folds)}: "
             "use a larger corpus or lower inject.anchor_min_count"
         )
-    c, Y = counts[anchors], E[anchors]
+    c = counts[anchors]
     weight = align.anchor_weights(c, half)
     fold = align.stratified_folds(c, folds, seed)
     strata = align.deciles(c)
+    shuffled = anchors[align.permute_within(strata, seed)]
     arms = {
-        "factors": U[anchors],
-        "permuted": U[anchors][align.permute_within(strata, seed)],
-        "frequency": align.frequency_features(c).astype(np.float32),
+        "factors": (U, anchors),
+        "permuted": (U, shuffled),
+        "frequency": (align.frequency_features(c).astype(np.float32), np.arange(len(c))),
     }
     T = None
-    if whiten:
-        T = align.whitening(align.accumulate(arms["factors"], Y, weight))
-        arms["factors"], arms["permuted"] = ((arms[name] @ T).astype(np.float32) for name in ("factors", "permuted"))
     errors: dict[str, np.ndarray] = {}
     hits: dict[str, np.ndarray] = {}
     queries = retrieval.stratified_queries(strata, seed)
-    total = np.zeros(len(anchors))
-    found: dict[str, tuple[list[align.Sums], align.CrossValidation, np.ndarray]] = {}
-    for name, X in arms.items():
-        per_fold = align.sums_by_fold(X, Y, weight, fold, folds)
+    own: tuple[align.Alignment, align.CrossValidation, _HeldOut] | None = None
+    for name, (X, rows) in arms.items():
+        if sums is not None and name != "frequency":
+            per_fold = sums(rows, anchors, weight, fold, folds)
+        else:
+            per_fold = align.sums_by_fold(X, E, weight, fold, folds, u_rows=rows, e_rows=anchors)
+        if whiten and name != "frequency":
+            T = align.whitening(align.total_of(per_fold)) if T is None else T
+            per_fold = [align.transformed(sums, T) for sums in per_fold]
         used = "ridge" if name == "frequency" else method
         cv = align.cross_validate(per_fold) if used == "ridge" else align.cross_validate_procrustes(per_fold)
-        predicted, means = align.held_out_predictions(X, fold, per_fold, cv.best, used)
-        errors[name] = _squares(Y, predicted)
+        maps = align.held_out_maps(per_fold, cv.best, used)
+        whole = align.solve(align.total_of(per_fold), used, cv.best)
+        if T is not None and name != "frequency":
+            maps, whole = [align.unwhitened(each, T) for each in maps], align.unwhitened(whole, T)
+        held_out = _held_out(X, rows, E, anchors, fold, maps, whole.mu_e)
+        errors[name] = held_out.error
         if name != "frequency":
-            hits[name] = retrieval.csls_hits(predicted, Y, queries, means, fold)
+            predicted = align.held_out_predictions(maps, X[rows[queries]], fold[queries])
+            means = np.stack([each.mu_e for each in maps]).astype(np.float32)
+            hits[name] = retrieval.csls_hits(predicted, E, queries, means, fold, anchors)
         if name == "factors":
-            total = _distance_to_means(Y, means, fold)
-            found[name] = (per_fold, cv, predicted)
-    per_fold, cv, predicted = found["factors"]
-    alignment = align.solve(align.total_of(per_fold), method, cv.best)
-    if T is not None:
-        alignment = replace(alignment, mu_u=alignment.mu_u @ np.linalg.pinv(T), W=T @ alignment.W)
-    gate = _decide(errors, total, weight, margin, seed)
-    table = _by_decile(c, strata, errors, total, _cosines(Y, predicted, alignment.mu_e.astype(np.float32)))
+            own = whole, cv, held_out
+    assert own is not None
+    alignment, cv, held_out = own
+    gate = _decide(errors, held_out.total, weight, margin, seed)
+    table = _by_decile(c, strata, errors, held_out.total, held_out.cosine)
     for row in table:
         mine = strata[queries] == row["decile"]
         row.update({f"csls_{name}": float(hit[mine].mean()) for name, hit in hits.items()})
-    return Fit(alignment, anchors, predicted, cv, GateResult(**{**gate.__dict__, "deciles": table}))
+    return Fit(alignment, anchors, held_out.error, cv, GateResult(**{**gate.__dict__, "deciles": table}))
 
 
-def _squares(Y: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """|y - p|^2 per row, float64 (n,), in bounded memory."""
-    found = np.empty(len(Y))
-    for begin in range(0, len(Y), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        difference = Y[part] - predicted[part]
-        found[part] = np.einsum("ij,ij->i", difference, difference, dtype=np.float64)
-    return found
+@dataclass(frozen=True)
+class _HeldOut:
+    """Per anchor, float64 (n,): |e - p|^2, |e - mean|^2, cos(e - mu_e, p - mu_e); p and mean without its fold."""
+
+    error: np.ndarray
+    total: np.ndarray
+    cosine: np.ndarray
 
 
-def _distance_to_means(Y: np.ndarray, means: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """|y - mean of its fold's map|^2 per row, float64 (n,)."""
-    found = np.empty(len(Y))
-    for number, mean in enumerate(means):
-        found[fold == number] = _squares(Y[fold == number], np.broadcast_to(mean, ((fold == number).sum(), len(mean))))
-    return found
-
-
-def _cosines(a: np.ndarray, b: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Cosine of a - centre and b - centre per row, in bounded memory."""
-    found = np.empty(len(a))
-    for begin in range(0, len(a), _CHUNK):
-        x, y = a[begin : begin + _CHUNK] - centre, b[begin : begin + _CHUNK] - centre
-        scale = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-        found[begin : begin + _CHUNK] = np.einsum("ij,ij->i", x, y) / np.maximum(scale, 1e-12)
+def _held_out(
+    X: np.ndarray,
+    x_rows: np.ndarray,
+    E: np.ndarray,
+    e_rows: np.ndarray,
+    fold: np.ndarray,
+    maps: Sequence[align.Alignment],
+    centre: np.ndarray,
+) -> _HeldOut:
+    """Predict every anchor by the map of the other folds, a few thousand at a time."""
+    found = _HeldOut(*(np.empty(len(fold)) for _ in range(3)))
+    means = np.stack([each.mu_e for each in maps])
+    for part, x, y in align.pairs(X, E, len(fold), x_rows, e_rows):
+        predicted = align.held_out_predictions(maps, x, fold[part]).astype(np.float64)
+        found.error[part] = ((y - predicted) ** 2).sum(axis=1)
+        found.total[part] = ((y - means[fold[part]]) ** 2).sum(axis=1)
+        a, b = y - centre, predicted - centre
+        scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        found.cosine[part] = np.einsum("ij,ij->i", a, b) / np.maximum(scale, 1e-12)
     return found
 
 

@@ -15,6 +15,7 @@ from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.store import Vectors
 from wals_spark.inject import checkpoint as ckpt
 from wals_spark.inject import extend, frequency, methods, strengths, trim, writer
+from wals_spark.inject.gate import FoldSums
 from wals_spark.inject.rawtensor import file_sha256
 from wals_spark.mlm.data import special_ids
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
@@ -38,7 +39,7 @@ class Text:
 
 
 def prepare(
-    config: Config, vectors: Vectors, text: Text | None = None
+    config: Config, vectors: Vectors, text: Text | None = None, sums: FoldSums | None = None
 ) -> tuple[writer.Base, methods.Change, methods.Factors | None]:
     """Open the checkpoint, compute the change; nothing is written.
 
@@ -50,6 +51,8 @@ def prepare(
         Of every token of the corpus' tokenizer, by id; ``trim`` reads tokens and counts only.
     text : Text, optional
         Needed where strengths are chosen on text.
+    sums : optional
+        Accumulates the sums of the alignment elsewhere (`wals_spark.inject.distributed`).
 
     Raises
     ------
@@ -66,7 +69,7 @@ def prepare(
     elif config.inject.mode == "extend":
         base, change = _extend(config, vectors, factors)
     else:
-        base, change = _inject(config, vectors, factors, text or Text())
+        base, change = _inject(config, vectors, factors, text or Text(), sums)
     return base, change, factors
 
 
@@ -143,7 +146,7 @@ def _tokenizer_files(source: str) -> list[Path]:
 
 
 def _inject(
-    config: Config, vectors: Vectors, factors: methods.Factors, text: Text
+    config: Config, vectors: Vectors, factors: methods.Factors, text: Text, sums: FoldSums | None
 ) -> tuple[writer.Base, methods.Change]:
     source = source_of(config)
     opened = ckpt.open_checkpoint(source)
@@ -153,13 +156,14 @@ def _inject(
     protected = ckpt.protected_ids(tokenizer, opened.config, opened.size)
     E = ckpt.embedding_values(opened)
     seen = frequencies(config, factors, tokenizer, protected, text)
-    proposal = methods.propose(factors, E, protected, seen, config.inject, config.seed, text.delta)
+    proposal = methods.propose(factors, E, protected, seen, config.inject, config.seed, text.delta, sums)
     change = settle(config, opened, proposal, factors, tokenizer, text)
-    base = _base(opened, source, protected)
+    base = base_of(opened, source, protected)
     return base, change
 
 
-def _base(opened: ckpt.Checkpoint, source: str, protected: np.ndarray) -> writer.Base:
+def base_of(opened: ckpt.Checkpoint, source: str, protected: np.ndarray) -> writer.Base:
+    """A checkpoint as what a change is applied to, described by `source` and the hashes of its files."""
     return writer.Base(
         tensors=opened.tensors,
         dropped=opened.dropped,
@@ -203,7 +207,7 @@ def _trim(config: Config, vectors: Vectors) -> tuple[writer.Base, methods.Change
     described = opened.directory / "tokenizer_config.json"
     if described.is_file():
         texts[described.name] = trim.renumber_tokenizer_config(described.read_text(encoding="utf-8"), kept)
-    base = _with_texts(_base(opened, source, special), trim.renumber_config(opened.config, kept), texts)
+    base = _with_texts(base_of(opened, source, special), trim.renumber_config(opened.config, kept), texts)
     facts = {
         "tokens_before": len(tokenizer.tokens),
         "tokens_after": len(kept),
@@ -241,7 +245,7 @@ def _extend(config: Config, vectors: Vectors, factors: methods.Factors) -> tuple
     described = {**opened.config, "vocab_size": size}
     assert config.vocabulary.tokenizer is not None
     texts = {"tokenizer.json": new.tokenizer.to_str()}
-    return _with_texts(_base(opened, source, protected), described, texts), change
+    return _with_texts(base_of(opened, source, protected), described, texts), change
 
 
 def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> LoadedTokenizer:

@@ -11,7 +11,9 @@ import numpy as np
 from wals_spark.config import InjectConfig
 from wals_spark.errors import GateError
 from wals_spark.inject import align, blend, extend, frequency, fresh
-from wals_spark.inject.gate import Fit, GateResult, fit_and_gate
+from wals_spark.inject.gate import Fit, FoldSums, GateResult, fit_and_gate
+
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,13 @@ class Change:
 
 
 def align_factors(
-    factors: Factors, E: np.ndarray, protected: np.ndarray, frequencies: Frequencies, config: InjectConfig, seed: int
+    factors: Factors,
+    E: np.ndarray,
+    protected: np.ndarray,
+    frequencies: Frequencies,
+    config: InjectConfig,
+    seed: int,
+    sums: FoldSums | None = None,
 ) -> Fit:
     """Fit the map on the anchors and let the gate decide.
 
@@ -79,7 +87,7 @@ def align_factors(
     anchors = np.setdiff1d(np.flatnonzero(known >= config.anchor_min_count), protected)
     fit = fit_and_gate(
         factors.matrix,
-        E[: len(counts)],
+        E,
         counts,
         anchors,
         folds=config.folds,
@@ -88,6 +96,7 @@ def align_factors(
         margin=config.gate_margin,
         method=config.alignment,
         whiten=config.whiten,
+        sums=sums,
     )
     if config.gate and not fit.gate.passed and not config.force:
         raise GateError(
@@ -124,28 +133,37 @@ class Frequencies:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Rows that the factors propose, before any strength is chosen.
+    """Rows that the factors propose, before any strength is chosen; made a few thousand at a time when asked for.
 
     Attributes
     ----------
     fit : Fit
-    P : float32 (T, d)
-        Aligned, norm-matched rows.
+    U : float32 (T, k)
+    stretch : float32 (T,)
+        P_i = mu_e + stretch_i (u_i - mu_u) W: norms matched.
     variances : blend.Variances
     frequencies : Frequencies
     protected : int64 array, ids below T
     b_max : float
-    shift : float32 (T, d) or None
-        What `wals_spark.inject.shift` adds at strength 1; None = nothing.
+    delta : float32 (T, k) or None
+        How the domain uses each token differently, `wals_spark.inject.shift`; None = nothing shifts.
+    shift_trust : float32 (T,) or None
+        What a shift is multiplied with: the trust in the domain's count times the stretch.
+    span : float64 (d, r) or None
+        Orthonormal basis of the directions that the factors can express, W's row space: only the components of rows
+        along it move. None = whole rows move.
     """
 
     fit: Fit
-    P: np.ndarray
+    U: np.ndarray
+    stretch: np.ndarray
     variances: blend.Variances
     frequencies: Frequencies
     protected: np.ndarray
     b_max: float
-    shift: np.ndarray | None = None
+    delta: np.ndarray | None = None
+    shift_trust: np.ndarray | None = None
+    span: np.ndarray | None = None
 
     def shares(self, half_exposure: float) -> np.ndarray:
         """b_i for a given h."""
@@ -164,17 +182,45 @@ class Proposal:
         share[self.protected] = 0.0
         return share
 
+    def predict(self, ids: np.ndarray) -> np.ndarray:
+        """P of some tokens, float32 (n, d)."""
+        centre = self.fit.alignment.mu_e.astype(np.float32)
+        return centre + self.stretch[ids, None] * (self.fit.alignment.predict(self.U[ids]) - centre)
+
+    def shifts(self, ids: np.ndarray) -> np.ndarray:
+        """What a shift adds to some rows at strength 1, float32 (n, d)."""
+        assert self.delta is not None
+        assert self.shift_trust is not None
+        return (self.delta[ids] @ self.fit.alignment.W.astype(np.float32)) * self.shift_trust[ids, None]
+
     def rows(
-        self, E: np.ndarray, share: np.ndarray, *, P: np.ndarray | None = None, shift: float = 0.0
+        self, E: np.ndarray, share: np.ndarray, *, shift: float = 0.0, take: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the rows that change and their new values; `P` stands in for the proposal's own rows."""
+        """Ids of the rows that change and their new values.
+
+        Parameters
+        ----------
+        E : float32 (V, d)
+        share : (T,)
+        shift : strength
+        take : int64 (T,), optional
+            Whose proposal each token takes, for controls; none = its own.
+        """
         changes = share > 0
-        if shift > 0 and self.shift is not None:
-            changes = changes | self.shift.any(axis=1)
+        trust = self.shift_trust if shift > 0 else None
+        if trust is not None:
+            changes = changes | (trust > 0)
         ids = np.flatnonzero(changes)
-        rows = blend.blend_rows(E[ids], (self.P if P is None else P)[ids], share[ids])
-        if shift > 0 and self.shift is not None:
-            rows = rows + np.float32(shift) * self.shift[ids]
+        rows = np.empty((len(ids), E.shape[1]), np.float32)
+        for begin in range(0, len(ids), _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            some = ids[part]
+            target = self.predict(some if take is None else take[some])
+            if self.span is not None:
+                target += blend.outside(E[some], self.fit.alignment.mu_e, self.span)
+            rows[part] = blend.blend_rows(E[some], target, share[some])
+            if trust is not None:
+                rows[part] += np.float32(shift) * self.shifts(some)
         return ids, rows
 
 
@@ -186,6 +232,7 @@ def propose(
     config: InjectConfig,
     seed: int,
     delta: np.ndarray | None = None,
+    sums: FoldSums | None = None,
 ) -> Proposal:
     """Modes ``blend`` and ``replace``: align, gate, match norms, fit the variances.
 
@@ -197,48 +244,82 @@ def propose(
     frequencies : Frequencies
     delta : float32 (T, k), optional
         How the domain uses each token differently, in the factors' space.
+    sums : optional
+        Accumulates the sums of the alignment elsewhere.
 
     Raises
     ------
     GateError, InputError
     """
-    fit = align_factors(factors, E, protected, frequencies, config, seed)
-    predicted = fit.alignment.predict(factors.matrix)  # (T, d)
+    fit = align_factors(factors, E, protected, frequencies, config, seed, sums)
+    alignment, U = fit.alignment, factors.matrix
+    span = blend.span_basis(alignment.W) if config.span_only else None
     seen = align.log_share(frequencies.exposure)
-    profile = align.norm_profile(E[fit.anchors], fit.alignment.mu_e, seen[fit.anchors])
-    matched = align.match_norms(predicted, fit.alignment.mu_e, align.log_share(factors.counts), profile)
-    variances = _fit_variances(fit, predicted, E, frequencies, protected, np.interp(seen, *profile))
+    profile = align.norm_profile(_lengths(E, fit.anchors, alignment.mu_e, span), seen[fit.anchors])
+    predicted = _predicted_lengths(alignment, U)
+    stretch = align.norm_factors(predicted, align.log_share(factors.counts), profile)
+    length = np.interp(seen, *profile)
+    variances = _fit_variances(fit, U, E, frequencies, protected, length, span)
     inside = protected[protected < len(factors.counts)]
-    shift = None
+    trust = None
     if delta is not None:
-        centre = fit.alignment.mu_e.astype(np.float32)
-        stretch = np.linalg.norm(matched - centre, axis=1) / np.maximum(
-            np.linalg.norm(predicted - centre, axis=1), 1e-12
-        )
-        trusted = blend.trust(frequencies.corpus, variances.half_count) * stretch
-        trusted[inside] = 0.0
-        shift = (delta @ fit.alignment.W.astype(np.float32)) * trusted[:, None].astype(np.float32)
-    return Proposal(fit, matched, variances, frequencies, inside, config.b_max, shift)
+        trust = (blend.trust(frequencies.corpus, variances.half_count) * stretch).astype(np.float32)
+        trust[inside] = 0.0
+        trust[~delta.any(axis=1)] = 0.0
+    return Proposal(fit, U, stretch, variances, frequencies, inside, config.b_max, delta, trust, span)
 
 
-def permuted(proposal: Proposal, counts: np.ndarray, seed: int) -> np.ndarray:
-    """The proposal's rows shuffled among tokens of similar frequency: the control of every mode."""
-    return proposal.P[align.permute_within(align.deciles(counts), seed)]
+def _lengths(E: np.ndarray, ids: np.ndarray, centre: np.ndarray, span: np.ndarray | None) -> np.ndarray:
+    """|e_i - centre| of some rows, within the span where one is given; float64 (n,)."""
+    found = np.empty(len(ids))
+    for begin in range(0, len(ids), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        rows = E[ids[part]] - centre
+        found[part] = np.linalg.norm(rows if span is None else rows @ span, axis=1)
+    return found
+
+
+def _predicted_lengths(alignment: align.Alignment, U: np.ndarray) -> np.ndarray:
+    """|P_i - mu_e| before norms are matched, float64 (T,)."""
+    found = np.empty(len(U))
+    for begin in range(0, len(U), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        found[part] = np.linalg.norm((U[part] - alignment.mu_u) @ alignment.W, axis=1)
+    return found
+
+
+def permutation(counts: np.ndarray, seed: int) -> np.ndarray:
+    """Tokens shuffled among those of similar frequency, int64 (T,): the control of every mode."""
+    return align.permute_within(align.deciles(counts), seed)
 
 
 def _fit_variances(
     fit: Fit,
-    P: np.ndarray,
+    U: np.ndarray,
     E: np.ndarray,
     frequencies: Frequencies,
     protected: np.ndarray,
     length: np.ndarray,
+    span: np.ndarray | None,
 ) -> blend.Variances:
-    """Of rows that did not fit the map: anchors held out by fold, and all rarer tokens; `length` is rho (T,)."""
+    """Of rows that did not fit the map: anchors held out by fold, and all rarer tokens; `length` is rho (T,).
+
+    What lies outside the span is no error of a row whose component there stays.
+    """
     rare = np.setdiff1d(np.flatnonzero(frequencies.corpus > 0), np.union1d(fit.anchors, protected))
     tokens = np.concatenate([fit.anchors, rare])
-    difference = np.concatenate([E[fit.anchors] - fit.held_out, E[rare] - P[rare]])
-    relative = np.einsum("ij,ij->i", difference, difference) / np.maximum(length[tokens], 1e-12) ** 2
+    error = np.empty(len(tokens))
+    error[: len(fit.anchors)] = fit.held_out_error
+    for begin in range(0, len(rare), _CHUNK):
+        some = rare[begin : begin + _CHUNK]
+        place = len(fit.anchors) + begin
+        error[place : place + len(some)] = ((E[some] - fit.alignment.predict(U[some])) ** 2).sum(axis=1)
+    if span is not None:
+        for begin in range(0, len(tokens), _CHUNK):
+            some = tokens[begin : begin + _CHUNK]
+            left = blend.outside(E[some], fit.alignment.mu_e, span)
+            error[begin : begin + len(some)] -= (left**2).sum(axis=1)
+    relative = np.maximum(error, 0) / np.maximum(length[tokens], 1e-12) ** 2
     return blend.fit_variances(relative, frequencies.exposure[tokens], frequencies.corpus[tokens])
 
 
@@ -317,10 +398,11 @@ def extended(
         same = Frequencies(known.counts.astype(np.float64), known.counts.astype(np.float64))
         fit = align_factors(known, E, protected, same, config, seed)
         shares = align.log_share(counts)
-        profile = align.norm_profile(E[fit.anchors], fit.alignment.mu_e, shares[fit.anchors])
-        predicted = fit.alignment.predict(factors.matrix[ids])
-        matched = align.match_norms(predicted, fit.alignment.mu_e, shares[ids], profile)
-        rows[seen] = matched[seen]
+        profile = align.norm_profile(_lengths(E, fit.anchors, fit.alignment.mu_e, None), shares[fit.anchors])
+        centre = fit.alignment.mu_e.astype(np.float32)
+        away = fit.alignment.predict(factors.matrix[ids[seen]]) - centre
+        stretch = align.norm_factors(np.linalg.norm(away, axis=1), shares[ids[seen]], profile)
+        rows[seen] = centre + stretch[:, None] * away
         mapping = {"W": fit.alignment.W, "mu_u": fit.alignment.mu_u, "mu_e": fit.alignment.mu_e}
         facts["held_out_r2"], gate = fit.cv.r2, fit.gate
     elif config.extend_rows == "mean":

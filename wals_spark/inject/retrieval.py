@@ -14,25 +14,34 @@ _CHUNK = 4096
 
 
 def csls_hits(
-    predicted: np.ndarray, rows: np.ndarray, queries: np.ndarray, means: np.ndarray, fold: np.ndarray
+    predicted: np.ndarray,
+    E: np.ndarray,
+    queries: np.ndarray,
+    means: np.ndarray,
+    fold: np.ndarray,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """Whether each query's prediction is nearest to its own row among all rows, bool (q,).
 
     Parameters
     ----------
-    predicted, rows : float32 (n, d)
-        Prediction and true row of each anchor.
+    predicted : float32 (q, d)
+        Predictions of the queries; they also stand for all predictions in r_X.
+    E : float32 (V, d)
     queries : numbers of the anchors to look up
-        Their predictions also stand for all predictions in r_X.
     means : float32 (folds, d)
         What is taken from predictions and rows of each fold.
     fold : int (n,)
+        Of each anchor.
+    rows : int64 (n,), optional
+        Row of E of each anchor; none = the first n.
     """
-    x = _unit(predicted[queries] - means[fold[queries]])
+    x = _unit(predicted - means[fold[queries]])
     nearest = min(NEAREST, len(queries))
     best, winner = np.full(len(queries), -np.inf, np.float32), np.zeros(len(queries), np.int64)
-    for begin in range(0, len(rows), _CHUNK):
-        cosine = _unit(rows[begin : begin + _CHUNK] - means[fold[begin : begin + _CHUNK]]) @ x.T  # (chunk, q)
+    for begin in range(0, len(fold), _CHUNK):
+        part = slice(begin, min(begin + _CHUNK, len(fold)))
+        cosine = _unit(E[part if rows is None else rows[part]] - means[fold[part]]) @ x.T  # (chunk, q)
         r_x = np.partition(cosine, len(queries) - nearest, axis=1)[:, -nearest:].mean(axis=1)  # (chunk,)
         score = 2 * cosine - r_x[:, None]  # r_Y is the same for all rows: it does not change which is largest
         place = score.argmax(axis=0)

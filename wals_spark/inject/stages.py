@@ -18,6 +18,7 @@ from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.factors.store import Vectors, read_vectors
 from wals_spark.inject import checkpoint as ckpt
 from wals_spark.inject import frequency, methods, place, shift, writer
+from wals_spark.inject.gate import FoldSums
 from wals_spark.inject.make import Text, check_vocabulary, extended_tokenizer, init_tokenizer, prepare, source_of
 from wals_spark.inject.verify import read_manifest, verify
 from wals_spark.objective import Objective
@@ -139,7 +140,7 @@ def _run(context: Context) -> Outcome:
                 f"the factors of run {config.run_id!r} have tokens of the hash {found}, the train manifest says "
                 f"{recorded}: run `wals-spark train --force`"
             )
-        base, change, factors = prepare(config, vectors, _text(context))
+        base, change, factors = prepare(config, vectors, _text(context), _sums(context, len(vectors.tokens)))
         described["factors"] = {
             "run_id": config.run_id,
             "train_fingerprint": train.fingerprint,
@@ -151,6 +152,16 @@ def _run(context: Context) -> Outcome:
     with place.staged_directory(output, replace=_may_replace(config)) as staging:
         manifest = writer.write(staging, base, change, factors, described)
     return _outcome(output, manifest, change)
+
+
+def _sums(context: Context, rows: int) -> FoldSums | None:
+    """Spark's sums for vocabularies that are too many rows for the driver to go through alone."""
+    inject = context.config.inject
+    if rows < inject.driver_rows or inject.mode not in ("blend", "replace") or inject.combine not in ("u", "v"):
+        return None
+    from wals_spark.inject.distributed import fold_sums
+
+    return fold_sums(context, {"u": "row", "v": "col"}[inject.combine], source_of(context.config))
 
 
 def _counted(context: Context) -> Vectors:

@@ -19,7 +19,7 @@ from wals_spark.mlm.data import SpecialIds
 logger = logging.getLogger(__name__)
 
 HEAD_BIAS_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
-HALF_EXPOSURE_GRID = (0.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+HALF_EXPOSURE_GRID = (0.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 SHIFT_GRID = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 LENGTH = 128
 
@@ -136,8 +136,8 @@ def _against_permuted(
     E: np.ndarray,
 ) -> float:
     """`half` where the rows gain clearly more than permuted ones, else 0."""
-    shuffled = methods.permuted(proposal, factors.counts, config.seed)
-    ids, rows = proposal.rows(E, proposal.shares(half), P=shuffled)
+    shuffled = methods.permutation(factors.counts, config.seed)
+    ids, rows = proposal.rows(E, proposal.shares(half), take=shuffled)
     gain = difference(scorer(ids, rows, bias), loss, scorer.masked.document, config.seed)
     facts["gain_over_permuted"] = {"value": gain.value, "low": gain.low, "high": gain.high}
     if gain.low > 0 or config.inject.force:

@@ -2,59 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from inject_models import train_tokenizer
 
-from wals_spark import schemas
 from wals_spark.errors import ConfigError, GateError, InputError
-from wals_spark.inject.checkpoint import embedding_values, open_checkpoint
 from wals_spark.inject.stages import INJECT, VERIFY
 from wals_spark.inject.verify import read_manifest
 from wals_spark.runs import Manifest
 from wals_spark.stage import run_stage
-from wals_spark.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.spark
-
-
-@pytest.fixture
-def context(make_context, make_checkpoint, make_factors):
-    """A context whose run has factors that fit its checkpoint."""
-
-    def make(related=True, **values):
-        directory = values.pop("checkpoint", None) or make_checkpoint()
-        tokenizer = load_tokenizer(str(directory))
-        settings = {
-            "inject__mode": "blend",
-            "inject__checkpoint": str(directory),
-            "inject__anchor_min_count": 1,
-            "inject__strengths": "fitted",
-            "vocabulary__tokenizer": str(directory),
-            **values,
-        }
-        made = make_context(**settings)
-        E = embedding_values(open_checkpoint(str(directory)))[: len(tokenizer.tokens)]
-        if not related:
-            E = np.random.default_rng(9).standard_normal(E.shape).astype(np.float32)
-        factors = make_factors(E)
-        for side in ("row", "col"):
-            rows = pa.table(
-                {
-                    "token_id": pa.array(np.arange(len(E)), pa.int32()),
-                    "token": list(tokenizer.tokens),
-                    "count": pa.array(factors.counts, pa.int64()),
-                    "vector": pa.array(list(factors.matrix), pa.list_(pa.float32())),
-                    "bias": pa.array(np.zeros(len(E)), pa.float32()),
-                }
-            )
-            made.tables.replace_rows(schemas.FACTORS, rows, {"run_id": "default", "side": side})
-        outputs = {"vocabulary_hash": tokenizer.hash}
-        made.manifests.write(Manifest("train", "default", "complete", "f", "default", outputs=outputs))
-        return made
-
-    return make
 
 
 def test_inject_then_verify_then_nothing(context):
