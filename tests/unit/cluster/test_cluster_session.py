@@ -1,10 +1,10 @@
-"""Where Delta's jars come from."""
+"""What the JVM of a session is started with."""
 
 from __future__ import annotations
 
 import pytest
 
-from wals_spark.cluster.session import DELTA_PACKAGE, delta_conf
+from wals_spark.cluster.session import DELTA_PACKAGE, LIGHT, delta_conf, driver_conf
 from wals_spark.config import Config, SparkConfig
 from wals_spark.errors import ConfigError
 
@@ -21,6 +21,13 @@ def test_a_directory_of_jars_is_used_offline(tmp_path):
     conf = delta_conf(Config(table_format="delta", spark=SparkConfig(delta_jars=str(tmp_path))))
     assert "spark.jars.packages" not in conf
     assert len(conf["spark.jars"].split(",")) == 2
+
+
+@pytest.mark.parametrize(("table_format", "light"), [("parquet", True), ("delta", False)])
+def test_only_delta_pays_for_the_optimising_compiler(table_format, light):
+    options = driver_conf(Config(table_format=table_format))["spark.driver.extraJavaOptions"]
+    assert (LIGHT in options) == light
+    assert "log4j2.configurationFile" in options
 
 
 def test_a_directory_without_the_jars_is_refused(tmp_path):
