@@ -49,7 +49,6 @@ DOMAINS: dict[str, dict[str, Any]] = {
     "scotus": {"held_out_fraction": 0.1, "id_column": "doc_id"},
 }
 LENGTH = 128
-TEST_SEQUENCES = WORD_WINDOWS = 400
 TEST_SEED = 1
 TRAINING_SEQUENCES = 16_000
 CHOSEN_ON = 96
@@ -256,7 +255,7 @@ def masked_arrays(name: str, masked: Masked) -> dict[str, np.ndarray]:
 
 
 def hidden_words(
-    texts: Sequence[str], tokenizers: dict[str, LoadedTokenizer], special: SpecialIds, pad: int, seed: int
+    texts: Sequence[str], tokenizers: dict[str, LoadedTokenizer], special: SpecialIds, pad: int, limit: int, seed: int
 ) -> dict[str, np.ndarray]:
     """Windows of whole words, 15 % of the words hidden, the same ones in every segmentation.
 
@@ -280,7 +279,7 @@ def hidden_words(
             if end > begin:
                 windows.append((turn, document, begin, end))
             begin, turn = max(end, begin + 1), turn + 1
-    windows = sorted(windows)[:WORD_WINDOWS]
+    windows = sorted(windows)[:limit]
     rows: dict[str, list[list[int]]] = {name: [] for name in names}
     places: dict[str, list[tuple[int, int, int, int]]] = {name: [] for name in names}
     owner: list[int] = []
@@ -320,7 +319,7 @@ def write_base(model: Path, output: Path) -> None:
         save_bf16(directory / "weights.npz", {name: tensor.values() for name, tensor in opened.tensors.items()})
 
 
-def prepare(data: Path, work: Path, output: Path, domain: str) -> None:
+def prepare(data: Path, work: Path, output: Path, domain: str, sequences: int) -> None:
     """Everything, for one domain."""
     model = data / "models" / "mini-roberta"
     config = count_and_factorise(data, work, work / "warehouse", model, domain)
@@ -337,9 +336,9 @@ def prepare(data: Path, work: Path, output: Path, domain: str) -> None:
     pad = int(json.loads((model / "config.json").read_text())["pad_token_id"])
     tests: dict[str, np.ndarray] = {}
     for text, documents in texts.items():
-        packed = pack(encode(loaded["old"], documents), special["old"], LENGTH, limit=TEST_SEQUENCES, fair=True)
+        packed = pack(encode(loaded["old"], documents), special["old"], LENGTH, limit=sequences, fair=True)
         tests.update(masked_arrays(f"test_{text}", mask(packed, special["old"], 0.15, TEST_SEED)))
-        found = hidden_words(documents, loaded, special["old"], pad, TEST_SEED)
+        found = hidden_words(documents, loaded, special["old"], pad, sequences, TEST_SEED)
         tests.update({f"words_{text}_{name}": values for name, values in found.items()})
     packed = pack(encode(loaded["extended"], texts["domain"]), special["extended"], LENGTH, limit=64, fair=True)
     tests.update(masked_arrays("test_extended", mask(packed, special["extended"], 0.15, TEST_SEED)))
@@ -400,9 +399,10 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="where the warehouses are, or are to be made")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=shared)
+    parser.add_argument("--sequences", type=int, default=400, help="of each text, that losses are measured on")
     options = parser.parse_args()
     setup_logging()
-    prepare(options.data, options.work, options.output, options.domain)
+    prepare(options.data, options.work, options.output, options.domain, options.sequences)
     return 0
 
 
