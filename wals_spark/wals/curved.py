@@ -10,6 +10,8 @@ improvement of the rows needs. Then every row is improved, so that the loss cann
 which is the engine's own objective with rho = 1/8 and one more term in the right-hand side. The look goes over every
 cell of the dense matrix, 4 m n k operations in blocks: Swivel's own cost, for a loss that no Gramian holds.
 
+Both are improved by the processors, also where a rank has a GPU.
+
 ``squared_norm``: a damped Gauss-Newton step per row, and z = sum w e / sum w in closed form.
 """
 
@@ -22,7 +24,7 @@ import numpy as np
 
 from wals_spark.objective import Objective
 from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import TILE, Solver, System, one_blas_thread, row_chunks
+from wals_spark.wals.solver import TILE, CpuSolver, Solver, System, one_blas_thread, row_chunks
 
 DENSE_ROWS, DENSE_COLS = 256, 4096
 
@@ -102,6 +104,8 @@ class Softplus(Curved):
     def improve(self, side: Side, system: System, solver: Solver) -> np.ndarray:
         assert system.start is not None
         pull = self.pull + system.rho * (system.start @ system.gramian)
+        if not isinstance(solver, CpuSolver):
+            solver = CpuSolver(self.threads, dual=True)
         solved, _ = solver.solve(side, system.with_pull(pull))
         return solved
 

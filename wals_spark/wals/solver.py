@@ -21,6 +21,8 @@ TILE = 128
 CHUNKS_PER_THREAD = 32
 EXCESS_ALLOWED = {"float32": 1e-7, "float64": 1e-15}
 """Dual form: how far a row's loss may be above its minimum, relatively, before it is solved by Cholesky."""
+CHOLESKY_EXTRA, DUAL_EXTRA, TURN = 40.0, 160.0, 2.0
+"""Slower work of both forms, in the units of `_won`."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,15 @@ class CpuSolver(Solver):
 
     def __init__(self, threads: int, *, dual: bool = False) -> None:
         self.threads, self.dual = threads, dual
+        self._last: tuple[System, _Turned] | None = None
 
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
         system = replace(system, features=np.ascontiguousarray(system.features))
         count, free = system.ridge.shape
         out, row_loss = np.zeros((count, free), system.features.dtype), np.zeros(count)
         short = np.zeros(0, np.int64)
-        if self.dual:
-            short = short_rows(np.diff(side.indptr), free - system.biases, len(system.features))
+        if self.dual and self._dual_pays(side, system):
+            short = np.flatnonzero(short_rows(np.diff(side.indptr), free - system.biases))
         rows = np.setdiff1d(np.arange(count), short, assume_unique=True)
         if len(short):
             rows = np.union1d(rows, self._solve_short(side, system, short, out, row_loss))
@@ -129,6 +132,17 @@ class CpuSolver(Solver):
             refuse_singular(side, self._solve(side, system.in_dtype(np.dtype(np.float64)), again, exact, row_loss))
             out[again] = exact[again]
         return out, row_loss
+
+    def _dual_pays(self, side: Side, system: System) -> bool:
+        k = system.ridge.shape[1] - system.biases
+        return system.rho == 0 or turning_pays(side.cells, k, len(system.features))
+
+    def _turned(self, system: System, k: int) -> _Turned:
+        """The turned features, which blocks of a half-step have in common."""
+        last = self._last
+        if last is None or last[0].features is not system.features or last[0].gramian is not system.gramian:
+            last = self._last = (system, _Turned(system, k, self.threads))
+        return last[1]
 
     def _solve(self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray) -> np.ndarray:
         """Some rows by Cholesky, into `out` and `row_loss`; returns those that are not positive definite."""
@@ -153,7 +167,7 @@ class CpuSolver(Solver):
         from wals_spark.wals.kernels_dual import solve_short_rows
 
         k = out.shape[1] - system.biases
-        turned = _Turned(system, k, self.threads)
+        turned = self._turned(system, k)
         cells = _Cells(side, system)
         pull = turned.forward(cells.pull[:, :k])
         allowed = EXCESS_ALLOWED[out.dtype.name]
@@ -191,7 +205,7 @@ class ConjugateGradientSolver(CpuSolver):
         if not _can_improve(system):
             return super().solve(side, system)
         assert system.start is not None
-        turned, cells = _Turned(system, system.ridge.shape[1], self.threads), _Cells(side, system)
+        turned, cells = self._turned(system, system.ridge.shape[1]), _Cells(side, system)
         out, row_loss = turned.forward(system.start), np.zeros(len(side.rows))
         dense = np.diag(turned.values).astype(out.dtype)
 
@@ -221,7 +235,7 @@ class BlockSolver(CpuSolver):
         if not _can_improve(system, pulled=True):
             return super().solve(side, system)
         assert system.start is not None
-        turned, cells = _Turned(system, system.ridge.shape[1], self.threads), _Cells(side, system)
+        turned, cells = self._turned(system, system.ridge.shape[1]), _Cells(side, system)
         out, row_loss = turned.forward(system.start), np.zeros(len(side.rows))
         pull = turned.forward(cells.pull)
 
@@ -298,34 +312,38 @@ class _Turned:
         return np.concatenate(parts)
 
 
-def short_rows(lengths: np.ndarray, k: int, others: int) -> np.ndarray:
-    """Which rows cost less through their cells than by Cholesky.
+def short_rows(lengths: np.ndarray, k: int) -> np.ndarray:
+    """Which rows cost less through their cells than by Cholesky, a bool array of the shape of `lengths`."""
+    return _won(lengths, k) > 0
 
-    ::
 
-        Cholesky   n k^2 + k^3 / 3 + 8 k^2
-        dual       n^2 k + n^3 / 3 + 24 n k       and k^2 per row and per row of the other side for the turned basis
-
-    in multiplications at the speed of large products; the terms after the plus are slower work, as measured.
+def turning_pays(cells: np.ndarray, k: int, others: int) -> bool:
+    """Whether the short ones among all rows of a side save more than turning the other side's rows costs.
 
     Parameters
     ----------
-    lengths : int64 array of shape (r,)
-        n, the cells of the rows.
+    cells : int64 array of shape (size,)
+        Of all rows, whoever solves them: the answer must not depend on the ranks.
     k, others : int
         Factors, and rows of the other side.
+    """
+    return float(np.maximum(_won(cells, k), 0.0).sum()) > TURN * others * float(k) ** 2
 
-    Returns
-    -------
-    int64 array
-        Positions of the rows; none where turning the basis costs more than is won.
+
+def _won(lengths: np.ndarray, k: int) -> np.ndarray:
+    """What the dual form saves, in multiplications at the speed of large products.
+
+    ::
+
+        Cholesky   n k^2 + k^3 / 3 + a k^2
+        dual       n^2 k + n^3 / 3 + b n k + 2 k^2      the last for turning the solution back
+
+    a and b stand for slower work and are measured, see `benchmarks/wals.py`.
     """
     n, width = lengths.astype(np.float64), float(k)
-    primal = n * width**2 + width**3 / 3 + 8 * width**2
-    dual = n**2 * width + n**3 / 3 + 24 * n * width + width**2
-    won = np.where(n > 0, primal - dual, 0.0)
-    rows = np.flatnonzero(won > 0)
-    return rows if won[rows].sum() > others * width**2 else rows[:0]
+    primal = n * width**2 + width**3 / 3 + CHOLESKY_EXTRA * width**2
+    dual = n**2 * width + n**3 / 3 + DUAL_EXTRA * n * width + TURN * width**2
+    return np.where(n > 0, primal - dual, 0.0)
 
 
 def row_chunks(side: Side, width: int, threads: int, rows: np.ndarray | None = None) -> list[np.ndarray]:

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import BlockSolver, ConjugateGradientSolver, CpuSolver, Solver, System, short_rows
+from wals_spark.wals.solver import (
+    BlockSolver,
+    ConjugateGradientSolver,
+    CpuSolver,
+    Solver,
+    System,
+    short_rows,
+    turning_pays,
+)
 
 TOLERANCE = {"float32": 2e-3, "float64": 1e-9}
 N, K = 90, 40
@@ -18,7 +26,8 @@ N, K = 90, 40
 @pytest.fixture
 def all_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row with cells goes through the dual form first."""
-    monkeypatch.setattr("wals_spark.wals.solver.short_rows", lambda lengths, k, others: np.flatnonzero(lengths))
+    monkeypatch.setattr("wals_spark.wals.solver.short_rows", lambda lengths, k: lengths > 0)
+    monkeypatch.setattr("wals_spark.wals.solver.turning_pays", lambda cells, k, others: True)
 
 
 def side_of(lengths: list[int], dtype: str, seed: int = 0) -> Side:
@@ -149,9 +158,11 @@ def test_a_loss_that_may_be_too_high_sends_the_row_to_cholesky(monkeypatch) -> N
 
 def test_short_rows_are_those_that_cost_less() -> None:
     lengths = np.array([0, 1, 20, 100, 2000, 5000])
-    assert short_rows(lengths, 512, 0).tolist() == [1, 2, 3]
-    assert not len(short_rows(lengths, 8, 0))
-    assert not len(short_rows(lengths, 512, 10**6)), "turning the basis costs more than it saves"
+    assert np.flatnonzero(short_rows(lengths, 512)).tolist() == [1, 2, 3]
+    assert not short_rows(np.array([8, 20, 100]), 8).any()
+    assert turning_pays(np.full(1000, 20), 512, 1000)
+    assert not turning_pays(np.full(1000, 2000), 512, 1000)
+    assert not turning_pays(np.full(1000, 20), 512, 10**6)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
