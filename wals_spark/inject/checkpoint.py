@@ -155,8 +155,8 @@ def locate(source: str, key: str = "inject.checkpoint", *, weights: bool = True)
     return found
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """config.json, checked: a known family, no remote code, a tied head.
+def read_config(directory: Path, *, head: bool = True) -> dict[str, Any]:
+    """config.json, checked: a known family, no remote code, and where there is a masked-LM `head`, a tied one.
 
     Raises
     ------
@@ -177,11 +177,11 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise InputError(f"{path} names remote code (auto_map): injection works on the classes of transformers only")
     if config.get("quantization_config"):
         raise InputError(f"{path} describes a quantised checkpoint: give the one before quantisation")
-    if config.get("tie_word_embeddings", True) is False:
+    if head and config.get("tie_word_embeddings", True) is False:
         raise InputError(
-            f"{path} has tie_word_embeddings false: the head has a matrix of its own, which rows from factors do not "
-            "fit. Tie the head first (set it to true, call model.tie_weights(), train on, save), or inject into the "
-            "encoder alone, saved from AutoModel"
+            f"{path} has tie_word_embeddings false: the head has a matrix of its own, which would stay behind the "
+            "embedding. Inject into the encoder alone (AutoModel.from_pretrained(...).save_pretrained(...)) and put its "
+            "embedding back, or tie the head first and train on"
         )
     return config
 
@@ -196,7 +196,7 @@ def open_checkpoint(source: str, key: str = "inject.checkpoint") -> Checkpoint:
         embedding that does not have the config's size, NaN; says what to do about it.
     """
     directory = locate(source, key)
-    config = read_config(directory)
+    config = read_config(directory, head=False)
     family = FAMILIES[config["model_type"]]
     if not config.get("architectures"):
         raise InputError(
@@ -204,6 +204,8 @@ def open_checkpoint(source: str, key: str = "inject.checkpoint") -> Checkpoint:
             "its class"
         )
     tensors, metadata = read_weights(directory)
+    if {family.decoder, family.head_bias} & tensors.keys():
+        read_config(directory, head=True)
     embedding = _embedding_name(tensors, directory)
     tensors, dropped = _untangle(tensors, embedding, family, directory)
     bias = family.head_bias if family.head_bias in tensors else None

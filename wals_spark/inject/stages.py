@@ -272,7 +272,8 @@ def _run_verify(context: Context) -> Outcome:
 
 def _check_verify(config: Config) -> None:
     source = source_of(config)
-    ckpt.read_config(ckpt.locate(source, weights=config.inject.mode != "init"))
+    init = config.inject.mode == "init"
+    ckpt.read_config(ckpt.locate(source, weights=not init), head=init)
 
 
 INJECT = Stage(

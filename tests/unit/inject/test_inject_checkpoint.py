@@ -128,6 +128,15 @@ def test_an_untied_config_is_refused(make_checkpoint):
         open_checkpoint(str(make_checkpoint(tie_word_embeddings=False)))
 
 
+def test_an_encoder_alone_has_no_head_to_be_untied(make_checkpoint, inject):
+    from wals_spark.inject.verify import verify
+
+    base = make_checkpoint(class_name="RobertaModel", tie_word_embeddings=False)
+    directory, manifest = inject(base)
+    assert manifest["embedding"]["rows_changed"] > 100
+    assert verify(directory, str(base)).failures == []
+
+
 def test_an_embedding_resized_without_its_config_is_refused(make_checkpoint):
     directory = make_checkpoint()
     edit_config(directory, vocab_size=7)
