@@ -180,8 +180,8 @@ def read_config(directory: Path, *, head: bool = True) -> dict[str, Any]:
     if head and config.get("tie_word_embeddings", True) is False:
         raise InputError(
             f"{path} has tie_word_embeddings false: the head has a matrix of its own, which would stay behind the "
-            "embedding. Inject into the encoder alone (AutoModel.from_pretrained(...).save_pretrained(...)) and put its "
-            "embedding back, or tie the head first and train on"
+            "embedding. Inject into the encoder alone (AutoModel.from_pretrained(...).save_pretrained(...)), put its "
+            "embedding back; or tie the head first and train on"
         )
     return config
 
