@@ -104,7 +104,8 @@ def _run(context: Context) -> Outcome:
         block_size=config.block_size,
         holding=Holding(config.exchange, config.matrix, config.memory_bytes, scratch=config.scratch),
     )
-    if placement.local:
+    # With GPUs, or on other machines, the ranks look at their memory themselves.
+    if placement.local and placement.device == "cpu":
         memory = machine_memory() // placement.ranks
         holding, estimate = choose(task.problem(cells, placement.ranks), task.holding, memory)
         task = replace(task, holding=holding)
