@@ -46,6 +46,7 @@ from wals_spark.wals.solver import (
 logger = logging.getLogger(__name__)
 
 RISE_ALLOWED = {"float32": 1e-5, "float64": 1e-9}
+VECTORS_AT_ONCE = 1 << 16
 
 
 class DivergedError(WalsSparkError):
@@ -310,39 +311,44 @@ def _start_columns(task: RankTask, model: Model) -> None:
     """Random columns; rows stay zero, since they are solved first. So do empty columns."""
     x, ids = model.arrays["col"], model.ids("col")
     filled = model.sides["col"].cells[ids] > 0
-    random = initial_factors(task.seed, "col", ids[filled], task.k)
-    if task.start == "positive":
-        random = np.abs(random) / np.linalg.norm(random, axis=1, keepdims=True)
-    x[filled, : task.k] = random
+    places = np.flatnonzero(filled)
+    # Making random numbers takes six words for each.
+    for part in checkpoint.slices(len(places), 6 * 8 * task.k):
+        random = initial_factors(task.seed, "col", ids[places[part]], task.k)
+        if task.start == "positive":
+            random = np.abs(random) / np.linalg.norm(random, axis=1, keepdims=True)
+        x[places[part], : task.k] = random
     if task.initial is not None:
-        given, vectors = read_vectors(task.initial, task.k, model.sides["col"].size)
         place = np.full(model.sides["col"].size, -1)
-        place[ids] = np.arange(len(ids))
-        here = place[given] >= 0
-        x[place[given[here]], : task.k] = vectors[here]
-        x[~filled, : task.k] = 0
+        place[ids] = np.where(filled, np.arange(len(ids)), -1)
+        for given, vectors in read_vectors(task.initial, task.k, model.sides["col"].size):
+            here = place[given] >= 0
+            x[place[given[here]], : task.k] = vectors[here]
 
 
-def read_vectors(path: str, k: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and vectors of a Parquet file or directory of (id, vector).
+def read_vectors(path: str, k: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and vectors of a Parquet file or directory of (id, vector), some at a time.
 
     Raises
     ------
     InputError
         Vectors of another length, not finite, or ids outside 0 .. size - 1.
     """
-    import pyarrow.parquet as pq
+    import pyarrow.dataset as ds
 
     fs, local = storage.filesystem(path)
-    table = pq.read_table(local, filesystem=fs, columns=["id", "vector"]).combine_chunks()
-    ids = table["id"].to_numpy()
-    lengths = table["vector"].combine_chunks().value_lengths().to_numpy()
-    if len(ids) and (lengths != k).any():
-        raise InputError(f"initial factors have {int(lengths[0])} numbers per vector, but k is {k}")
-    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(ids), k)
-    if len(ids) and (ids.min() < 0 or ids.max() >= size or not np.isfinite(vectors).all()):
-        raise InputError(f"initial factors at {path}: ids outside 0 .. {size - 1}, or numbers that are not finite")
-    return ids, vectors
+    dataset = ds.dataset(local, filesystem=fs, format="parquet")
+    for batch in dataset.to_batches(columns=["id", "vector"], batch_size=VECTORS_AT_ONCE):
+        if not len(batch):
+            continue
+        ids, lists = batch["id"].to_numpy(), batch["vector"]
+        lengths = lists.value_lengths().to_numpy()
+        if (lengths != k).any():
+            raise InputError(f"initial factors have {int(lengths[0])} numbers per vector, but k is {k}")
+        vectors = lists.flatten().to_numpy().reshape(len(ids), k)
+        if ids.min() < 0 or ids.max() >= size or not np.isfinite(vectors).all():
+            raise InputError(f"initial factors at {path}: ids outside 0 .. {size - 1}, or numbers that are not finite")
+        yield ids, vectors
 
 
 def _alternate(

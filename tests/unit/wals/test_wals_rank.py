@@ -322,3 +322,31 @@ def test_targets_and_weights_of_a_table_are_fitted_as_given(tmp_path, make_task,
     merged = 2.0 * 4.0 / 6.0 * (target[3, 4] - 5.0) ** 2
     assert losses[-1] == pytest.approx(observed - merged, rel=1e-6)
     assert losses[-1] < losses[0]
+
+
+def test_given_columns_are_where_the_training_starts(make_task, result_of, counts, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("wals_spark.wals.rank.VECTORS_AT_ONCE", 7)
+    first = make_task(counts, "explicit", name="first", gauge_power=None)
+    run(first, GROUP)
+    columns = result_of(first)["col"]
+    path = str(tmp_path / "columns.parquet")
+    some = np.flatnonzero(np.arange(70) != 9)  # an empty column, which starts at zero in any case
+    pq.write_table(pa.table({"id": some.astype(np.int64), "vector": list(columns[some])}), path)
+    second = make_task(counts, "explicit", name="second", gauge_power=None, initial=path, sweeps=5)
+    whole = make_task(counts, "explicit", name="whole", gauge_power=None, sweeps=9)
+    assert run(second, GROUP)["losses"] == pytest.approx(run(whole, GROUP)["losses"][8:], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ids", "vector", "message"),
+    [
+        ([1], [1.0] * 5, "initial factors have 5 numbers per vector, but k is 6"),
+        ([70], [1.0] * 6, r"ids outside 0 \.\. 69"),
+        ([1], [1.0] * 5 + [np.inf], "numbers that are not finite"),
+    ],
+)
+def test_columns_that_cannot_be_started_from_are_refused(make_task, counts, tmp_path, ids, vector, message) -> None:
+    path = str(tmp_path / "columns.parquet")
+    pq.write_table(pa.table({"id": np.array(ids), "vector": [np.array(vector, np.float32)]}), path)
+    with pytest.raises(InputError, match=message):
+        run(make_task(counts, initial=path), GROUP)
