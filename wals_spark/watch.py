@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 from wals_spark import storage
 from wals_spark.errors import InputError
@@ -100,8 +101,9 @@ def text_progress(label: str, directory: str, text_bytes: float) -> Iterator[Non
 
     def show(done: Counter[str], seconds: float) -> None:
         read = done.pop("bytes", 0)
-        rate = {"MB/s": read / 1e6 / seconds, "eta": time_left(seconds, min(1.0, read / max(1.0, text_bytes)))}
-        progress.update(round(read / 1e6, 1), **done, **rate)
+        eta = time_left(seconds, min(1.0, read / max(1.0, text_bytes)))
+        facts: dict[str, Any] = {**done, "MB/s": read / 1e6 / seconds, "eta": eta}
+        progress.update(round(read / 1e6, 1), **facts)
 
     with Progress(label, round(text_bytes / 1e6, 1), "MB") as progress, Watch(directory, show):
         yield

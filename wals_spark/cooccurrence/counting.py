@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -92,12 +92,23 @@ def packed_frame(spark: SparkSession, job: Job, tasks: Sequence[Sequence[Span]])
     """Count: a DataFrame of packed rows, one partition per task."""
     spans = [list(task) for task in tasks]
 
+    def produce(task: int) -> Iterator[pa.RecordBatch]:
+        return _packed_batches(count_spans(job, spans[task], Heartbeat(job.scratch, f"count-{task}")))
+
+    return _frame_of_tasks(spark, len(spans), produce, PACKED_DDL)
+
+
+def _frame_of_tasks(
+    spark: SparkSession, tasks: int, produce: Callable[[int], Iterator[pa.RecordBatch]], ddl: str
+) -> DataFrame:
+    """What ``produce(task)`` yields for every task, in a partition each."""
+
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for task in batch.column(0).to_pylist():
-                yield from _packed_batches(count_spans(job, spans[task], Heartbeat(job.scratch, f"count-{task}")))
+                yield from produce(task)
 
-    return spark.range(0, len(spans), 1, len(spans)).mapInArrow(run, PACKED_DDL)
+    return spark.range(0, tasks, 1, tasks).mapInArrow(run, ddl)
 
 
 def count_spans(
@@ -165,14 +176,12 @@ def write_direct(spark: SparkSession, job: Job, direct: Direct, directory: str) 
 def direct_cells(spark: SparkSession, job: Job, direct: Direct) -> DataFrame:
     """Count; the sorted cells come back as rows, see `merged_cells`."""
 
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for task in batch.column(0).to_pylist():
-                for block, cells in counted_blocks(job, direct, task):
-                    for part in cells:
-                        yield _cell_batch(block, part)
+    def produce(task: int) -> Iterator[pa.RecordBatch]:
+        for block, cells in counted_blocks(job, direct, task):
+            for part in cells:
+                yield _cell_batch(block, part)
 
-    return spark.range(0, direct.tasks, 1, direct.tasks).mapInArrow(run, CELLS_DDL)
+    return _frame_of_tasks(spark, direct.tasks, produce, CELLS_DDL)
 
 
 def _packed_batches(blobs: Iterator[tuple[int, int, bytes]]) -> Iterator[pa.RecordBatch]:
@@ -199,13 +208,7 @@ def _packed_batch(blobs: list[tuple[int, int, bytes]]) -> pa.RecordBatch:
 def repacked_frame(spark: SparkSession, job: Job, paths: Sequence[str]) -> DataFrame:
     """Sorted files of counts as packed rows by `job`'s blocks: one partition per file."""
     files = list(paths)
-
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for index in batch.column(0).to_pylist():
-                yield from _packed_batches(repack_file(job, files[index]))
-
-    return spark.range(0, len(files), 1, len(files)).mapInArrow(run, PACKED_DDL)
+    return _frame_of_tasks(spark, len(files), lambda task: _packed_batches(repack_file(job, files[task])), PACKED_DDL)
 
 
 def repack_file(job: Job, path: str) -> Iterator[tuple[int, int, bytes]]:

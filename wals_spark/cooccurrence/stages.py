@@ -20,7 +20,7 @@ from wals_spark.progress import Progress
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage
 from wals_spark.tables.parquet import ParquetTables
-from wals_spark.tables.vocabulary import read_vocabulary
+from wals_spark.tables.vocabulary import Vocabulary, read_vocabulary
 from wals_spark.tokenizer import vocabulary_hash
 from wals_spark.watch import Watch, time_left
 
@@ -46,8 +46,9 @@ def _run(context: Context) -> Outcome:
     vocabulary = read_vocabulary(context.tables)
     semantics = semantics_of(settings, config.seed)
     semantics.check_head_room(int(vocabulary.counts.max(initial=0)))
-    facts = {"vocabulary_hash": vocabulary_facts["vocabulary_hash"], "vocabulary_size": len(vocabulary.tokens)}
-    refuse_other_meaning(context, semantics.facts(), facts, vocabulary.tokens)
+    # As the table is now: it may have grown at its end since the batch was encoded.
+    facts = {"vocabulary_hash": vocabulary_hash(vocabulary.tokens), "vocabulary_size": len(vocabulary.tokens)}
+    refuse_other_meaning(context, semantics.facts(), facts, vocabulary)
     spark = context.spark
     plan = make_plan(
         list_shards(vocabulary_facts["encoded"]),
@@ -117,7 +118,7 @@ def _progress(directory: str, plan: Plan, text_bytes: int | None) -> Iterator[No
         if done["cells"]:
             merging.update(done["cells"], expected=round(plan.cells), eta=eta)
         else:
-            rate = {"MB/s": text_bytes * counted / 1e6 / seconds} if text_bytes else {}
+            rate: dict[str, Any] = {"MB/s": text_bytes * counted / 1e6 / seconds} if text_bytes else {}
             counting.update(done["tokens"], documents=done["documents"], pairs=done["pairs"], **rate, eta=eta)
 
     with (
@@ -129,7 +130,7 @@ def _progress(directory: str, plan: Plan, text_bytes: int | None) -> Iterator[No
 
 
 def refuse_other_meaning(
-    context: Context, semantics: dict[str, Any], facts: dict[str, Any], tokens: Sequence[str]
+    context: Context, semantics: dict[str, Any], facts: dict[str, Any], vocabulary: Vocabulary
 ) -> None:
     """Batches of one table must mean the same: their sum is what is factorised.
 
@@ -150,9 +151,9 @@ def refuse_other_meaning(
             if semantics.get(name) != value
         ]
         size = other["vocabulary_size"]
-        if vocabulary_hash(tokens[:size]) != other["vocabulary_hash"]:
+        if not vocabulary.begins_with(size, other["vocabulary_hash"]):
             differences.append(
-                f"the vocabulary is {facts['vocabulary_hash']} ({len(tokens):,} tokens) here and "
+                f"the vocabulary is {facts['vocabulary_hash']} ({facts['vocabulary_size']:,} tokens) here and "
                 f"{other['vocabulary_hash']} ({size:,} tokens) there"
             )
         if differences:

@@ -85,15 +85,16 @@ def run(context: Context) -> Outcome:
         if not totals["documents"]:
             raise InputError(_nothing_left(files, counts))
         remove_temporary(directory)
+    dropped = {name: number for name, number in sorted(counts.items()) if name in DROPPED and number}
     outputs = {
         **totals,
         "files": len(files),
-        "dropped": {name: number for name, number in sorted(counts.items()) if name in DROPPED and number},
+        "dropped": dropped,
         "tables": context.table_output(DOCUMENTS, where),
     }
     numbers = {**counts, **totals, "source_files": len(files)}
     metrics = [Metric(name, float(number)) for name, number in sorted(numbers.items())]
-    return Outcome(outputs, metrics, [_summary(totals, outputs["dropped"])])
+    return Outcome(outputs, metrics, [_summary(totals, dropped)])
 
 
 def _planned_bytes(tasks: list[list[Unit]]) -> int:

@@ -42,7 +42,7 @@ def text_keys(
                 texts = (batch.text(place) for place in range(len(batch)))
                 parts += [blake2b(text, digest_size=16).hexdigest() for text in texts]
             read.update(bytes=len(batch.data), documents=len(batch))
-            heartbeat.beat(**read)
+            heartbeat.beat(bytes=read["bytes"], documents=read["documents"])
     if not parts:
         return
     if config.duplicate_texts == "exact":

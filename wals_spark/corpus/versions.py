@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from wals_spark import storage
 from wals_spark.errors import InputError
 from wals_spark.runs import now
-from wals_spark.schemas import VOCABULARY
 from wals_spark.stage import Context
+from wals_spark.tables.vocabulary import read_vocabulary
 
 ENCODED = "_encoded"
 COUNTS = "counts.parquet"
@@ -92,12 +92,7 @@ def known_tokens(context: Context, others: Sequence[str], settings: Mapping[str,
             f"{', '.join(map(repr, others[:5]))} with {_shown(newest.settings)}; batches of one warehouse share their "
             "vocabulary: use the same settings, or another warehouse"
         )
-    tables = []
-    for file in context.tables.files(VOCABULARY):
-        fs, path = storage.filesystem(file.path)
-        tables.append(pq.read_table(path, filesystem=fs, columns=["token_id", "token"], partitioning=None))
-    table = pa.concat_tables(tables).sort_by("token_id")
-    return [str(token) for token in table["token"].to_pylist()]
+    return read_vocabulary(context.tables).tokens
 
 
 def _shown(settings: Mapping[str, Any]) -> str:

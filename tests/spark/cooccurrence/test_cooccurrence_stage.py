@@ -143,6 +143,16 @@ def test_a_vocabulary_that_only_grew_is_the_same(make_context, encode):
     assert run_stage(second, COOCCURRENCE)[1]
 
 
+def test_a_batch_counted_after_the_vocabulary_grew_carries_the_grown_one(make_context, encode):
+    """Encoded as a, b; counted as a, b: the manifest of a speaks of the vocabulary that its counts have rows for."""
+    first, second = make_context(corpus__batch_id="a"), make_context(corpus__batch_id="b")
+    encode(first, random_documents(5), SIZE)
+    encode(second, random_documents(6), SIZE + 4)
+    counted = [run_stage(context, COOCCURRENCE)[0].outputs for context in (first, second)]
+    assert [outputs["vocabulary_size"] for outputs in counted] == [SIZE + 4, SIZE + 4]
+    assert counted[0]["vocabulary_hash"] == counted[1]["vocabulary_hash"]
+
+
 def test_counts_that_could_overflow_are_refused(make_context, encode):
     context = make_context(cooccurrence__unit_bits=48)
     documents = [[0] * 60_000]
