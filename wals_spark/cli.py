@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import wals_spark
+from wals_spark.compress.command import add_parser as add_compress
 from wals_spark.config import Config, load_config, reference_markdown
 from wals_spark.errors import EXIT_BUG, EXIT_DONE, EXIT_GATE, EXIT_TRANSIENT, ConfigError, WalsSparkError
 from wals_spark.pipeline import STAGES, run_stages
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("before", help="a checkpoint: directory or hub name")
     compare.add_argument("after", help="what became of it")
     _add_extend_tokenizer(commands)
+    add_compress(commands)
     show = commands.add_parser("config", help="show the resolved configuration or the reference of all keys")
     _add_configuration(show)
     kind = show.add_mutually_exclusive_group()
@@ -175,6 +177,10 @@ def run(options: argparse.Namespace) -> int:
         return EXIT_DONE
     if options.command == "compare":
         return _compare(options)
+    if options.command == "compress":
+        from wals_spark.compress.command import run as compress
+
+        return compress(options)
     if options.command == "verify" and (options.directory or options.base):
         return _verify_directory(options)
     config = _configuration(options)
@@ -220,7 +226,7 @@ def _on_batches(options: argparse.Namespace, config: Config) -> int:
 
 
 def _verify_directory(options: argparse.Namespace) -> int:
-    from wals_spark.inject.verify import verify
+    from wals_spark.compress.verify import verify
 
     if not options.directory:
         raise ConfigError(

@@ -1,0 +1,122 @@
+r"""Weights of their own for every entry: no closed form, the WALS engine alternates.
+
+::
+
+    minimise  sum_ij w_ij (x_ij - u_i.v_j)^2 + lambda (sum_i |u_i|^2 + sum_j |v_j|^2)
+
+Every entry is an observed cell of the engine's objective (rho = 0), so the loss after every half-sweep is exact. The
+rows are solved first, for columns that come from the closed form with the rows' mean weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from wals_spark.progress import Progress
+from wals_spark.wals.sides import Side
+from wals_spark.wals.solver import ConjugateGradientSolver, CpuSolver, Solver, System
+
+logger = logging.getLogger(__name__)
+
+EXACT_UP_TO = 192
+"""Ranks up to this are solved by Cholesky, higher ones by `STEPS` steps of conjugate gradients: both lower the loss in
+every half-sweep."""
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Where the sweeps ended.
+
+    Attributes
+    ----------
+    rows : float (V, r)
+        U.
+    basis : float (r, d)
+        V^T.
+    losses : list of float
+        The objective after every half-sweep, rows first.
+    """
+
+    rows: np.ndarray
+    basis: np.ndarray
+    losses: list[float]
+
+
+def factorise(
+    X: np.ndarray,
+    weights: np.ndarray,
+    basis: np.ndarray,
+    *,
+    sweeps: int,
+    ridge: float,
+    tolerance: float,
+    precision: str = "float32",
+    threads: int | None = None,
+) -> Weighted:
+    """Alternate until the loss stands still.
+
+    Parameters
+    ----------
+    X : (V, d)
+        The centred matrix.
+    weights : (V, d)
+        w, above 0.
+    basis : (r, d)
+        Where the columns start.
+    sweeps : at most
+    ridge : lambda, above 0
+    tolerance : relative decrease of the loss in a sweep below which it ends
+    precision : float32 or float64
+    threads : None = one per core
+    """
+    dtype = np.dtype(precision)
+    threads = threads or len(os.sched_getaffinity(0))
+    sides = [_side(X.astype(dtype, copy=False), weights.astype(dtype, copy=False), ridge)]
+    sides.append(_side(sides[0].m.reshape(X.shape).T, sides[0].d.reshape(X.shape).T, ridge))
+    solver: Solver = CpuSolver(threads) if len(basis) <= EXACT_UP_TO else ConjugateGradientSolver(threads, STEPS)
+    factors = [np.zeros((len(X), len(basis)), dtype), np.ascontiguousarray(basis.T, dtype)]
+    losses: list[float] = []
+    with Progress("fisher", 2 * sweeps, "half-sweeps") as progress:
+        for half in range(2 * sweeps):
+            own, other = half % 2, 1 - half % 2
+            factors[own], row_loss = solver.solve(sides[own], _system(factors[other], factors[own], ridge))
+            losses.append(float(row_loss.sum()) + ridge * float((factors[other].astype(np.float64) ** 2).sum()))
+            progress.update(half + 1, loss=losses[-1])
+            if own == 1 and half > 1 and losses[-3] - losses[-1] < tolerance * abs(losses[-3]):
+                break
+    return Weighted(factors[0], factors[1].T, losses)
+
+
+def _side(targets: np.ndarray, weights: np.ndarray, ridge: float) -> Side:
+    """Every entry of a dense matrix as an observed cell."""
+    size, width = targets.shape
+    return Side(
+        owner=np.zeros(size, np.int32),
+        rows=np.arange(size),
+        indptr=np.arange(size + 1) * width,
+        indices=np.tile(np.arange(width, dtype=np.int32), size),
+        m=np.ascontiguousarray(targets).reshape(-1),
+        d=np.ascontiguousarray(weights).reshape(-1),
+        g=np.zeros(size),
+        weights=np.zeros(size),
+        ridge=np.full(size, ridge),
+        cells=np.full(size, width, np.int64),
+    )
+
+
+def _system(features: np.ndarray, start: np.ndarray, ridge: float) -> System:
+    width = features.shape[1]
+    return System(
+        features=features,
+        h=np.zeros(len(features)),
+        gramian=np.zeros((width, width)),
+        rho=0.0,
+        held=np.zeros((len(start), 0)),
+        ridge=np.full((len(start), width), ridge),
+        start=start,
+    )

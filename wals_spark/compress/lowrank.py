@@ -1,0 +1,123 @@
+r"""A low-rank embedding whose expansion is the same to the last bit wherever it is computed.
+
+::
+
+    e_i ~ mu + a_i B        A: coordinates (V, r), B: basis (r, d), mu: mean (d,)
+
+In the tied head mu adds h.mu to every logit alike, so it changes no probability. Coordinates, basis and mean are stored
+on grids of powers of two, coarse enough that every product and every partial sum is an integer multiple of one power of
+two below 2^53: float64 adds them without rounding, in any order, by any BLAS, on any device. So the dense matrix
+in one file and the factors in another can be proven equal bit by bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wals_spark.inject.rawtensor import ITEM_BYTES, RawTensor, from_values
+
+COORDINATE_BITS = 20
+BASIS_BITS = 20
+"""Products take 40 bits; up to 4,096 of them, with their sign, stay below 2^53."""
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Factors of an embedding as they are stored.
+
+    Attributes
+    ----------
+    coordinates : float64 (V, r)
+        A.
+    basis : float64 (r, d)
+        B.
+    mean : float64 (d,)
+        mu.
+    dtype : str
+        What they are stored as, in safetensors' spelling; every number is representable in it.
+    """
+
+    coordinates: np.ndarray
+    basis: np.ndarray
+    mean: np.ndarray
+    dtype: str
+
+    @property
+    def rank(self) -> int:
+        """The rank r."""
+        return len(self.basis)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers stored: (V + d) r + d."""
+        return parameters(*self.shape, self.rank)
+
+    @property
+    def bytes(self) -> int:
+        """Of the three tensors."""
+        return self.parameters * ITEM_BYTES[self.dtype]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V, d) of the matrix that it stands for."""
+        return len(self.coordinates), self.basis.shape[1]
+
+    def expand(self) -> RawTensor:
+        """The matrix mu + A B, exact, rounded to float32 and from there to `dtype`."""
+        rows = np.empty(self.shape, np.float64 if self.dtype == "F64" else np.float32)
+        for start in range(0, len(rows), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            rows[part] = self.coordinates[part] @ self.basis + self.mean  # (chunk, d)
+        return from_values(rows, self.dtype)
+
+    def tensors(self) -> dict[str, RawTensor]:
+        """The three tensors as they are stored."""
+        return {name: from_values(getattr(self, name), self.dtype) for name in ("coordinates", "basis", "mean")}
+
+
+def parameters(V: int, d: int, r: int) -> int:
+    """Numbers in a factorised V x d embedding of rank r: (V + d) r + d."""
+    return (V + d) * r + d
+
+
+def from_tensors(coordinates: RawTensor, basis: RawTensor, mean: RawTensor) -> LowRank:
+    """The inverse of `LowRank.tensors`."""
+    wide = [tensor.values().astype(np.float64) for tensor in (coordinates, basis, mean)]
+    return LowRank(wide[0], wide[1], wide[2], coordinates.dtype)
+
+
+def store(coordinates: np.ndarray, basis: np.ndarray, mean: np.ndarray, dtype: str) -> LowRank:
+    """Factors rounded to their grids and to `dtype`, see the module.
+
+    Parameters
+    ----------
+    coordinates : (V, r)
+    basis : (r, d)
+    mean : (d,)
+    dtype : F32, F16, BF16 or F64
+    """
+    basis_step = _step(basis, BASIS_BITS)
+    # The grid of products must also hold the mean within 2^51 steps.
+    finest = np.ldexp(1.0, _exponent(mean) - 51) / basis_step
+    coordinate_step = max(_step(coordinates, COORDINATE_BITS), finest)
+    grid = coordinate_step * basis_step
+
+    def rounded(values: np.ndarray, step: float) -> np.ndarray:
+        on_grid = np.rint(values / step) * step
+        # A float of fewer bits than the grid lies on the grid again, a multiple of a larger power of two.
+        return np.asarray(from_values(on_grid, dtype).values(), np.float64)
+
+    return LowRank(rounded(coordinates, coordinate_step), rounded(basis, basis_step), rounded(mean, grid), dtype)
+
+
+def _exponent(values: np.ndarray) -> int:
+    """The least e with ``|values| < 2^e``; -126 for zeros."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return int(np.frexp(largest)[1]) if largest > 0 else -126
+
+
+def _step(values: np.ndarray, bits: int) -> float:
+    return float(np.ldexp(1.0, _exponent(values) - bits))

@@ -1,0 +1,210 @@
+"""Compress a checkpoint: read, solve, compare, write. Needs no Spark."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wals_spark import storage
+from wals_spark.compress import artefact, lowrank, methods, quantise, text
+from wals_spark.compress.methods import METHODS, PRESETS, TEXT_METHODS, Preset, Problem
+from wals_spark.compress.table import Choice, Errors
+from wals_spark.errors import ConfigError, InputError
+from wals_spark.inject import checkpoint as ckpt
+from wals_spark.inject.place import staged_directory
+from wals_spark.inject.rawtensor import file_sha256
+from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be compressed, how, and where to.
+
+    Attributes
+    ----------
+    checkpoint, output : str
+    method : str or None
+        One of `wals_spark.compress.methods.METHODS`; None = the preset's.
+    preset : str
+    rank, target_mse, target_bytes
+        At most one of them; none = the preset's rank.
+    format : one of `wals_spark.compress.artefact.FORMATS`
+    frequencies : str or None
+        Path of a table with token_id and count, or of text; None = counted in `text`, if that is given.
+    text : str or None
+        Path of text for ``logits``, ``kronecker``, ``fisher``.
+    sequences, length : int
+        How much of it: sequences of so many tokens.
+    overwrite : bool
+    seed : int
+    """
+
+    checkpoint: str
+    output: str
+    method: str | None = None
+    preset: str = "standard"
+    rank: int | None = None
+    target_mse: float | None = None
+    target_bytes: int | None = None
+    format: str = "dense"
+    frequencies: str | None = None
+    text: str | None = None
+    sequences: int = 512
+    length: int = 128
+    overwrite: bool = False
+    seed: int = 0
+
+    def settings(self) -> Preset:
+        """The preset with the method that was asked for.
+
+        Raises
+        ------
+        ConfigError
+            An unknown name, a method without the text or the frequencies that it needs, or an output that is there.
+        """
+        for key, value, known in (
+            ("--preset", self.preset, tuple(PRESETS)),
+            ("--method", self.method or METHODS[0], METHODS),
+            ("--format", self.format, artefact.FORMATS),
+        ):
+            if value not in known:
+                raise ConfigError(f"{key}: found {value!r}, expected one of {', '.join(known)}")
+        settings = replace(PRESETS[self.preset], method=self.method or PRESETS[self.preset].method)
+        if settings.method in TEXT_METHODS and self.text is None:
+            raise ConfigError(f"--method {settings.method} measures the model on text: give --text FILE")
+        if settings.method == "frequency" and self.frequencies is None and self.text is None:
+            raise ConfigError("--method frequency needs to know how often tokens occur: give --frequencies or --text")
+        if settings.method == "fisher" and self.target_mse is not None:
+            raise ConfigError(
+                "--target-mse with --method fisher: which rank reaches it shows only after training each; give --rank "
+                "or --target-bytes, or use a method with a closed form"
+            )
+        _check_output(self.checkpoint, self.output, overwrite=self.overwrite)
+        return settings
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was written.
+
+    Attributes
+    ----------
+    choices : list of Choice
+        The table, what was chosen first.
+    manifest : dict
+        injection.json.
+    """
+
+    choices: list[Choice]
+    manifest: dict[str, Any]
+
+
+def compress(request: Request) -> Result:
+    """Compress the embedding of a checkpoint and write the result, whole or not at all.
+
+    Raises
+    ------
+    ConfigError, InputError
+        See `Request.settings`, `wals_spark.inject.checkpoint.open_checkpoint` and
+        `wals_spark.compress.methods.choose_rank`.
+    """
+    settings = request.settings()
+    opened = ckpt.open_checkpoint(request.checkpoint, "--checkpoint")
+    if request.format == "factorised":
+        artefact.factorised_config(opened, 1)
+    problem = read_problem(request, opened)
+    forms = problem.closed_forms()
+    form = forms[methods.closed_form_of(settings.method)]
+    dtype = opened.tensors[opened.embedding].dtype
+    rank = methods.choose_rank(
+        form,
+        problem.E.shape,
+        dtype,
+        rank=request.rank,
+        target_mse=request.target_mse,
+        target_bytes=request.target_bytes,
+        default=settings.rank,
+    )
+    if lowrank.parameters(opened.size, opened.width, rank) >= opened.size * opened.width:
+        logger.warning("rank %d takes as many numbers as the matrix itself: it saves nothing", rank)
+    solution = methods.solve(problem, settings.method, rank, settings, form, request.seed)
+    choices = list(compare(problem, forms, settings, solution, request.seed))
+    parameters = {**asdict(settings), "preset": request.preset, "rank": rank, "seed": request.seed, **_sources(request)}
+    facts = {**solution.facts, "table": [choice.to_json() for choice in choices]}
+    with staged_directory(request.output, replace=request.overwrite) as staging:
+        manifest = artefact.write(staging, opened, solution.factors, request.format, parameters, facts)
+    return Result(choices, manifest)
+
+
+def read_problem(request: Request, opened: ckpt.Checkpoint) -> Problem:
+    """The embedding, and the frequencies and sensitivities that the request's text gives."""
+    E = ckpt.embedding_values(opened)
+    tokenizer = _tokenizer(opened)
+    counted = request.frequencies or request.text
+    sensitivity = None
+    if request.text is not None and opened.head_bias is not None:
+        masked = text.masked_text(request.text, tokenizer, request.sequences, request.length, request.seed)
+        sensitivity = text.sensitivity(opened.directory, masked)
+    elif request.text is not None and request.method in TEXT_METHODS:
+        raise InputError(
+            f"--method {request.method}: {opened.architecture} has no masked-LM head, which hidden states and "
+            "gradients are taken from; give a checkpoint with one, or use svd or frequency"
+        )
+    frequencies = text.frequencies(counted, len(E), tokenizer) if counted is not None else None
+    return Problem(E, opened.tensors[opened.embedding].dtype, frequencies, sensitivity)
+
+
+def compare(
+    problem: Problem, forms: dict[str, methods.ClosedForm], settings: Preset, solution: methods.Solution, seed: int
+) -> Iterator[Choice]:
+    """The rows of the table: what was chosen, the other closed forms at its rank, controls in its bytes."""
+    H = problem.sensitivity.second_moment if problem.sensitivity is not None else None
+    errors = Errors(problem.E, problem.frequencies, H)
+
+    def row(name: str, factors: lowrank.LowRank, *, chosen: bool = False) -> Choice:
+        found = errors.of(factors.expand().values())
+        return Choice(name, factors.rank, factors.parameters, factors.bytes, chosen=chosen, **found)  # type: ignore[arg-type]
+
+    factors = solution.factors
+    yield row(settings.method, factors, chosen=True)
+    for name, form in forms.items():
+        if name != settings.method:
+            shown = "fisher by rows" if name == "fisher" else name
+            yield row(shown, methods.closed_factors(problem, factors.rank, form))
+    for control in quantise.controls(problem.E, factors.bytes, seed):
+        yield Choice(control.name, None, control.parameters, control.bytes, **errors.of(control.values))  # type: ignore[arg-type]
+
+
+def _check_output(checkpoint: str, output: str, *, overwrite: bool) -> None:
+    if not storage.exists(output):
+        return
+    if Path(checkpoint).expanduser().resolve() == Path(storage.absolute(output)).resolve():
+        raise ConfigError(f"--output {output} is the checkpoint itself: choose another directory")
+    if not overwrite:
+        raise InputError(f"--output: {output} exists; choose another, or replace it with --overwrite")
+
+
+def _tokenizer(opened: ckpt.Checkpoint) -> LoadedTokenizer | None:
+    """The checkpoint's tokenizer, checked against its rows; None where there is none."""
+    if not (opened.directory / "tokenizer.json").is_file():
+        return None
+    tokenizer = load_tokenizer(str(opened.directory))
+    ckpt.check_tokenizer(tokenizer, opened.size, opened.source)
+    return tokenizer
+
+
+def _sources(request: Request) -> dict[str, Any]:
+    """The text and the frequencies by path and, where it is one file, by hash."""
+    found: dict[str, Any] = {}
+    for name, path in (("text", request.text), ("frequencies", request.frequencies)):
+        if path is not None:
+            file = Path(storage.absolute(path))
+            found[name] = {"path": path, "sha256": file_sha256(file) if file.is_file() else None}
+    if request.text is not None:
+        found["sample"] = {"sequences": request.sequences, "length": request.length}
+    return found

@@ -1,0 +1,97 @@
+"""Prove what a compressed checkpoint is: injection's checks on the expanded matrix, and the expansion itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wals_spark.compress import artefact
+from wals_spark.compress.lowrank import LowRank, from_tensors
+from wals_spark.errors import InputError
+from wals_spark.inject import verify as injection
+from wals_spark.inject.checkpoint import FAMILIES
+from wals_spark.inject.rawtensor import RawTensor, hash_all, read_safetensors
+from wals_spark.inject.verify import Report
+from wals_spark.inject.writer import FACTORS
+
+
+def verify(directory: str | Path, base: str | None = None, *, reload: bool = True) -> Report:
+    """Verify a checkpoint that injection or compression wrote; see `wals_spark.inject.verify.verify`.
+
+    On top of what holds for every injected checkpoint: the matrix is the expansion of the factors to the last bit, and
+    code in the folder is the code that this version writes. A folder of format ``factorised`` is not loaded, since
+    that would run code from it.
+    """
+    directory = Path(directory)
+    manifest = injection.read_manifest(directory)
+    if manifest["mode"] != artefact.MODE:
+        return injection.verify(directory, base, reload=reload)
+    if "stored" not in manifest:
+        report = injection.verify(directory, base, reload=reload)
+        _check_expansion(report, directory, manifest)
+        return report
+    report = Report(str(directory), base)
+    injection.check_manifest(report, directory, manifest)
+    try:
+        tensors, _ = read_safetensors(directory / manifest["stored"]["file"])
+        proof, _ = read_safetensors(directory / FACTORS)
+        others, factors = artefact.split(tensors, manifest["embedding"]["tensor"])
+    except (InputError, FileNotFoundError) as error:
+        report.add("readable", False, str(error))
+        return report
+    _check_parts(report, tensors, manifest)
+    expanded = {**others, manifest["embedding"]["tensor"]: factors.expand()}
+    injection.check_content(report, expanded, proof, manifest, base)
+    if manifest["parameters"]["format"] == "factorised":
+        _check_code(report, directory)
+    elif reload:
+        injection.check_reload(report, directory, expanded, manifest, "wals_spark.compress.reload")
+    return report
+
+
+def _check_expansion(report: Report, directory: Path, manifest: Mapping[str, Any]) -> None:
+    try:
+        parts, _ = read_safetensors(directory / FACTORS)
+        tensors, _ = read_safetensors(directory / artefact.WEIGHTS)
+        dense = tensors[manifest["embedding"]["tensor"]]
+        wide = from_tensors(*(parts[name] for name in artefact.PARTS))
+    except (InputError, FileNotFoundError, KeyError) as error:
+        report.add("expansion", False, f"cannot be read: {error}")
+        return
+    same = LowRank(wide.coordinates, wide.basis, wide.mean, dense.dtype).expand().same_bytes(dense)
+    report.add(
+        "expansion",
+        same,
+        f"the matrix is the expansion of its rank-{wide.rank} factors to the last bit"
+        if same
+        else f"the matrix is not the expansion of the factors in {FACTORS}",
+    )
+
+
+def _check_parts(report: Report, tensors: Mapping[str, RawTensor], manifest: Mapping[str, Any]) -> None:
+    recorded = manifest["stored"]["parts"]
+    found = hash_all({name: tensor for name, tensor in tensors.items() if name in recorded})
+    right = found == recorded
+    report.add(
+        "factors",
+        right,
+        "coordinates, basis and mean have their recorded hashes" if right else "the factors are not those recorded",
+    )
+
+
+def _check_code(report: Report, directory: Path) -> None:
+    """The code in the folder, read as text."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    model_type = str(config["model_type"]).removeprefix("factorised-")
+    path = directory / artefact.CODE
+    expected = artefact.code_of(FAMILIES[model_type].classes, model_type) if model_type in FAMILIES else None
+    same = path.is_file() and path.read_text(encoding="utf-8") == expected
+    report.add(
+        "code",
+        same,
+        f"{artefact.CODE} is what this version of wals_spark writes; it was not run"
+        if same
+        else f"{artefact.CODE} differs from what this version of wals_spark writes: read it before you trust it",
+    )
