@@ -250,7 +250,7 @@ class CudaSolver(TorchSolver):
         place = torch.from_numpy(layout.place()).to(self.device)
 
         def moved(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.from_numpy(np.require(array, requirements="CW")).to(device=self.device, dtype=dtype)
+            return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device=self.device, dtype=dtype)
 
         z = torch.zeros((len(system.features), layout.width), device=self.device)
         z[:, place] = moved(system.features)

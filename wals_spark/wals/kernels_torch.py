@@ -157,7 +157,7 @@ class _Problem:
         self.indptr, self.indices, self.m, self.d = solver.resident(side)
 
         def moved(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.require(array, requirements="CW")).to(device=device, dtype=dtype)
+            return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device=device, dtype=dtype)
 
         self.z, self.h, self.gramian = moved(system.features), moved(system.h), moved(system.gramian)
         self.scale = system.rho * moved(side.g)
