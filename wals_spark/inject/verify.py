@@ -47,8 +47,6 @@ logger = logging.getLogger(__name__)
 
 _RELOAD_TIMEOUT_S = 600.0
 _SHOWN = 5
-_ROUNDING = {"BF16": 2**-6, "F16": 2**-9}
-"""Shares below which a row's displacement is mostly the rounding of its dtype."""
 
 
 @dataclass(frozen=True)
@@ -349,7 +347,7 @@ def _check_outliers(
     if not shifted:
         recorded = proof["share"].data.view("<f4")
         shares = np.zeros(len(origin), np.float32)
-        shares[: len(recorded)] = np.maximum(recorded, (recorded > 0) * _ROUNDING.get(after.dtype, 0.0))
+        shares[: len(recorded)] = recorded
     found = suspicious_rows(before.values(), after.values(), shares, origin=origin, few=0)
     rows = found.rows.tolist()
     report.facts["suspicious_rows"] = rows

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from wals_spark.errors import InputError
+from wals_spark.inject.rawtensor import from_values
 from wals_spark.inject.suspicion import compare_checkpoints, suspicious_rows
 
 
@@ -45,6 +46,16 @@ def test_dividing_by_the_declared_shares_finds_what_hides_among_them():
     assert (found.rows.tolist(), found.reasons) == ([row], ("far",))
     shares[7] = 0
     assert 7 in suspicious_rows(old, new, shares).rows
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_rounding_of_small_shares_is_no_outlier(dtype):
+    generator = np.random.default_rng(4)
+    old = from_values(generator.standard_normal((2000, 64)).astype(np.float32), dtype).values()
+    proposed = old + 0.5 * generator.standard_normal((2000, 64)).astype(np.float32)
+    shares = np.where(np.arange(2000) % 4, 0.3, np.geomspace(1e-5, 0.01, 2000)).astype(np.float32)
+    new = from_values(old + shares[:, None] * (proposed - old), dtype).values()
+    assert suspicious_rows(old, new, shares).rows.tolist() == []
 
 
 def test_a_grown_row_says_so():
