@@ -97,11 +97,14 @@ class TorchGroup(Group):
         parts = [np.empty(len(sent), np.uint8) for _ in range(self.size)]
         for start in range(0, len(sent), LARGEST_MESSAGE):
             message = torch.from_numpy(sent[start : start + LARGEST_MESSAGE]).to(self.device)
-            received = [torch.empty_like(message) for _ in range(self.size)]
+            targets = [torch.from_numpy(part[start : start + LARGEST_MESSAGE]) for part in parts]
+            # On a CPU these are the same tensors: what arrives is not copied again.
+            received = [target.to(self.device) for target in targets]
             with _peers_may_vanish(self):
                 dist.all_gather(received, message)
-            for part, piece in zip(parts, received, strict=True):
-                part[start : start + len(message)] = piece.cpu().numpy()
+            for target, piece in zip(targets, received, strict=True):
+                if piece is not target:
+                    target.copy_(piece)
         return [part.view(array.dtype).reshape(array.shape) for part in parts]
 
     def gather_text(self, text: str) -> list[str]:
