@@ -497,7 +497,12 @@ def _status(
 
 def peak_memory() -> int:
     """Largest resident set of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        with open("/proc/self/status", encoding="ascii") as stream:
+            return 1024 * int(next(line for line in stream if line.startswith("VmHWM:")).split()[1])
+    except (OSError, StopIteration):
+        # Not Linux. There ru_maxrss would count what the process was forked from.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _write_result(task: RankTask, model: Model) -> tuple[list[dict[str, Any]], list[float]]:
