@@ -3,9 +3,11 @@
     python benchmarks/wals.py --matrix warehouse/cooccurrence/batch_id=default --size 69049 --unit 2520 --k 64 128
 
 The matrix is a directory of Parquet files (row_id, col_id, units), as the co-occurrence stage writes them; it is
-pruned to its largest `--cells` cells. Every peer minimises the same objective (Hu-Koren with confidence 1 + x), and one
-float64 function evaluates it for all. `cpu_s` counts processor seconds of all threads: unlike `wall_s` it says
-something on a machine that others use too.
+pruned to its largest `--cells` cells. ``--cases implicit``: every peer minimises the same objective (Hu-Koren with
+confidence 1 + x), and one float64 function evaluates it for all. ``--cases roofline``: one half-step of `--rows` random
+rows by every solver, with the arithmetic and the memory traffic that its formulas need over what this machine was
+measured to do, and the parts of the exact one alone. `cpu_s` counts processor seconds of all threads: unlike `wall_s`
+it says something on a machine that others use too.
 """
 
 from __future__ import annotations
@@ -30,6 +32,17 @@ from threadpoolctl import threadpool_limits
 from wals_spark.cluster.group import LocalGroup
 from wals_spark.objective import make_objective
 from wals_spark.wals.rank import RankTask, run
+from wals_spark.wals.sides import Side
+from wals_spark.wals.solver import (
+    TILE,
+    BlockSolver,
+    ConjugateGradientSolver,
+    CpuSolver,
+    Solver,
+    System,
+    short_rows,
+    turning_pays,
+)
 
 RIDGE = 0.01
 
@@ -70,12 +83,12 @@ def objective(x: csr_matrix, u: np.ndarray, v: np.ndarray) -> float:
 
 
 def ceilings() -> dict[str, float]:
-    """Measured on one core: float32 products and copied bytes per second."""
+    """Measured on one core, per processor second: float32 products and copied bytes."""
     with threadpool_limits(1):
         a = np.ones((1024, 1024), np.float32)
-        product = min(timed(lambda: a @ a)[1] for _ in range(5))
-        big = np.ones(1 << 25, np.float32)
-        copy = min(timed(big.copy)[1] for _ in range(3))
+        product = min(timed(lambda: a @ a)[2] for _ in range(5))
+        big, target = np.ones(1 << 25, np.float32), np.ones(1 << 25, np.float32)
+        copy = min(timed(lambda: np.copyto(target, big))[2] for _ in range(3))
     return {"gflops_per_core": 2 * 1024**3 / product / 1e9, "copy_gb_per_s": 2 * big.nbytes / copy / 1e9}
 
 
@@ -151,6 +164,152 @@ def against_implicit(x: csr_matrix, k: int, sweeps: int, threads: int, machine: 
     )
 
 
+STEPS, BLOCK = 4, 64
+
+
+def sample(x: csr_matrix, k: int, rows: int) -> tuple[Side, System]:
+    """A half-step of the objective of `against_implicit` for some random rows, and random factors."""
+    rng = np.random.default_rng(0)
+    chosen = x[np.sort(rng.choice(x.shape[0], min(rows, x.shape[0]), replace=False))].tocsr()
+    count, others = chosen.shape
+    features = (rng.standard_normal((others, k)) / np.sqrt(k)).astype(np.float32)
+    wide = features.astype(np.float64)
+    one = np.ones(count)
+    side = Side(
+        np.zeros(count, np.int32),
+        np.arange(count),
+        chosen.indptr.astype(np.int64),
+        chosen.indices.astype(np.int32),
+        np.ones(chosen.nnz, np.float32),
+        chosen.data.astype(np.float32),
+        one,
+        one,
+        RIDGE * one,
+        np.diff(x.indptr).astype(np.int64),
+    )
+    start = (rng.standard_normal((count, k)) / np.sqrt(k)).astype(np.float32)
+    ridge = np.full((count, k), RIDGE)
+    return side, System(features, np.ones(others), wide.T @ wide, 1.0, np.zeros((count, 0)), ridge, start)
+
+
+def work_of(name: str, n: np.ndarray, k: int, others: int, cells: np.ndarray) -> tuple[float, float]:
+    """Operations and bytes that the formulas of a solver need for rows of n cells."""
+    n = n[n > 0].astype(np.float64)
+    cholesky, through = n * k**2 + k**3 / 3, 16.0 * k**2
+    line = 4.0 * k + 12.0
+    turn = 2.0 * (others + len(n)) * k**2
+    if name == "cg":
+        return float(4 * (STEPS + 1) * n.sum() * k + 2 * (STEPS + 1) * len(n) * k**2 + turn), float(
+            (STEPS + 1) * n.sum() * line
+        )
+    if name == "block":
+        return float((n * k * BLOCK + k * BLOCK**2 / 3 + 8 * n * k).sum() + turn), float(3 * n.sum() * line)
+    if name == "exact" or not turning_pays(cells, k, others):
+        return float(cholesky.sum()), float((n * line + through).sum())
+    short = short_rows(n.astype(np.int64), k)
+    dual = n**2 * k + n**3 / 3 + 8 * n * k
+    return float(np.where(short, dual, cholesky).sum() + turn), float(
+        (n * line + np.where(short, 8.0 * n**2 + 8.0 * n * k, through)).sum()
+    )
+
+
+def padding(k: int) -> float:
+    """Computed over needed multiplications of the product in registers."""
+    from wals_spark.wals.microkernel import SHORT, TALL
+
+    lanes, computed = 16, 0
+    for q in range(-(-k // lanes)):
+        rows, done = min((q + 1) * lanes, k), 0
+        while done < rows:
+            done += TALL if rows - done > SHORT else SHORT
+        computed += done * lanes
+    return computed / (k * (k + 1) / 2)
+
+
+def parts(side: Side, system: System) -> dict[str, float]:
+    """Processor seconds of gathering, products and Cholesky alone, for the rows of a side."""
+    from numba import njit
+
+    from wals_spark.wals.cholesky import factorise, solve_factored
+    from wals_spark.wals.microkernel import LINE_BYTES, empty_panels, rank_update, scale_line, to_panels
+
+    @njit(nogil=True)
+    def gather(indptr, indices, z, target, width):  # type: ignore[no-untyped-def]
+        for i in range(len(indptr) - 1):
+            for t in range(indptr[i], indptr[i + 1]):
+                source = z.ctypes.data + indices[t] * width * z.itemsize
+                place = target.ctypes.data + (t % TILE) * LINE_BYTES
+                for q in range(width // target.shape[2]):
+                    scale_line(place + q * target.strides[0], source + q * LINE_BYTES, z.dtype.type(1))
+
+    @njit(nogil=True)
+    def product(indptr, gathered, width, target):  # type: ignore[no-untyped-def]
+        for i in range(len(indptr) - 1):
+            left = indptr[i + 1] - indptr[i]
+            while left > 0:
+                rank_update(gathered, width, 0, min(left, TILE), target, gathered.dtype.type(0))
+                left -= TILE
+
+    @njit(nogil=True)
+    def solve(rows, a, width, factor, inverses, scratch, b):  # type: ignore[no-untyped-def]
+        for _ in range(rows):
+            factorise(a, width, factor, inverses, scratch)
+            solve_factored(factor, width, inverses, b)
+
+    k = system.features.shape[1]
+    like = np.zeros(1, np.float32)
+    gathered, target, factor = empty_panels(k, TILE, like), empty_panels(k, k, like), empty_panels(k, k, like)
+    inverses, scratch = np.zeros((len(factor), 16, 16), np.float32), empty_panels(1, 16, like)
+    a, b = to_panels(np.eye(k, dtype=np.float32)), np.zeros(16 * len(factor), np.float32)
+    first, rows = side.indptr[:2], int((np.diff(side.indptr) > 0).sum())
+
+    def run_all(indptr: np.ndarray, count: int) -> dict[str, float]:
+        return {
+            "gather": timed(lambda: gather(indptr, side.indices, system.features, gathered, k))[2],
+            "product": timed(lambda: product(indptr, gathered, k, target))[2],
+            "solve": timed(lambda: solve(count, a, k, factor, inverses, scratch, b))[2],
+        }
+
+    run_all(first, 1)
+    return run_all(side.indptr, rows)
+
+
+def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, float]) -> None:
+    """One line per solver: achieved over measured ceilings, per processor second."""
+    side, system = sample(x, k, rows)
+    few, small = sample(x, k, 8)
+    solvers: dict[str, Solver] = {
+        "exact": CpuSolver(threads),
+        "auto": CpuSolver(threads, dual=True),
+        "cg": ConjugateGradientSolver(threads, STEPS),
+        "block": BlockSolver(threads, BLOCK),
+    }
+    n = np.diff(side.indptr)
+    for name, solver in solvers.items():
+        solver.solve(few, small)
+        _, wall, cpu = timed(lambda solver=solver: solver.solve(side, system))
+        turn = 0.0
+        if name in ("cg", "block") or (name == "auto" and turning_pays(side.cells, k, x.shape[1])):
+            turn = timed(lambda: (system.features @ np.eye(k, dtype=np.float32), np.linalg.eigh(system.gramian)))[2]
+        flops, traffic = work_of(name, n, k, x.shape[1], side.cells)
+        emit(
+            "roofline",
+            solver=name,
+            k=k,
+            rows=len(n),
+            cells=int(n.sum()),
+            wall_s=wall,
+            cpu_s=cpu,
+            half_sweep_cpu_s=(cpu - turn) * x.shape[0] / len(n) + turn,
+            gflops_per_cpu_s=flops / cpu / 1e9,
+            share_of_products=flops / cpu / 1e9 / machine["gflops_per_core"],
+            gb_per_cpu_s=traffic / cpu / 1e9,
+            share_of_copies=traffic / cpu / 1e9 / machine["copy_gb_per_s"],
+            padding=padding(k) if name in ("exact", "auto") else padding(min(BLOCK, k)) if name == "block" else 1.0,
+            **({f"{part}_cpu_s": seconds for part, seconds in parts(side, system).items()} if name == "exact" else {}),
+        )
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,12 +320,17 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--sweeps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cases", nargs="+", choices=("implicit", "roofline"), default=["implicit"])
+    parser.add_argument("--rows", type=int, default=4000, help="roofline: rows of the half-step")
     arguments = parser.parse_args()
     machine = ceilings()
     emit("ceilings", **machine)
     x = read_matrix(arguments.matrix, arguments.unit, arguments.size, arguments.cells)
     for k in arguments.k:
-        against_implicit(x, k, arguments.sweeps, arguments.threads, machine)
+        if "roofline" in arguments.cases:
+            roofline(x, k, arguments.rows, arguments.threads, machine)
+        if "implicit" in arguments.cases:
+            against_implicit(x, k, arguments.sweeps, arguments.threads, machine)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from wals_spark.wals.cholesky import factorise, solve_factored
-from wals_spark.wals.microkernel import empty_panels, lanes_of, rank_update
+from wals_spark.wals.microkernel import LINE_BYTES, add_line, empty_panels, lanes_of, rank_update, scale_line
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -50,7 +50,7 @@ def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     scratch = empty_panels(1, lanes, z)
     gathered = empty_panels(block, tile, z)
     right = np.empty(block, np.float64)
-    step = np.empty(panels * lanes, z.dtype)
+    step, partial, single = np.empty(panels * lanes, z.dtype), np.empty(panels * lanes, z.dtype), np.empty(1, z.dtype)
     one = z.dtype.type(1)
     for i in rows:
         start, stop = indptr[i], indptr[i + 1]
@@ -69,14 +69,17 @@ def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         for first in range(0, k, block):
             width = min(block, k - first)
             a[:] = 0
-            gathered[:] = 0
+            if width < block:
+                gathered[:] = 0
             for c in range(width):
                 diagonal = scale * values[first + c] + ridge[i, first + c]
                 a[c // lanes, c, c % lanes] = diagonal
                 right[c] = (pull[i, first + c] if len(pull) else 0.0) - diagonal * u[first + c]
+            whole = width // lanes
             for begin in range(start, stop, tile):
                 end = min(begin + tile, stop)
                 front, back = 0, tile
+                partial[:] = 0
                 for t in range(begin, end):
                     j = indices[t]
                     if d[t] >= 0:
@@ -86,11 +89,18 @@ def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
                         back -= 1
                         at = back
                     root = np.sqrt(abs(d[t]))
-                    error = (d[t] + scale * h[j]) * m[t] - d[t] * predicted[t - start]
-                    for c in range(width):
-                        value = z[j, first + c]
-                        right[c] += error * value
-                        gathered[c // lanes, at, c % lanes] = root * value
+                    single[0] = (d[t] + scale * h[j]) * m[t] - d[t] * predicted[t - start]
+                    error = single[0]
+                    source = z.ctypes.data + (j * k + first) * z.itemsize
+                    target = gathered.ctypes.data + at * LINE_BYTES
+                    for q in range(whole):
+                        add_line(partial.ctypes.data + q * LINE_BYTES, source + q * LINE_BYTES, error)
+                        scale_line(target + q * gathered.strides[0], source + q * LINE_BYTES, root)
+                    for c in range(whole * lanes, width):
+                        partial[c] += error * z[j, first + c]
+                        gathered[whole, at, c - whole * lanes] = root * z[j, first + c]
+                for c in range(width):
+                    right[c] += partial[c]
                 if front > 0:
                     rank_update(gathered, width, 0, front, a, one)
                 if back < tile:

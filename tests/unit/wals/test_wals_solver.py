@@ -199,3 +199,24 @@ def test_the_loss_of_a_block_solver_is_that_of_its_rows() -> None:
         everywhere = (unobserved * (z @ x[i]) ** 2).sum() - (unobserved[j] * (z[j] @ x[i]) ** 2).sum()
         observed = (side.d[part] + unobserved[j]) * (side.m[part] - z[j] @ x[i]) ** 2
         assert row_loss[i] == pytest.approx(everywhere + observed.sum() + 0.3 * x[i] @ x[i], rel=1e-10)
+
+
+def test_a_giant_row_needs_no_memory_of_its_own_size_squared(monkeypatch) -> None:
+    """A row with a million cells among short ones: tiles are fixed, and the dual form never sees it."""
+    rng = np.random.default_rng(0)
+    giant = np.tile(np.arange(N, dtype=np.int32), 12_000)
+    short = side_of([3, 5], "float32")
+    side = replace(
+        short,
+        owner=np.zeros(3, np.int32),
+        rows=np.arange(3),
+        indptr=np.r_[short.indptr, short.indptr[-1] + len(giant)],
+        indices=np.r_[short.indices, giant],
+        m=np.r_[short.m, rng.standard_normal(len(giant)).astype(np.float32)],
+        d=np.r_[short.d, np.ones(len(giant), np.float32)],
+        g=np.ones(3),
+        cells=np.array([3, 5, len(giant)]),
+    )
+    system = system_of(side, "float32", rho=0.2)
+    monkeypatch.setattr("wals_spark.wals.solver.turning_pays", lambda cells, k, others: True)
+    check(CpuSolver(2, dual=True), side, system, 2e-3)
