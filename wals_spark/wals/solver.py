@@ -23,6 +23,8 @@ EXCESS_ALLOWED = {"float32": 1e-7, "float64": 1e-15}
 """Dual form: how far a row's loss may be above its minimum, relatively, before it is solved by Cholesky."""
 CHOLESKY_EXTRA, DUAL_EXTRA, TURN = 60.0, 110.0, 2.0
 """Slower work of both forms, in the units of `_won`."""
+DUAL_FROM = 64
+"""Factors from which the dual form is tried: below, Cholesky is quick, and compiling another kernel is not."""
 
 
 @dataclass(frozen=True)
@@ -343,7 +345,7 @@ def _won(lengths: np.ndarray, k: int) -> np.ndarray:
     n, width = lengths.astype(np.float64), float(k)
     primal = n * width**2 + width**3 / 3 + CHOLESKY_EXTRA * width**2
     dual = n**2 * width + n**3 / 3 + DUAL_EXTRA * n * width + TURN * width**2
-    return np.where(n > 0, primal - dual, 0.0)
+    return np.where((n > 0) & (k >= DUAL_FROM), primal - dual, 0.0)
 
 
 def row_chunks(side: Side, width: int, threads: int, rows: np.ndarray | None = None) -> list[np.ndarray]:
