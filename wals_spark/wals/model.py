@@ -23,6 +23,7 @@ from wals_spark.wals.exchange import PIECES, over_pieces, pieces, publish
 from wals_spark.wals.sides import SIDES, Side
 
 Part = Callable[[np.ndarray, np.ndarray], np.ndarray]
+CHUNK_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Model(ABC):
             wide = features(x.astype(np.float64))
             return (wide.T * h[ids]) @ wide
 
-        return np.sum(self.over(side, (width, width), part, threads), axis=0)
+        return self._sum(side, (width, width), part, threads)
 
     def regularization(self, side: str) -> float:
         """``sum_i lambda_i |u_i|^2`` in float64."""
@@ -130,7 +131,17 @@ class Model(ABC):
         def part(x: np.ndarray, ids: np.ndarray) -> np.ndarray:
             return lambdas[ids] @ (x[:, : self.coordinates.k].astype(np.float64) ** 2).sum(1)
 
-        return float(np.sum(self.over(side, (), part)))
+        return float(self._sum(side, (), part))
+
+    def _sum(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> np.ndarray:
+        """The parts of all rows, added; `part` never sees more than `CHUNK_BYTES` of float64."""
+        at_once = max(1, CHUNK_BYTES // (8 * self.coordinates.width))
+
+        def chunked(x: np.ndarray, ids: np.ndarray) -> np.ndarray:
+            chunks = [slice(start, start + at_once) for start in range(0, len(x), at_once)]
+            return sum((part(x[chunk], ids[chunk]) for chunk in chunks), np.zeros(shape))
+
+        return np.sum(self.over(side, shape, chunked, threads), axis=0)
 
 
 def _gramian_on_gpu(z: np.ndarray, h: np.ndarray) -> np.ndarray:
