@@ -20,6 +20,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,7 @@ def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, 
     n = np.diff(side.indptr)
     for name, solver in solvers.items():
         solver.solve(few, small)
-        _, wall, cpu = timed(lambda solver=solver: solver.solve(side, system))
+        _, wall, cpu = timed(partial(solver.solve, side, system))
         turn = 0.0
         if name in ("cg", "block") or (name == "auto" and turning_pays(side.cells, k, x.shape[1])):
             turn = timed(lambda: (system.features @ np.eye(k, dtype=np.float32), np.linalg.eigh(system.gramian)))[2]
