@@ -83,7 +83,7 @@ def write(
         ids=np.arange(V),
         rows=dense.values(),
         head_bias=None,
-        share=np.zeros(V, np.float32),
+        share=np.ones(V, np.float32),
         map={} if stored else {name: tensor.values() for name, tensor in parts.items()},
         facts=dict(facts),
     )

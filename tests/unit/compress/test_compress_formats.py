@@ -22,23 +22,18 @@ RANK = 5
 LOAD = """
 import json, sys, torch, transformers
 transformers.logging.set_verbosity_error()
-task = json.loads(sys.argv[1])
-if task["plugin"]:
-    from wals_spark.compress import plugin
-    plugin.register()
 ids = torch.tensor([[0, 40, 41, 42, 300, 2], [0, 7, 2, 1, 1, 1]])
-found = {}
-for head in task["heads"]:
+
+def load(directory, format_, head, save):
     torch.manual_seed(0)
-    model, info = getattr(transformers, head).from_pretrained(
-        task["directory"], output_loading_info=True, **task["options"]
-    )
+    options = {"dense": {}, "plugin": {"variant": "factorised"}, "factorised": {"trust_remote_code": True}}[format_]
+    model, info = getattr(transformers, head).from_pretrained(directory, output_loading_info=True, **options)
     model.eval()
     with torch.no_grad():
         out = model(ids, attention_mask=(ids != 1).long())
     first = out[0] if head != "AutoModel" else out.last_hidden_state
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    found[head] = {
+    found = {
         "class": type(model).__name__,
         "dtype": str(first.dtype),
         "values": first.float().flatten().tolist(),
@@ -48,11 +43,19 @@ for head in task["heads"]:
     }
     if outputs is not None:
         names = ["weight"] if hasattr(inputs, "weight") else ["coordinates", "basis", "mean"]
-        found[head]["tied"] = all(getattr(inputs, name) is getattr(outputs, name) for name in names)
-        found[head]["bias"] = float(outputs.bias.float().abs().sum())
-    if task["save"]:
-        model.save_pretrained(task["save"])
-print(json.dumps(found))
+        found["tied"] = all(getattr(inputs, name) is getattr(outputs, name) for name in names)
+        found["bias"] = float(outputs.bias.float().abs().sum())
+    if save:
+        model.save_pretrained(save)
+    return found
+
+results = []
+for task in json.loads(sys.argv[1]):
+    if task["format"] == "plugin":
+        from wals_spark.compress import plugin
+        plugin.register()
+    results.append({head: load(task["directory"], task["format"], head, task["save"]) for head in task["heads"]})
+print(json.dumps(results))
 """
 HEADS = (
     "AutoModelForMaskedLM",
@@ -61,21 +64,21 @@ HEADS = (
     "AutoModelForTokenClassification",
     "AutoModelForQuestionAnswering",
 )
+MASKED = HEADS[:1]
 
 
 @pytest.fixture
 def load(tmp_path):
-    """Load a folder in a fresh process and run it on two sentences."""
+    """Load folders one after the other in a fresh process and run each on two sentences."""
 
-    def run(directory, format_="dense", heads=HEADS, save=None):
-        options = {"dense": {}, "plugin": {"variant": "factorised"}, "factorised": {"trust_remote_code": True}}[format_]
-        task = {"directory": str(directory), "plugin": format_ == "plugin", "heads": heads, "options": options}
+    def run(*folders, heads=HEADS, save=None):
+        tasks = [
+            {"directory": str(path), "format": format_, "heads": heads, "save": None if save is None else str(save)}
+            for path, format_ in folders
+        ]
         environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", LOAD, json.dumps({**task, "save": None if save is None else str(save)})],
-            capture_output=True,
-            text=True,
-            env=environment,
+            [sys.executable, "-c", LOAD, json.dumps(tasks)], capture_output=True, text=True, env=environment
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
@@ -103,9 +106,8 @@ def biased(model):
 @pytest.mark.parametrize("class_name", ["RobertaForMaskedLM", "BertForMaskedLM", "DistilBertForMaskedLM"])
 def test_all_heads_give_the_logits_of_the_dense_checkpoint(make_checkpoint, compressed, load, class_name):
     base = make_checkpoint(class_name=class_name, edit=biased)
-    dense = load(compressed(base, "dense"))
-    plugin = load(compressed(base, "plugin"), "plugin")
-    factorised = load(compressed(base, "factorised"), "factorised")
+    folders = [(compressed(base, format_), format_) for format_ in ("dense", "factorised", "plugin")]
+    dense, factorised, plugin = load(*folders)
     size = open_checkpoint(str(base)).size
     for head in HEADS:
         stock = dense[head]
@@ -124,8 +126,9 @@ def test_all_heads_give_the_logits_of_the_dense_checkpoint(make_checkpoint, comp
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_kept_in_every_format(make_checkpoint, compressed, load, dtype):
     base = make_checkpoint(dtype=dtype)
-    head = HEADS[:1]
-    found = {name: load(compressed(base, name), name, head)[head[0]] for name in ("dense", "plugin", "factorised")}
+    names = ("dense", "plugin", "factorised")
+    results = load(*((compressed(base, name), name) for name in names), heads=MASKED)
+    found = {name: result[MASKED[0]] for name, result in zip(names, results, strict=True)}
     assert {values["dtype"] for values in found.values()} == {f"torch.{dtype}"}
     assert found["plugin"]["values"] == found["dense"]["values"]
     step = {"float16": 2e-3, "bfloat16": 2e-2}[dtype]
@@ -135,18 +138,20 @@ def test_half_precision_is_kept_in_every_format(make_checkpoint, compressed, loa
 def test_saving_after_the_plugin_gives_a_stock_checkpoint_of_the_same_bits(make_checkpoint, compressed, load, tmp_path):
     base = make_checkpoint()
     dense = compressed(base, "dense")
-    load(compressed(base, "plugin"), "plugin", HEADS[:1], tmp_path / "saved")
+    load((compressed(base, "plugin"), "plugin"), heads=MASKED, save=tmp_path / "saved")
     ours, saved = (read_safetensors(path / "model.safetensors")[0] for path in (dense, tmp_path / "saved"))
     assert ours.keys() == saved.keys()
     assert all(ours[name].same_bytes(saved[name]) for name in ours)
-    assert load(tmp_path / "saved", heads=HEADS[:1]) == load(dense, heads=HEADS[:1])
+    again, before = load((tmp_path / "saved", "dense"), (dense, "dense"), heads=MASKED)
+    assert again == before
 
 
 def test_saving_a_factorised_model_keeps_it_loadable_for_every_head(make_checkpoint, compressed, load, tmp_path):
     folder = compressed(make_checkpoint(), "factorised")
-    before = load(folder, "factorised", HEADS[:1], tmp_path / "saved")
-    assert load(tmp_path / "saved", "factorised", HEADS[:1]) == before
-    assert set(load(tmp_path / "saved", "factorised")) == set(HEADS)
+    (before,) = load((folder, "factorised"), heads=MASKED, save=tmp_path / "saved")
+    (after,) = load((tmp_path / "saved", "factorised"))
+    assert after[MASKED[0]] == before[MASKED[0]]
+    assert set(after) == set(HEADS)
     names = {path.name for path in (tmp_path / "saved").iterdir()}
     assert {"modeling_factorised.py", "model.safetensors"} <= names
 
