@@ -171,3 +171,24 @@ def test_given_targets_and_weights_take_the_place_of_the_counts(make_context: An
     pq.write_table(pa.concat_tables([table, table]), path)
     with pytest.raises(InputError, match="occur more than once"):
         run_stage(make_context(**options, train__cells=path), TRAIN)
+
+
+def test_how_matrix_and_factors_are_held_is_configured_and_recorded(make_context: Any) -> None:
+    holdings = {"auto": {}, "least": {"train__exchange": "sharded", "train__matrix": "streamed"}}
+    losses = {}
+    for name, keys in holdings.items():
+        context = make_context(run_id=name, train__k=6, train__sweeps=3, train__workers=2, **keys)
+        if name == "auto":
+            write_counts(context, "default", symmetric_counts())
+        outputs = run_stage(context, TRAIN)[0].outputs
+        losses[name] = outputs["loss"]
+        expected = ("replicated", "resident") if name == "auto" else ("sharded", "streamed")
+        assert (outputs["exchange"], outputs["matrix"]) == expected
+    assert losses["least"] == pytest.approx(losses["auto"], rel=1e-6)
+
+
+def test_a_training_beyond_its_memory_is_refused_before_it_starts(make_context: Any) -> None:
+    context = make_context(train__k=6, train__workers=2, train__memory_bytes=1 << 20)
+    write_counts(context, "default", symmetric_counts())
+    with pytest.raises(ConfigError, match=r"GiB per rank, factors \w+ and matrix \w+ .*lower train\.k"):
+        run_stage(context, TRAIN)
