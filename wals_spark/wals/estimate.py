@@ -10,8 +10,10 @@ from wals_spark.matrix import cells as portions
 from wals_spark.wals import checkpoint
 from wals_spark.wals.holding import Holding
 
-PROCESS_BYTES = 350 << 20
-"""Of a rank that has done nothing yet: Python, Arrow, numba, torch."""
+PROCESS_BYTES = 400 << 20
+"""Of a rank that has trained on next to nothing: Python, Arrow, numba with its kernels."""
+TORCH_BYTES = 400 << 20
+"""Of torch on top, which several ranks need."""
 LOADING_BYTES = 60
 """Per own cell while one rank reads: two ids and a count twice, rows, row numbers. 48.1 M cells took 3.05 GB in all."""
 EXCHANGE_BYTES = 40
@@ -114,12 +116,14 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
         matrix = problem.layouts * own * cell
     message = (problem.ranks + 1) * min(messages.LARGEST_MESSAGE, own_rows) * several
     shard = 3 * min(checkpoint.SHARD_BYTES, own_rows)
+    start = min(checkpoint.SHARD_BYTES, 6 * 8 // problem.itemsize * own_rows)
     if holding.sharded:
         fetched = min(holding.fetched_rows, min(own, holding.block_cells) if holding.streamed else own, max(m, n)) * row
-        factors = -(-(m + n) // problem.ranks) * row + 3 * own_rows + max(2 * 3 * fetched, shard)
+        factors = -(-(m + n) // problem.ranks) * row + 3 * own_rows + max(2 * 3 * fetched, shard, start)
     else:
-        factors = (m + n) * row + 4 * own_rows + max(message, shard)
-    return MemoryEstimate(PROCESS_BYTES, MARGINAL_BYTES * (m + n), loading, matrix, factors)
+        factors = (m + n) * row + 4 * own_rows + max(message, shard, start)
+    process = PROCESS_BYTES + TORCH_BYTES * several
+    return MemoryEstimate(process, MARGINAL_BYTES * (m + n), loading, matrix, factors)
 
 
 def choose(problem: Problem, holding: Holding, memory: int) -> tuple[Holding, MemoryEstimate]:
