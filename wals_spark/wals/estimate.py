@@ -96,7 +96,7 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
 
         resident    60 c while reading (100 c with several ranks), then 12 c (24 c with two layouts); c = cells / ranks
         streamed    60 B while a block is made, 24 B for the two that are read ahead; B = block_cells
-        replicated  4 k (m + n) and four times the own rows of the larger side, and messages
+        replicated  4 k (m + n + max(m, n)) and four times the own rows of the larger side, and messages
         sharded     4 k (m + n) / ranks, as many own rows, and what two blocks fetch
 
     with 4 and 12 for float32.
@@ -119,9 +119,10 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
     start = min(checkpoint.SHARD_BYTES, 6 * 8 // problem.itemsize * own_rows)
     if holding.sharded:
         fetched = min(holding.fetched_rows, min(own, holding.block_cells) if holding.streamed else own, max(m, n)) * row
-        factors = -(-(m + n) // problem.ranks) * row + 3 * own_rows + max(2 * 3 * fetched, shard, start)
+        factors = -(-(m + n) // problem.ranks) * row + 3 * own_rows + max(7 * fetched, shard, start)
     else:
-        factors = (m + n) * row + 4 * own_rows + max(message, shard, start)
+        # The solvers may keep a turned copy of the fixed side.
+        factors = (m + n + max(m, n)) * row + 4 * own_rows + max(message, shard, start)
     process = PROCESS_BYTES + TORCH_BYTES * several
     return MemoryEstimate(process, MARGINAL_BYTES * (m + n), loading, matrix, factors)
 
