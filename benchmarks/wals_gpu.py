@@ -119,7 +119,7 @@ def measure(side: Side, columns: int, k: int, rates: dict[str, float], peers: bo
     system = make_system(side, columns, k, generator)
     solvers = {"cuda": CudaSolver("cuda")} | ({"torch": TorchSolver("cuda")} if peers else {})
     some = np.unique(np.r_[0, 1, generator.integers(0, len(side.rows), 20), len(side.rows) - 1])
-    needed = k * (k + 1.0) * side.nnz + k**3 / 3.0 * len(side.rows)
+    needed = k * (k + 1.0) * len(side.indices) + k**3 / 3.0 * len(side.rows)
     bound = needed / rates["float32_tflops"] / 1e12
     found = {}
     for name, solver in solvers.items():
@@ -134,8 +134,8 @@ def measure(side: Side, columns: int, k: int, rates: dict[str, float], peers: bo
             device = seconds(partial(solver.solve_prepared, solver.prepare(side, system)))
         found[name] = whole
         emit(
-            name, k=k, rows=len(side.rows), nnz=side.nnz, **error, whole_s=whole, device_s=device,
-            cells_per_s=side.nnz / (device or whole), bound_s=bound, share_of_bound=bound / (device or whole),
+            name, k=k, rows=len(side.rows), nnz=len(side.indices), **error, whole_s=whole, device_s=device,
+            cells_per_s=len(side.indices) / (device or whole), bound_s=bound, share_of_bound=bound / (device or whole),
         )  # fmt: skip
     if peers:
         emit("ratio", k=k, cuda_over_torch=found["cuda"] / found["torch"])
