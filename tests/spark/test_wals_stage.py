@@ -158,6 +158,7 @@ def test_given_targets_and_weights_take_the_place_of_the_counts(make_context: An
     path = str(tmp_path / "cells.parquet")
     pq.write_table(table, path)
     options = {"train__objective": "custom", "train__k": 2, "train__sweeps": 40, "train__regularization": 1e-5}
+    options["train__precision"] = "float64"
     context = make_context(**options, train__cells=path)
     write_counts(context, "default", symmetric_counts())
     run_stage(context, TRAIN)

@@ -46,6 +46,8 @@ from wals_spark.wals.solver import (
 logger = logging.getLogger(__name__)
 
 RISE_ALLOWED = {"float32": 1e-5, "float64": 1e-9}
+ROUNDING = {"float32": 1e-6, "float64": 1e-14}
+"""Of the first loss: a loss near zero is the difference of numbers as large as that."""
 VECTORS_AT_ONCE = 1 << 16
 
 
@@ -468,7 +470,10 @@ def _converged(losses: list[float], tolerance: float) -> bool:
 def _check_loss(loss: float, losses: list[float], task: RankTask, half: int) -> None:
     if not math.isfinite(loss):
         raise DivergedError(f"the loss after half-sweep {half} is {loss}; expected a finite number")
-    if losses and loss > losses[-1] + RISE_ALLOWED[task.precision] * abs(losses[-1]):
+    if not losses:
+        return
+    allowed = RISE_ALLOWED[task.precision] * abs(losses[-1]) + ROUNDING[task.precision] * abs(losses[0])
+    if loss > losses[-1] + allowed:
         raise DivergedError(
             f"the loss rose from {losses[-1]!r} to {loss!r} in half-sweep {half} although no row's part of it may "
             f"rise; try train.precision: float64 (now {task.precision}) or more regularisation, and report this"
