@@ -130,7 +130,12 @@ class ParquetTables(TableStore):
                 raise InputError(f"table {table.name}: {relative} was staged with columns {names}, not {schema.names}")
             if not footer.num_rows:
                 fs.delete_file(info.path)
-            return {"path": relative, "rows": footer.num_rows, "bytes": info.size}
+                return {"path": relative, "rows": 0, "bytes": 0}
+            # No two versions share a name: who has listed the one before finds its files or none, never a mixture.
+            stem, suffix = posixpath.splitext(relative)
+            named = f"{stem}-{version}{suffix}"
+            fs.move(info.path, posixpath.join(root, named))
+            return {"path": named, "rows": footer.num_rows, "bytes": info.size}
 
         with ThreadPoolExecutor(8) as pool:
             files = [described for described in pool.map(entry, found) if described["rows"]]

@@ -14,7 +14,7 @@ import transformers
 
 from wals_spark.compress.run import Request, compress
 from wals_spark.errors import InputError
-from wals_spark.inject.checkpoint import open_checkpoint
+from wals_spark.inject.checkpoint import FAMILIES, open_checkpoint
 from wals_spark.inject.rawtensor import read_safetensors
 
 EMBEDDING = "roberta.embeddings.word_embeddings.weight"
@@ -189,7 +189,18 @@ def test_factors_take_the_bytes_that_the_table_says(make_checkpoint, tmp_path):
     assert after == before - matrix + result.choices[0].bytes
 
 
-def test_registering_twice_and_other_checkpoints_are_no_matter(make_checkpoint):
+@pytest.fixture
+def rules_restored():
+    """The rules are the process's: what a test adds is taken away again."""
+    from transformers import conversion_mapping as rules
+
+    before = {kind: rules.get_checkpoint_conversion_mapping(kind) for kind in FAMILIES}
+    yield
+    for kind, known in before.items():
+        rules.register_checkpoint_conversion_mapping(kind, known or [], overwrite=True)
+
+
+def test_registering_twice_and_other_checkpoints_are_no_matter(make_checkpoint, rules_restored):
     from wals_spark.compress import plugin
 
     base = make_checkpoint()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from inject_models import SIZE, UNIT
@@ -47,7 +49,10 @@ def test_a_shift_moves_rows_on_top_of_the_blend():
     E = np.ones((4, 3), np.float32)
     shift = np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 0]], np.float32)
     frequencies = Frequencies(np.zeros(4), np.zeros(4))
-    proposal = Proposal(None, 3 * E, None, frequencies, np.array([0]), 1.0, shift)
+    fit = SimpleNamespace(alignment=SimpleNamespace(mu_e=np.zeros(3), W=np.eye(3), predict=lambda u: u))
+    trust = np.array([0, 1, 1, 0], np.float32)
+    one = np.ones(4, np.float32)
+    proposal = Proposal(fit, 3 * E, one, None, frequencies, np.array([0]), 1.0, shift, trust)
     share = np.array([0, 0, 0.5, 0.5], np.float32)
     ids, rows = proposal.rows(E, share, shift=0.5)
     assert ids.tolist() == [1, 2, 3]

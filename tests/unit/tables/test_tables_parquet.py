@@ -45,6 +45,11 @@ def plain_read(tables):
     }
 
 
+def placed(tables, batch):
+    """Where the one file of a batch stands."""
+    return f"batch_id={batch}/part-00000-{tables.version(TABLE, {'batch_id': batch})}.parquet"
+
+
 def test_replace_reads_back_and_replaces(tables):
     first = tables.replace_rows(TABLE, rows(1, 2), {"batch_id": "a"})
     tables.replace_rows(TABLE, rows(5), {"batch_id": "b"})
@@ -53,7 +58,15 @@ def test_replace_reads_back_and_replaces(tables):
     assert read(tables, "a") == [3]
     assert read(tables, "b") == [5]
     assert tables.values(TABLE) == ["a", "b"]
-    assert plain_read(tables) == {"batch_id=a/part-00000.parquet", "batch_id=b/part-00000.parquet"}
+    assert plain_read(tables) == {placed(tables, "a"), placed(tables, "b")}
+
+
+def test_files_listed_before_a_replacement_are_gone_after_it_never_others(tables):
+    tables.replace_rows(TABLE, rows(1, 2), {"batch_id": "a"})
+    (listed,) = tables.files(TABLE, {"batch_id": "a"})
+    tables.replace_rows(TABLE, rows(3), {"batch_id": "a"})
+    with pytest.raises(FileNotFoundError):
+        listed.read(["row_units"])
 
 
 def test_drop(tables):
@@ -99,7 +112,7 @@ def test_a_lost_and_a_cut_file_are_named(tables):
     with pytest.raises(InputError, match=r"has \d+ bytes, its _commit\.json says"):
         tables.files(TABLE, {"batch_id": "a"})
     path.unlink()
-    with pytest.raises(InputError, match=r"part-00000\.parquet is not there"):
+    with pytest.raises(InputError, match=r"part-00000-\w+\.parquet is not there"):
         tables.files(TABLE, {"batch_id": "a"})
 
 
@@ -158,7 +171,7 @@ def test_a_kill_at_any_step_leaves_the_old_slice_or_the_new(tmp_path):
         seen.add(len(found))
         tables.replace_rows(TABLE, rows(7), {"batch_id": "a"})
         assert read(tables, "a") == [7]
-        assert plain_read(tables) == {"batch_id=a/part-00000.parquet"}
+        assert plain_read(tables) == {placed(tables, "a")}
         assert storage.list_files(storage.join(tables.path(TABLE), STAGING)) == []
         if not killed:
             break
