@@ -97,28 +97,6 @@ def share(found: Sequence[Portion], rank: int, ranks: int) -> list[Portion]:
     return mine
 
 
-def read_portion(
-    portion: Portion,
-    shape: tuple[int, int],
-    value: str = "units",
-    *,
-    weight: str | None = None,
-    signed: bool = False,
-) -> Cells:
-    """The cells of a row group, checked.
-
-    Raises
-    ------
-    InputError
-        A column is missing, a cell is null, an id is outside the matrix, a value is NaN or infinite, or
-        negative unless `signed`; a weight is negative.
-    """
-    names = _names(value, weight)
-    with _opened(portion.path, names) as source:
-        table = source.read_row_group(portion.group, columns=names)
-    return _checked(table, names, portion.path, shape, signed)
-
-
 def read_share(
     paths: Sequence[str],
     rank: int,
@@ -129,10 +107,9 @@ def read_share(
     weight: str | None = None,
     signed: bool = False,
 ) -> Cells:
-    """All cells of a rank's `share` of the files, in one piece."""
-    mine = share(portions(paths), rank, ranks)
-    parts = [read_portion(portion, shape, value, weight=weight, signed=signed) for portion in mine]
-    return _joined(parts or [_no_cells(paths, _names(value, weight))])
+    """All cells of `read_portions`, in one piece."""
+    nothing, *parts = read_portions(paths, rank, ranks, shape, value, weight=weight, signed=signed)
+    return _joined(parts or [nothing])
 
 
 def read_portions(
@@ -145,17 +122,20 @@ def read_portions(
     weight: str | None = None,
     signed: bool = False,
 ) -> Iterator[Cells]:
-    """The cells of `read_share`, at most `CELLS_AT_ONCE` at a time; at least one portion, which may be empty."""
-    names = _names(value, weight)
+    """The cells of a rank's `share` of the files, at most `CELLS_AT_ONCE` at a time; the first portion is empty.
+
+    Raises
+    ------
+    InputError
+        A column is missing, a cell is null, an id is outside the matrix, a value is NaN or infinite, or
+        negative unless `signed`; a weight is negative.
+    """
+    names = [ROW, COL, value] + ([weight] if weight is not None else [])
     yield _no_cells(paths, names)
     for portion in share(portions(paths), rank, ranks):
         with _opened(portion.path, names) as source:
             for batch in source.iter_batches(CELLS_AT_ONCE, row_groups=[portion.group], columns=names):
                 yield _checked(pa.Table.from_batches([batch]), names, portion.path, shape, signed)
-
-
-def _names(value: str, weight: str | None) -> list[str]:
-    return [ROW, COL, value] + ([weight] if weight is not None else [])
 
 
 @contextmanager

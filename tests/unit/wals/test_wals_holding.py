@@ -134,7 +134,7 @@ print(json.dumps([peak(large, streamed), peak(large, resident)]))
 
 def test_streaming_bounds_the_memory(make_task) -> None:
     rng = np.random.default_rng(0)
-    large = make_task((rng.random((3000, 1000)) < 0.7).astype(np.int64), "implicit", name="large", k=4, sweeps=1)
+    large = make_task((rng.random((6000, 1000)) < 0.7).astype(np.int64), "implicit", name="large", k=4, sweeps=1)
     small = make_task(np.eye(9, dtype=np.int64), "implicit", name="small", k=4, sweeps=1)
     done = subprocess.run(
         [sys.executable, "-c", MEMORY_PROGRAM, small.to_json(), large.to_json()],
@@ -144,6 +144,7 @@ def test_streaming_bounds_the_memory(make_task) -> None:
         timeout=200,
     )
     streamed, resident = json.loads(done.stdout.splitlines()[-1])
-    # 2.1 M cells are 50 MB when placed and more than a hundred while they are read; a block of 65,536 is 1 MB.
-    assert streamed < 30e6
-    assert resident > 90e6
+    # 4.2 M cells are 100 MB when placed and three times that while they are read; a block of 65,536 is 1 MB, and
+    # what does not grow with the matrix (readers' buffers, allocator) was seen between 28 and 35 MB.
+    assert streamed < 50e6
+    assert resident > 180e6
