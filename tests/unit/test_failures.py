@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from wals_spark.cluster.failures import translate
-from wals_spark.errors import GateError, InputError, TransientError
+from wals_spark.errors import ConfigError, GateError, InputError, TransientError
 
 JAVA = """An error occurred while calling o42.save.
 : org.apache.spark.SparkException: Job aborted due to stage failure: Task 1 in stage 3.0 failed 1 times
@@ -37,3 +37,20 @@ def test_lost_executor_and_full_disk_are_transient(sign):
 
 def test_a_bug_is_left_as_it_is():
     assert translate(RuntimeError("ZeroDivisionError: division by zero")) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("ModuleNotFoundError: No module named 'pyarrow'", "No module named 'pyarrow'"),
+        (
+            "[PYTHON_VERSION_MISMATCH] Python in worker has different version: 3.12 than that in driver: 3.11, PySpark",
+            "different version: 3.12 than that in driver: 3.11 in",
+        ),
+    ],
+)
+def test_another_python_on_the_workers_is_a_matter_of_configuration(reason, told):
+    found = translate(RuntimeError(f"An exception was thrown from the Python worker: Traceback:\n{reason}\n\tat a.b"))
+    assert isinstance(found, ConfigError)
+    assert told in str(found)
+    assert "PYSPARK_PYTHON" in str(found)

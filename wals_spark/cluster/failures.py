@@ -2,7 +2,8 @@
 
 A task's exception arrives at the driver as text within a Java stack within a Python stack. Where that text
 holds one of our errors it is raised again as what it was; where it speaks of a lost executor or a full
-disk it becomes a `TransientError`. Anything else stays as it is: a bug keeps its whole traceback.
+disk it becomes a `TransientError`, where the workers run another Python than the driver a `ConfigError`.
+Anything else stays as it is: a bug keeps its whole traceback.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from wals_spark import errors
-from wals_spark.errors import TransientError, WalsSparkError
+from wals_spark.errors import ConfigError, TransientError, WalsSparkError
 
 _OURS = re.compile(
     r"^(?:\S*: )?wals_spark\.errors\.(\w+): (.*?)(?=^\s*(?:at |Caused by|Driver stack|\.\.\. \d+ more|$)|\Z)",
@@ -26,6 +27,12 @@ _TRANSIENT = (
     ("Python worker failed to connect back", "a Python worker could not be started"),
     ("SparkContext was shut down", "the Spark session ended"),
     ("Slave lost", "an executor was lost"),
+)
+_NO_MODULE = re.compile(r"ModuleNotFoundError: (No module named '[\w.]+')")
+_OTHER_VERSION = re.compile(r"\[PYTHON_VERSION_MISMATCH\] ([^.]*different version[^,]*)")
+_SAME_PYTHON = (
+    "Spark's workers must run a Python with the driver's minor version and wals_spark installed: set "
+    "spark.pyspark.python (or PYSPARK_PYTHON) to its path on the executors, or ship it with spark.archives"
 )
 
 
@@ -49,6 +56,9 @@ def translate(error: BaseException) -> WalsSparkError | None:
             return TransientError(
                 f"{meaning}: {line[:500]}; run the same command again, it continues from what is done"
             )
+    other = _NO_MODULE.search(text) or _OTHER_VERSION.search(text)
+    if other and "Python worker" in text:
+        return ConfigError(f"{other.group(1)} in a Python worker of Spark; {_SAME_PYTHON}")
     return None
 
 
