@@ -384,10 +384,11 @@ class InjectConfig(Section):
         description="blend, replace: how far the head bias moves from pretraining's log unigram frequency to the "
         "corpus'; auto = chosen on text. init always sets it to the corpus'.",
     )
-    head_bias_target: Literal["domain", "sum"] = Field(
-        "domain",
-        description="With general_batches, what the head bias moves to: the domain's frequency, or that of general and "
-        "domain together, which costs next to nothing on general text.",
+    head_bias_target: Literal["auto", "domain", "sum"] = Field(
+        "auto",
+        description="What the head bias moves to: domain = the domain's frequency, sum = that of general and domain "
+        "together, which keeps most of the gain and costs next to nothing on general text (needs general_batches), "
+        "auto = sum where general_batches are given, else domain.",
     )
     shift: Annotated[float, Field(ge=0, le=2)] | Literal["auto"] = Field(
         0.0,
@@ -428,7 +429,14 @@ class InjectConfig(Section):
             raise ValueError("shift compares the domain with general text: name batches of it in general_batches")
         if self.shift != 0 and self.combine != "u":
             raise ValueError(f"shift moves row factors: combine must be u, found {self.combine}")
+        if self.head_bias_target == "sum" and not self.general_batches:
+            raise ValueError("head_bias_target is sum: name the batches of general text in general_batches")
         return self
+
+    @property
+    def bias_to_sum(self) -> bool:
+        """Whether the head bias moves to the frequency of general text and domain together."""
+        return self.head_bias_target != "domain" and bool(self.general_batches)
 
 
 class EvaluateConfig(Section):

@@ -311,7 +311,7 @@ def settle(
     share = proposal.everything() if inject.mode == "replace" else proposal.shares(found.half_exposure)
     moved = None
     if found.head_bias > 0 and bias is not None:
-        goal = proposal.frequencies.towards(inject.head_bias_target)
+        goal = proposal.frequencies.together() if inject.bias_to_sum else proposal.frequencies
         moved = methods.moved_head_bias(bias, goal, proposal.protected, found.head_bias)
     facts = {
         "strengths": {

@@ -120,11 +120,9 @@ class Frequencies:
     exposure: np.ndarray
     corpus: np.ndarray
 
-    def towards(self, target: str) -> Frequencies:
-        """With the domain's frequencies as they are, or those of pretraining's text and the domain together."""
-        if target == "sum":
-            return Frequencies(self.exposure, self.exposure + self.corpus)
-        return self
+    def together(self) -> Frequencies:
+        """With the frequencies of pretraining's text and the domain together in place of the domain's."""
+        return Frequencies(self.exposure, self.exposure + self.corpus)
 
     def without(self, counts: np.ndarray) -> Frequencies:
         """With a sample's tokens taken out of the corpus."""

@@ -69,7 +69,7 @@ def on_text(
     documents = sample.masked.document
     seen = proposal.frequencies.without(sample.counts[: len(factors.counts)])
     proposal = replace(proposal, frequencies=seen)
-    goal = seen.towards(inject.head_bias_target)
+    goal = seen.together() if inject.bias_to_sum else seen
     facts: dict[str, Any] = {"targets": len(sample.masked), "sequences": len(sample.masked.inputs)}
 
     def biased(strength: float) -> np.ndarray | None:

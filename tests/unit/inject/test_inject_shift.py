@@ -65,8 +65,9 @@ def test_a_shift_moves_rows_on_top_of_the_blend():
     [
         ({"shift": 0.5}, "general_batches"),
         ({"shift": "auto", "general_batches": ("a",), "combine": "sum"}, "combine must be u"),
+        ({"head_bias_target": "sum"}, "general_batches"),
     ],
 )
-def test_a_shift_without_what_it_needs_is_refused(values, message):
+def test_what_compares_with_general_text_is_refused_without_it(values, message):
     with pytest.raises(ValidationError, match=message):
         InjectConfig(**values)

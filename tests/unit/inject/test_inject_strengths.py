@@ -78,10 +78,9 @@ def test_the_best_strength_must_be_clearly_better_than_nothing():
     assert json.dumps(clear.to_json())
 
 
-def test_two_frequencies_and_what_the_head_bias_moves_to():
+def test_two_frequencies_together_and_without_a_sample():
     frequencies = Frequencies(np.array([10.0, 0.0]), np.array([1.0, 5.0]))
-    assert frequencies.towards("domain") is frequencies
-    assert frequencies.towards("sum").corpus.tolist() == [11.0, 5.0]
+    assert frequencies.together().corpus.tolist() == [11.0, 5.0]
     assert frequencies.without(np.array([3, 2])).corpus.tolist() == [0.0, 3.0]
 
 
@@ -104,13 +103,17 @@ def prepared(tmp_path, make_checkpoint, make_factors, make_config):
     return run
 
 
-def test_a_head_bias_that_helps_is_chosen_on_text(prepared):
-    (base, change, _), general, domain = prepared(inject__head_bias="auto", inject__gate=False)
+@pytest.mark.parametrize("target", ["auto", "sum", "domain"])
+def test_a_head_bias_that_helps_is_chosen_on_text(prepared, target):
+    (base, change, _), general, domain = prepared(
+        inject__head_bias="auto", inject__head_bias_target=target, inject__gate=False
+    )
     chosen = change.facts["strengths"]["head_bias"]
     told = change.facts["strengths"]["head_bias_choice"]
     assert chosen > 0
     assert told["gain"]["low"] > 0
-    expected = chosen * (frequency.log_unigram(domain) - frequency.log_unigram(general))
+    goal = domain if target == "domain" else general + domain
+    expected = chosen * (frequency.log_unigram(goal) - frequency.log_unigram(general))
     old = base.tensors["lm_head.bias"].values()
     np.testing.assert_allclose((change.head_bias - old)[5:], expected[5:], atol=1e-5)
     assert set(told["losses"]) == {"0", "0.25", "0.5", "0.75", "1"}
