@@ -216,7 +216,7 @@ def work_of(name: str, n: np.ndarray, k: int, others: int, cells: np.ndarray) ->
 
 def padding(k: int) -> float:
     """Computed over needed multiplications of the product in registers."""
-    from wals_spark.wals.microkernel import SHORT, TALL
+    from wals_spark.wals.kernels.microkernel import SHORT, TALL
 
     lanes, computed = 16, 0
     for q in range(-(-k // lanes)):
@@ -231,8 +231,8 @@ def parts(side: Side, system: System) -> dict[str, float]:
     """Processor seconds of gathering, products and Cholesky alone, for the rows of a side."""
     from numba import njit
 
-    from wals_spark.wals.cholesky import factorise, solve_factored
-    from wals_spark.wals.microkernel import LINE_BYTES, empty_panels, rank_update, scale_line, to_panels
+    from wals_spark.wals.kernels.cholesky import factorise, solve_factored
+    from wals_spark.wals.kernels.microkernel import LINE_BYTES, empty_panels, rank_update, scale_line, to_panels
 
     @njit(nogil=True)
     def gather(indptr, indices, z, target, width):  # type: ignore[no-untyped-def]

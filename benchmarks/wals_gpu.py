@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from wals_spark.wals.kernels_cuda import CudaSolver, Layout
-from wals_spark.wals.kernels_torch import TorchSolver
+from wals_spark.wals.gpu.cuda_solver import CudaSolver, Layout
+from wals_spark.wals.gpu.torch_solver import TorchSolver
 from wals_spark.wals.sides import Side
 from wals_spark.wals.solver import System
 

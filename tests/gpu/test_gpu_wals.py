@@ -21,9 +21,9 @@ from wals_spark.errors import InputError  # noqa: E402
 from wals_spark.matrix.cells import Cells  # noqa: E402
 from wals_spark.objective import PRESETS, Objective  # noqa: E402
 from wals_spark.wals import reference  # noqa: E402
+from wals_spark.wals.gpu.cuda_solver import CudaSolver  # noqa: E402
+from wals_spark.wals.gpu.torch_solver import TorchSolver  # noqa: E402
 from wals_spark.wals.holding import Holding  # noqa: E402
-from wals_spark.wals.kernels_cuda import CudaSolver  # noqa: E402
-from wals_spark.wals.kernels_torch import TorchSolver  # noqa: E402
 from wals_spark.wals.model import Coordinates  # noqa: E402
 from wals_spark.wals.placing import make_sides  # noqa: E402
 from wals_spark.wals.rank import RankTask, run  # noqa: E402

@@ -122,7 +122,7 @@ class SquaredNorm(Curved):
     z = 0.0
 
     def look(self, side: Side, features: np.ndarray, start: np.ndarray, fixed: Side) -> np.ndarray:
-        from wals_spark.wals.kernels_squared_norm import sum_residuals
+        from wals_spark.wals.kernels.squared_norm import sum_residuals
 
         sums = np.zeros((len(side.rows), 3))
 
@@ -139,7 +139,7 @@ class SquaredNorm(Curved):
         return float(second - first * self.z)
 
     def improve(self, side: Side, system: System, solver: Solver) -> np.ndarray:
-        from wals_spark.wals.kernels_squared_norm import improve_rows
+        from wals_spark.wals.kernels.squared_norm import improve_rows
 
         assert system.start is not None
         out = system.start.copy()

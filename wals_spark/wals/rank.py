@@ -450,9 +450,9 @@ def _half_step(
 def make_solver(task: RankTask) -> Solver:
     """The solver for the device of the task."""
     if task.device == "cuda":
-        from wals_spark.wals import cuda_module
-        from wals_spark.wals.kernels_cuda import CudaSolver
-        from wals_spark.wals.kernels_torch import TorchSolver
+        from wals_spark.wals.gpu import cuda_module
+        from wals_spark.wals.gpu.cuda_solver import CudaSolver
+        from wals_spark.wals.gpu.torch_solver import TorchSolver
 
         return CudaSolver("cuda") if cuda_module.available() else TorchSolver("cuda")
     if task.solver == "cg":

@@ -110,7 +110,7 @@ class CpuSolver(Solver):
     threads : int
     dual : bool
         Rows with so few cells that it costs less are solved through a system of the size of their cells, see
-        `wals_spark.wals.kernels_dual`; all others, and those that this cannot solve, by Cholesky.
+        `wals_spark.wals.kernels.dual`; all others, and those that this cannot solve, by Cholesky.
     """
 
     def __init__(self, threads: int, *, dual: bool = False) -> None:
@@ -148,7 +148,7 @@ class CpuSolver(Solver):
 
     def _solve(self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray) -> np.ndarray:
         """Some rows by Cholesky, into `out` and `row_loss`; returns those that are not positive definite."""
-        from wals_spark.wals.kernels_cpu import solve_rows
+        from wals_spark.wals.kernels.exact import solve_rows
 
         cells, dense = _Cells(side, system), system.gramian.astype(out.dtype)
 
@@ -166,7 +166,7 @@ class CpuSolver(Solver):
         self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
     ) -> np.ndarray:
         """Some rows through their cells, into `out` and `row_loss`; returns those that cannot be solved so."""
-        from wals_spark.wals.kernels_dual import solve_short_rows
+        from wals_spark.wals.kernels.dual import solve_short_rows
 
         k = out.shape[1] - system.biases
         turned = self._turned(system, k)
@@ -202,7 +202,7 @@ class ConjugateGradientSolver(CpuSolver):
         self.steps = steps
 
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
-        from wals_spark.wals.kernels_cpu import improve_rows
+        from wals_spark.wals.kernels.conjugate_gradients import improve_rows
 
         if not _can_improve(system):
             return super().solve(side, system)
@@ -232,7 +232,7 @@ class BlockSolver(CpuSolver):
         self.block = block
 
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
-        from wals_spark.wals.kernels_block import descend_rows
+        from wals_spark.wals.kernels.block import descend_rows
 
         if not _can_improve(system, pulled=True):
             return super().solve(side, system)

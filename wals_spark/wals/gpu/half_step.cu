@@ -1,4 +1,4 @@
-// The exact half-step on a GPU, compiled at run time after async_copy.cu by wals_spark/wals/kernels_cuda.py, which defines
+// The exact half-step on a GPU, compiled at run time after async_copy.cu by wals_spark/wals/gpu/cuda_solver.py, which defines
 //   WIDTH       coordinates of z, padded: free ones to a multiple of 8, then 8 for held ones if there are any
 //   FREE        free coordinates before padding
 //   FREE_TILES  8 x 8 tiles across the free coordinates

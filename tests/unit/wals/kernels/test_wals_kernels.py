@@ -35,7 +35,7 @@ VARIANTS = {
 
 def solvers() -> dict[str, Solver]:
     found: dict[str, Solver] = {"cpu": CpuSolver(2)}
-    from wals_spark.wals.kernels_torch import TorchSolver
+    from wals_spark.wals.gpu.torch_solver import TorchSolver
 
     found["torch"] = TorchSolver("cpu", bytes_at_once=1 << 16, longest=13)
     return found

@@ -97,7 +97,7 @@ class Module:
 
 def read_sources(names: Sequence[str]) -> str:
     """The text of source files beside this one, joined."""
-    return "".join(files("wals_spark.wals").joinpath(name).read_text(encoding="utf-8") for name in names)
+    return "".join(files("wals_spark.wals.gpu").joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
 def compiled(sources: Sequence[str], constants: Mapping[str, int], capability: tuple[int, int]) -> bytes:

@@ -19,8 +19,8 @@ def spd(width: int, dtype: str) -> np.ndarray:
 
 
 def factorised(a: np.ndarray) -> tuple[bool, np.ndarray, np.ndarray]:
-    from wals_spark.wals.cholesky import factorise
-    from wals_spark.wals.microkernel import empty_panels, lanes_of, to_panels
+    from wals_spark.wals.kernels.cholesky import factorise
+    from wals_spark.wals.kernels.microkernel import empty_panels, lanes_of, to_panels
 
     width, lanes = len(a), lanes_of(a)
     factor = empty_panels(width, width, a)
@@ -33,7 +33,7 @@ def factorised(a: np.ndarray) -> tuple[bool, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("count", [0, 1, 37])
 def test_the_upper_triangle_is_the_product(dtype: str, width: int, count: int) -> None:
-    from wals_spark.wals.microkernel import rank_update, to_panels
+    from wals_spark.wals.kernels.microkernel import rank_update, to_panels
 
     rng = np.random.default_rng(0)
     gathered = rng.standard_normal((60, width)).astype(dtype)
@@ -46,7 +46,7 @@ def test_the_upper_triangle_is_the_product(dtype: str, width: int, count: int) -
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_products_stay_within_the_memory_of_the_panels(width: int) -> None:
-    from wals_spark.wals.microkernel import empty_panels, rank_update, to_panels
+    from wals_spark.wals.kernels.microkernel import empty_panels, rank_update, to_panels
 
     gathered = to_panels(np.ones((3, width), np.float32))
     shape = empty_panels(width, width, np.zeros(1, np.float32)).shape
@@ -58,7 +58,7 @@ def test_products_stay_within_the_memory_of_the_panels(width: int) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_system_is_factorised_and_solved(dtype: str, width: int) -> None:
-    from wals_spark.wals.cholesky import solve_factored
+    from wals_spark.wals.kernels.cholesky import solve_factored
 
     a = spd(width, dtype)
     found, factor, inverses = factorised(a)
@@ -81,7 +81,7 @@ def test_a_matrix_that_is_not_positive_definite_is_told(at: int, value: float) -
 
 
 def test_the_parts_of_a_triangle_are_scaled() -> None:
-    from wals_spark.wals.microkernel import empty_panels, scale_triangle, to_panels
+    from wals_spark.wals.kernels.microkernel import empty_panels, scale_triangle, to_panels
 
     a = spd(19, "float64")
     target = empty_panels(19, 19, a)

@@ -1,11 +1,11 @@
-"""The exact half-step on a GPU in float32: our own kernels (`kernels.cu`), compiled for the width at run time.
+"""The exact half-step on a GPU in float32: our own kernels (`half_step.cu`), compiled for the width at run time.
 
 Rows are cut into segments of at most `SEGMENT` cells, so that a long row is shared by many blocks. `accumulate` keeps
 the lower triangle of a segment's normal equations in registers while its rows of z stream through shared memory;
 `solve` adds a row's segments, factorises and solves in registers too. Nothing of k x k passes through memory but the
 segments' sums, once. The first half-step of a width is checked against torch on a few rows. What the kernels cannot
 do (float64, very wide factors, old GPUs, rows that are singular in float32) is done by
-`wals_spark.wals.kernels_torch`. `wals_spark.wals.reference` is the NumPy twin.
+`wals_spark.wals.gpu.torch_solver`. `wals_spark.wals.reference` is the NumPy twin.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from wals_spark.wals import cuda_module
-from wals_spark.wals.kernels_torch import TorchSolver
+from wals_spark.wals.gpu import cuda_module
+from wals_spark.wals.gpu.torch_solver import TorchSolver
 from wals_spark.wals.sides import Side
 from wals_spark.wals.solver import System
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("async_copy.cu", "kernels.cu")
+SOURCES = ("async_copy.cu", "half_step.cu")
 TILE = 8
 MOST_TILE_ROWS = 34
 LEAST_TILE_ROWS = 3
@@ -94,7 +94,7 @@ class Layout:
 
     @property
     def constants(self) -> tuple[tuple[str, int], ...]:
-        """What `kernels.cu` is compiled with."""
+        """What `half_step.cu` is compiled with."""
         warps, solving = (whole_warps(count) // WARP for count in (self.groups * self.tiles, self.tiles))
         return (
             ("WIDTH", self.width),

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from wals_spark.errors import InputError
-from wals_spark.wals import cuda_module, kernels_cuda
-from wals_spark.wals.kernels_cuda import CudaSolver, Layout, cut
+from wals_spark.wals.gpu import cuda_module, cuda_solver
+from wals_spark.wals.gpu.cuda_solver import CudaSolver, Layout, cut
 from wals_spark.wals.sides import Side
 from wals_spark.wals.solver import System
 
@@ -204,7 +204,7 @@ def test_factors_that_are_too_wide_do_not_fit() -> None:
 
 
 def test_the_sources_are_packaged() -> None:
-    text = cuda_module.read_sources(kernels_cuda.SOURCES)
+    text = cuda_module.read_sources(cuda_solver.SOURCES)
     assert all(f" {name}(" in text for name in KERNELS)
 
 
@@ -212,7 +212,7 @@ def test_the_sources_are_packaged() -> None:
 @pytest.mark.parametrize(("free", "held"), [(64, 0), (129, 1), (272, 0)])
 def test_the_kernels_compile_for_gpus(capability: tuple[int, int], free: int, held: int) -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="CUDA's Python is not installed")
-    image = cuda_module.compiled(kernels_cuda.SOURCES, dict(Layout(free, held).constants), capability)
+    image = cuda_module.compiled(cuda_solver.SOURCES, dict(Layout(free, held).constants), capability)
     assert image[:4] == b"\x7fELF"
     assert all(name.encode() in image for name in KERNELS)
 
@@ -220,4 +220,4 @@ def test_the_kernels_compile_for_gpus(capability: tuple[int, int], free: int, he
 def test_a_compiler_error_carries_its_message() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="CUDA's Python is not installed")
     with pytest.raises(cuda_module.CudaError, match="identifier"):
-        cuda_module.compiled(kernels_cuda.SOURCES, {"WIDTH": 64}, (9, 0))
+        cuda_module.compiled(cuda_solver.SOURCES, {"WIDTH": 64}, (9, 0))

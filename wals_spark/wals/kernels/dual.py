@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from wals_spark.wals.cholesky import factorise, solve_factored
-from wals_spark.wals.microkernel import empty_panels, lanes_of, rank_update
+from wals_spark.wals.kernels.cholesky import factorise, solve_factored
+from wals_spark.wals.kernels.microkernel import empty_panels, lanes_of, rank_update
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -29,7 +29,7 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     Parameters
     ----------
     rows, indptr, indices, m, d, h, g, ridge, rho, held, row_loss
-        See `wals_spark.wals.kernels_cpu.solve_rows`.
+        See `wals_spark.wals.kernels.exact.solve_rows`.
     z : array of shape (n, k)
         The factors of the fixed side in the eigenbasis.
     values : float64 array of shape (k,)

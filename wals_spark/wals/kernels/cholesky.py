@@ -1,4 +1,4 @@
-"""Cholesky factorisation and solution in panels, see `wals_spark.wals.microkernel`.
+"""Cholesky factorisation and solution in panels, see `wals_spark.wals.kernels.microkernel`.
 
 ::
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from wals_spark.wals.microkernel import add_line, add_product
+from wals_spark.wals.kernels.microkernel import add_line, add_product
 
 
 @njit(cache=True, nogil=True)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from wals_spark.wals.cholesky import factorise, solve_factored
-from wals_spark.wals.microkernel import LINE_BYTES, add_line, empty_panels, lanes_of, rank_update, scale_line
+from wals_spark.wals.kernels.cholesky import factorise, solve_factored
+from wals_spark.wals.kernels.microkernel import LINE_BYTES, add_line, empty_panels, lanes_of, rank_update, scale_line
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -27,7 +27,7 @@ def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     Parameters
     ----------
     rows, indptr, indices, m, d, h, g, ridge, rho, tile, row_loss
-        See `wals_spark.wals.kernels_cpu.solve_rows`.
+        See `wals_spark.wals.kernels.exact.solve_rows`.
     z : array of shape (n, k)
         The fixed side in the eigenbasis.
     values : float64 array of shape (k,)

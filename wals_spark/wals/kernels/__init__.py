@@ -1,0 +1,1 @@
+"""The half-step on a CPU, compiled by numba: exact, in the dual form, by blocks, by conjugate gradients."""
