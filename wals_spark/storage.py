@@ -25,6 +25,8 @@ from wals_spark.errors import InputError, TransientError
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
 _SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CHANGED_MEANWHILE = (errno.ENOTEMPTY, errno.ENOENT)
+REMOVE_WAIT_S = 10.0
 _ACCESS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -142,14 +144,26 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or a directory with its content; nothing happens where there is none."""
+    """Remove a file or a directory with its content; nothing happens where there is none.
+
+    Tasks that outlive their killed driver may go on writing for some seconds: a directory that fills again, or loses
+    files to somebody else, while it is removed is tried again for `REMOVE_WAIT_S`.
+    """
     fs, path = filesystem(uri)
-    kind = fs.get_file_info(path).type
+    deadline = time.monotonic() + REMOVE_WAIT_S
     with explained(f"cannot remove {uri}"):
-        if kind == pafs.FileType.Directory:
-            fs.delete_dir(path)
-        elif kind == pafs.FileType.File:
-            fs.delete_file(path)
+        while True:
+            kind = fs.get_file_info(path).type
+            try:
+                if kind == pafs.FileType.Directory:
+                    fs.delete_dir(path)
+                elif kind == pafs.FileType.File:
+                    fs.delete_file(path)
+                return
+            except OSError as error:
+                if error.errno not in _CHANGED_MEANWHILE or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
 
 def move(source: str, target: str) -> None:

@@ -137,7 +137,7 @@ class Reader(threading.Thread):
         self.stopped = threading.Event()
 
     def run(self):
-        while not self.stopped.wait(0.02):
+        while not self.stopped.wait(0.1):
             try:
                 self.seen.add(digest(self.context, self.context.config.corpus.batch_id))
             except (InputError, FileNotFoundError):
