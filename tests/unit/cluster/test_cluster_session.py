@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wals_spark.cluster.session import DELTA_PACKAGE, LIGHT, delta_conf, driver_conf
+from wals_spark.cluster.session import DELTA_PACKAGE, DELTA_TUNING, LIGHT, delta_conf, driver_conf, session_conf
 from wals_spark.config import Config, SparkConfig
 from wals_spark.errors import ConfigError
 
@@ -34,3 +34,11 @@ def test_a_directory_without_the_jars_is_refused(tmp_path):
     (tmp_path / "delta-storage-4.4.0.jar").touch()
     with pytest.raises(ConfigError, match="none named delta-spark"):
         delta_conf(Config(table_format="delta", spark=SparkConfig(delta_jars=str(tmp_path))))
+
+
+def test_the_configuration_overrides_our_tuning_of_delta():
+    name = next(iter(DELTA_TUNING))
+    assert session_conf(Config(table_format="delta"))[name] == DELTA_TUNING[name]
+    given = Config(table_format="delta", spark=SparkConfig(conf={name: "7"}))
+    assert session_conf(given)[name] == "7"
+    assert name not in session_conf(Config())
