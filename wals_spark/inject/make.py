@@ -317,6 +317,7 @@ def settle(
         "strengths": {
             "half_exposure": found.half_exposure,
             "head_bias": found.head_bias,
+            "head_bias_target": "sum" if inject.bias_to_sum else "domain",
             "shift": found.shift,
             **found.facts,
         }

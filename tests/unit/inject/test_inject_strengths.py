@@ -113,6 +113,7 @@ def test_a_head_bias_that_helps_is_chosen_on_text(prepared, target):
     assert chosen > 0
     assert told["gain"]["low"] > 0
     goal = domain if target == "domain" else general + domain
+    assert change.facts["strengths"]["head_bias_target"] == ("domain" if target == "domain" else "sum")
     expected = chosen * (frequency.log_unigram(goal) - frequency.log_unigram(general))
     old = base.tensors["lm_head.bias"].values()
     np.testing.assert_allclose((change.head_bias - old)[5:], expected[5:], atol=1e-5)
