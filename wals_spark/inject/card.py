@@ -14,6 +14,7 @@ _VERBS = {
     "extend": "got rows for new tokens of a corpus",
     "trim": "was cut down to the tokens of a corpus",
 }
+_GOALS = {"sum": "general text and the domain together", "domain": "the corpus"}
 
 
 def render(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -26,6 +27,7 @@ def render(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     mode = manifest["mode"]
     gate = manifest["gate"]
     architecture = config["architectures"][0]
+    strengths = manifest["fit"].get("strengths", {})
     return environment.from_string(template).render(
         title=f"{os.path.basename(source.rstrip('/')) or source} ({mode})",
         base_model=source if manifest["base"]["hub"] else None,
@@ -34,7 +36,8 @@ def render(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         verb=_VERBS[mode],
         mode=mode,
         seed=manifest["parameters"]["seed"],
-        strength=manifest["fit"].get("strengths", {}).get("head_bias"),
+        strength=strengths.get("head_bias"),
+        goal=_GOALS.get(strengths.get("head_bias_target"), "the corpus"),
         embedding=manifest["embedding"],
         head_bias=manifest["head_bias"],
         factors=manifest["factors"],
