@@ -1,7 +1,7 @@
 """Word vectors by every objective beside SVD, SGNS and GloVe on the same text: similarity, analogies, seconds.
 
     python benchmarks/vectors.py --warehouse W --evaluate similarity/*.txt analogy/questions-words.txt --k 100 --svd
-        --objectives ppmi glove pu --texts enwiki/*.parquet --glove GloVe/build/vectors.txt
+        --objectives ppmi glove pu --texts enwiki/*.parquet --glove-build GloVe/build
 
 One JSON line per vectors and file, with coverage and a 95 % bootstrap interval; analogies search the 30,000 most
 frequent words. ``--half tune`` uses every other pair or question and ``--half report`` the rest, so that parameters can
@@ -15,6 +15,7 @@ import json
 import os
 import re
 import resource
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from cooccurrence import read_texts, write_plain
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 
@@ -118,6 +120,35 @@ def sgns(texts: list[str], k: int, threads: int) -> tuple[list[str], np.ndarray]
     return model.wv.index_to_key, model.wv.vectors
 
 
+class Glove:
+    """GloVe's C programs on the same text: 15 iterations, x_max 10, window 10, words of five occurrences or more."""
+
+    def __init__(self, build: Path, texts: list[str], directory: Path) -> None:
+        self.build, self.directory = build, directory
+        write_plain(read_texts(texts), directory / "plain.txt")
+        self._run("vocab_count -min-count 5", "plain.txt", "vocab.txt")
+        self._run("cooccur -symmetric 1 -window-size 10 -memory 4 -vocab-file vocab.txt", "plain.txt", "cells.bin")
+        self._run("shuffle -memory 4", "cells.bin", "shuffled.bin")
+
+    def _run(self, command: str, source: str | None = None, target: str | None = None) -> None:
+        program, *options = command.split()
+        with (
+            open(self.directory / source if source else os.devnull, "rb") as stdin,
+            open(self.directory / target if target else os.devnull, "wb") as stdout,
+        ):
+            line = [str(self.build.resolve() / program), *options, "-verbose", "0"]
+            subprocess.run(line, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, cwd=self.directory, check=True)
+
+    def train(self, k: int, threads: int) -> tuple[list[str], np.ndarray]:
+        """Words, and the sum of their vectors and context vectors, GloVe's own choice."""
+        self._run(
+            f"glove -input-file shuffled.bin -vocab-file vocab.txt -save-file vectors -vector-size {k} "
+            f"-threads {threads} -iter 15 -x-max 10 -binary 0 -model 2"
+        )
+        lines = [line.split(" ") for line in (self.directory / "vectors.txt").read_text(encoding="utf-8").splitlines()]
+        return [line[0] for line in lines], np.array([line[1:] for line in lines], np.float32)
+
+
 def half_of(path: str, half: str, directory: str) -> str:
     """A copy of an evaluation file with every other line; section headings stay."""
     if half == "all":
@@ -148,12 +179,16 @@ def report(
 
 
 def timed(body: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Result, wall seconds, processor seconds."""
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    """Result, wall seconds, processor seconds of this process and of programs that it runs."""
+    before, started = processor_seconds(), time.perf_counter()
     value = body()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return value, time.perf_counter() - started, cpu
+    return value, time.perf_counter() - started, processor_seconds() - before
+
+
+def processor_seconds() -> float:
+    """So far, of this process and of its children that ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def main() -> None:
@@ -170,16 +205,21 @@ def main() -> None:
     parser.add_argument("--set", default="{}", help="fields of the objectives as JSON")
     parser.add_argument("--svd", action="store_true")
     parser.add_argument("--texts", nargs="*", default=[], help="Parquet files with a column text: also train SGNS")
-    parser.add_argument("--glove", nargs="*", default=[], help="text vectors made elsewhere")
+    parser.add_argument("--glove-build", type=Path, help="GloVe's programs: also train it, on --texts")
     arguments = parser.parse_args()
+    if arguments.glove_build and not arguments.texts:
+        parser.error("--glove-build trains on --texts: give them")
     words = Words(arguments.warehouse, arguments.batch)
     with tempfile.TemporaryDirectory() as directory:
         files = [half_of(path, arguments.half, directory) for path in arguments.evaluate]
+        glove = None
+        if arguments.glove_build:
+            glove = Glove(arguments.glove_build, [os.path.abspath(path) for path in arguments.texts], Path(directory))
         for k in arguments.k:
-            compare(words, k, files, arguments)
+            compare(words, k, files, arguments, glove)
 
 
-def compare(words: Words, k: int, files: list[str], arguments: argparse.Namespace) -> None:
+def compare(words: Words, k: int, files: list[str], arguments: argparse.Namespace, glove: Glove | None) -> None:
     """All vectors of one size."""
     given = json.loads(arguments.set)
     for name in arguments.objectives:
@@ -194,20 +234,9 @@ def compare(words: Words, k: int, files: list[str], arguments: argparse.Namespac
     if arguments.texts:
         (tokens, matrix), wall, cpu = timed(lambda: sgns(arguments.texts, k, arguments.threads))
         report("sgns", k, wall, cpu, tokens, matrix, files, None)
-    for path in arguments.glove:
-        lines = [line.rstrip().split(" ") for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        matrix = np.array([line[1:] for line in lines], np.float32)
-        if matrix.shape[1] == k:
-            report(
-                f"glove {Path(path).name}",
-                k,
-                float("nan"),
-                float("nan"),
-                [line[0] for line in lines],
-                matrix,
-                files,
-                None,
-            )
+    if glove is not None:
+        (tokens, matrix), wall, cpu = timed(lambda: glove.train(k, arguments.threads))
+        report("glove", k, wall, cpu, tokens, matrix, files, None)
 
 
 if __name__ == "__main__":
