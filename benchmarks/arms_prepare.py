@@ -160,7 +160,7 @@ def proposal_of(
         "general_counts": seen.exposure.astype(np.int64),
     }
     bias = opened.tensors[str(opened.head_bias)].values()
-    for name, goal, strength in (("domain", seen, chosen.head_bias or HEAD_BIAS), ("sum", seen.together(), 1.0)):
+    for name, goal, strength in (("domain", seen, chosen.head_bias or HEAD_BIAS), ("sum", seen.towards("sum"), 1.0)):
         moved_bias = methods.moved_head_bias(bias, goal, protected, strength)
         arrays[f"bias_{name}"] = moved_bias.astype(np.float32)
     return proposal, chosen, arrays

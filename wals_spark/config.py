@@ -434,9 +434,11 @@ class InjectConfig(Section):
         return self
 
     @property
-    def bias_to_sum(self) -> bool:
-        """Whether the head bias moves to the frequency of general text and domain together."""
-        return self.head_bias_target != "domain" and bool(self.general_batches)
+    def bias_goal(self) -> Literal["domain", "sum"]:
+        """`head_bias_target` with ``auto`` decided."""
+        if self.head_bias_target == "auto":
+            return "sum" if self.general_batches else "domain"
+        return self.head_bias_target
 
 
 class EvaluateConfig(Section):

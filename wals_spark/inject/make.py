@@ -311,13 +311,13 @@ def settle(
     share = proposal.everything() if inject.mode == "replace" else proposal.shares(found.half_exposure)
     moved = None
     if found.head_bias > 0 and bias is not None:
-        goal = proposal.frequencies.together() if inject.bias_to_sum else proposal.frequencies
+        goal = proposal.frequencies.towards(inject.bias_goal)
         moved = methods.moved_head_bias(bias, goal, proposal.protected, found.head_bias)
     facts = {
         "strengths": {
             "half_exposure": found.half_exposure,
             "head_bias": found.head_bias,
-            "head_bias_target": "sum" if inject.bias_to_sum else "domain",
+            "head_bias_target": inject.bias_goal,
             "shift": found.shift,
             **found.facts,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -120,9 +120,11 @@ class Frequencies:
     exposure: np.ndarray
     corpus: np.ndarray
 
-    def together(self) -> Frequencies:
-        """With the frequencies of pretraining's text and the domain together in place of the domain's."""
-        return Frequencies(self.exposure, self.exposure + self.corpus)
+    def towards(self, goal: Literal["domain", "sum"]) -> Frequencies:
+        """With the domain's frequencies as they are, or those of pretraining's text and the domain together."""
+        if goal == "sum":
+            return Frequencies(self.exposure, self.exposure + self.corpus)
+        return self
 
     def without(self, counts: np.ndarray) -> Frequencies:
         """With a sample's tokens taken out of the corpus."""

@@ -69,7 +69,7 @@ def on_text(
     documents = sample.masked.document
     seen = proposal.frequencies.without(sample.counts[: len(factors.counts)])
     proposal = replace(proposal, frequencies=seen)
-    goal = seen.together() if inject.bias_to_sum else seen
+    goal = seen.towards(inject.bias_goal)
     facts: dict[str, Any] = {"targets": len(sample.masked), "sequences": len(sample.masked.inputs)}
 
     def biased(strength: float) -> np.ndarray | None:

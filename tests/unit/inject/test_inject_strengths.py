@@ -78,9 +78,10 @@ def test_the_best_strength_must_be_clearly_better_than_nothing():
     assert json.dumps(clear.to_json())
 
 
-def test_two_frequencies_together_and_without_a_sample():
+def test_two_frequencies_and_what_the_head_bias_moves_to():
     frequencies = Frequencies(np.array([10.0, 0.0]), np.array([1.0, 5.0]))
-    assert frequencies.together().corpus.tolist() == [11.0, 5.0]
+    assert frequencies.towards("domain") is frequencies
+    assert frequencies.towards("sum").corpus.tolist() == [11.0, 5.0]
     assert frequencies.without(np.array([3, 2])).corpus.tolist() == [0.0, 3.0]
 
 

@@ -15,9 +15,9 @@ def improve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
 ):
     """A few steps of preconditioned conjugate gradients on ``A_i u_i = rhs_i``, from the rows of `out`.
 
-    Parameters are those of `solve_rows` without held coordinates; `out` holds the start and is overwritten. A_i is
-    never formed: a step costs 4 n_i K + 2 K^2 operations. The preconditioner is the diagonal of A_i. Every step lowers
-    the loss.
+    Parameters are those of `wals_spark.wals.kernels.exact.solve_rows` without held coordinates; `out` holds the start
+    and is overwritten. A_i is never formed: a step costs 4 n_i K + 2 K^2 operations. The preconditioner is the
+    diagonal of A_i. Every step lowers the loss.
     """
     width = features.shape[1]
     dtype = features.dtype
