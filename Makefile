@@ -4,6 +4,7 @@
 
 RUN := scripts/run.sh
 DEMO ?= demo
+RESULTS ?= benchmarks/results
 PYTEST_ARGS ?=
 
 help:
@@ -11,7 +12,7 @@ help:
 	@echo "make test       install, lint, check types, run every test"
 	@echo "make lint       ruff and mypy only"
 	@echo "make format     let ruff format"
-	@echo "make benchmark  measure against peers (long; see docs/measurements.md)"
+	@echo "make benchmark  measure against peers: DATA=..., see benchmarks/all.sh (most of a day)"
 	@echo "make docs       rewrite docs/configuration.md from the code"
 	@echo "make clean      remove everything that these commands made"
 
@@ -35,7 +36,7 @@ format:
 
 benchmark:
 	@scripts/install.sh dev,benchmark
-	@for script in benchmarks/*.py; do echo "== $$script"; $(RUN) python $$script || exit 1; done
+	@$(RUN) benchmarks/all.sh $(or $(DATA),$(error DATA is missing: make benchmark DATA=<directory of the real data>)) $(RESULTS) $(GLOVE)
 
 docs:
 	@scripts/install.sh dev

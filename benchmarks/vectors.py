@@ -1,7 +1,7 @@
 """Word vectors by every objective beside SVD, SGNS and GloVe on the same text: similarity, analogies, seconds.
 
-    python benchmarks/vectors.py --warehouse W --evaluate similarity/*.txt analogy/questions-words.txt --k 100 --svd
-        --objectives ppmi glove pu --texts enwiki/*.parquet --glove-build GloVe/build
+    python benchmarks/vectors.py --warehouse W --evaluate similarity/*.txt analogy/questions-words.txt --k 100
+        --objectives ppmi glove pu --peers svd sgns glove --texts enwiki/*.parquet --glove-build GloVe/build
 
 One JSON line per vectors and file, with coverage and a 95 % bootstrap interval; analogies search the 30,000 most
 frequent words. ``--half tune`` uses every other pair or question and ``--half report`` the rest, so that parameters can
@@ -37,6 +37,7 @@ from wals_spark.tables import open_tables
 from wals_spark.wals.rank import RankTask, run
 
 WORD = re.compile("[a-z]+")
+PEERS = ("svd", "sgns", "glove")
 
 
 def no_session() -> Any:
@@ -203,17 +204,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--objectives", nargs="*", default=["ppmi"])
     parser.add_argument("--set", default="{}", help="fields of the objectives as JSON")
-    parser.add_argument("--svd", action="store_true")
-    parser.add_argument("--texts", nargs="*", default=[], help="Parquet files with a column text: also train SGNS")
-    parser.add_argument("--glove-build", type=Path, help="GloVe's programs: also train it, on --texts")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[], help="sgns and glove need --texts")
+    parser.add_argument("--texts", nargs="*", default=[], help="Parquet files with a column text")
+    parser.add_argument("--glove-build", type=Path, help="directory of GloVe's programs")
     arguments = parser.parse_args()
-    if arguments.glove_build and not arguments.texts:
-        parser.error("--glove-build trains on --texts: give them")
+    if {"sgns", "glove"} & set(arguments.peers) and not arguments.texts:
+        parser.error("the peers sgns and glove are trained on --texts: give them")
+    if "glove" in arguments.peers and not arguments.glove_build:
+        parser.error("the peer glove is trained by the programs in --glove-build: give it")
     words = Words(arguments.warehouse, arguments.batch)
     with tempfile.TemporaryDirectory() as directory:
         files = [half_of(path, arguments.half, directory) for path in arguments.evaluate]
         glove = None
-        if arguments.glove_build:
+        if "glove" in arguments.peers:
             glove = Glove(arguments.glove_build, [os.path.abspath(path) for path in arguments.texts], Path(directory))
         for k in arguments.k:
             compare(words, k, files, arguments, glove)
@@ -228,10 +231,10 @@ def compare(words: Words, k: int, files: list[str], arguments: argparse.Namespac
         )
         report(f"{name} U", k, wall, cpu, words.tokens, u, files, words.counts)
         report(f"{name} U+V", k, wall, cpu, words.tokens, u + v, files, words.counts)
-    if arguments.svd:
+    if "svd" in arguments.peers:
         (left, singular, _), wall, cpu = timed(lambda: svds(words.ppmi(), k, random_state=1))
         report("svd of ppmi", k, wall, cpu, words.tokens, left * np.sqrt(singular), files, words.counts)
-    if arguments.texts:
+    if "sgns" in arguments.peers:
         (tokens, matrix), wall, cpu = timed(lambda: sgns(arguments.texts, k, arguments.threads))
         report("sgns", k, wall, cpu, tokens, matrix, files, None)
     if glove is not None:

@@ -1,13 +1,12 @@
 """Speed of the WALS engine beside `implicit` and against the machine's own ceilings; one JSON line per case.
 
-    python benchmarks/wals.py --matrix warehouse/cooccurrence/batch_id=default --size 69049 --unit 2520 --k 64 128
+    python benchmarks/wals.py --warehouse W --k 64 128
 
-The matrix is a directory of Parquet files (row_id, col_id, units), as the co-occurrence stage writes them; it is
-pruned to its largest `--cells` cells. ``--cases implicit``: every peer minimises the same objective (Hu-Koren with
-confidence 1 + x), and one float64 function evaluates it for all. ``--cases roofline``: one half-step of `--rows` random
-rows by every solver, best of some repetitions, with the arithmetic and the memory traffic that its formulas need over
-what this machine was measured to do, and the parts of the exact one alone. `cpu_s` counts processor seconds of all
-threads: unlike `wall_s` it says something on a machine that others use too.
+The matrix is the counts of a warehouse, the largest `--cells` of them. ``--cases implicit``: every peer minimises the
+same objective (Hu-Koren with confidence 1 + x), and one float64 function evaluates it for all. ``--cases roofline``:
+one half-step of `--rows` random rows by every solver, best of some repetitions, with the arithmetic and the memory
+traffic that its formulas need over what this machine was measured to do, and the parts of the exact one alone. `cpu_s`
+counts processor seconds of all threads: unlike `wall_s` it says something on a machine that others use too.
 """
 
 from __future__ import annotations
@@ -31,7 +30,9 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from wals_spark.cluster.group import LocalGroup
+from wals_spark.cooccurrence.reading import read_matrix
 from wals_spark.objective import make_objective
+from wals_spark.wals.lines import in_lines
 from wals_spark.wals.rank import RankTask, run
 from wals_spark.wals.sides import Side
 from wals_spark.wals.solver import (
@@ -62,14 +63,13 @@ def timed(body: Callable[[], Any]) -> tuple[Any, float, float]:
     return value, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def read_matrix(directory: str, unit: int, size: int, cells: int) -> csr_matrix:
-    """The largest `cells` cells of the matrix, in weighted counts."""
-    table = pq.read_table(directory, columns=["row_id", "col_id", "units"])
-    row, col, units = (table[name].to_numpy() for name in ("row_id", "col_id", "units"))
-    if len(units) > cells:
-        kept = units >= np.partition(units, len(units) - cells)[len(units) - cells]
-        row, col, units = row[kept], col[kept], units[kept]
-    return csr_matrix(((units / unit).astype(np.float32), (row, col)), shape=(size, size))
+def largest_cells(warehouse: str, cells: int) -> csr_matrix:
+    """The largest `cells` weighted counts of a warehouse (more where several are equal to the least of them)."""
+    x = read_matrix(warehouse).counts
+    if x.nnz > cells:
+        x.data[x.data < np.partition(x.data, x.nnz - cells)[x.nnz - cells]] = 0
+        x.eliminate_zeros()
+    return x.astype(np.float32)
 
 
 def objective(x: csr_matrix, u: np.ndarray, v: np.ndarray) -> float:
@@ -173,7 +173,7 @@ def sample(x: csr_matrix, k: int, rows: int) -> tuple[Side, System]:
     rng = np.random.default_rng(0)
     chosen = x[np.sort(rng.choice(x.shape[0], min(rows, x.shape[0]), replace=False))].tocsr()
     count, others = chosen.shape
-    features = (rng.standard_normal((others, k)) / np.sqrt(k)).astype(np.float32)
+    features = in_lines((rng.standard_normal((others, k)) / np.sqrt(k)).astype(np.float32))[:, :k]
     wide = features.astype(np.float64)
     one = np.ones(count)
     side = Side(
@@ -316,9 +316,7 @@ def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--matrix", required=True)
-    parser.add_argument("--size", type=int, required=True, help="rows and columns")
-    parser.add_argument("--unit", type=int, required=True)
+    parser.add_argument("--warehouse", required=True)
     parser.add_argument("--cells", type=int, default=17_000_000)
     parser.add_argument("--k", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--sweeps", type=int, default=6)
@@ -328,7 +326,7 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = ceilings()
     emit("ceilings", **machine)
-    x = read_matrix(arguments.matrix, arguments.unit, arguments.size, arguments.cells)
+    x = largest_cells(arguments.warehouse, arguments.cells)
     for k in arguments.k:
         if "roofline" in arguments.cases:
             roofline(x, k, arguments.rows, arguments.threads, machine)

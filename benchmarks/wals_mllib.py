@@ -1,6 +1,6 @@
 """MLlib's ALS and ours in one Spark session on the same ratings, by changing the import; one JSON line per case.
 
-    python benchmarks/wals_mllib.py --matrix warehouse/cooccurrence/batch_id=default --size 69049 --unit 2520 --k 64
+    python benchmarks/wals_mllib.py --warehouse W --k 64
 
 The ratings are the largest `--cells` cells of a co-occurrence matrix. Seconds per sweep are the difference between fits
 of more sweeps and of one, over the sweeps between them, so that reading, partitioning and session start are not counted
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import SparkSession
 from scipy.sparse import csr_matrix
-from wals import read_matrix
+from wals import largest_cells
 
 from wals_spark import WALS
 
@@ -71,14 +71,12 @@ def fit(estimator: type, ratings: Any, k: int, sweeps: int) -> tuple[Any, float]
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--matrix", required=True)
-    parser.add_argument("--size", type=int, required=True, help="rows and columns")
-    parser.add_argument("--unit", type=int, required=True)
+    parser.add_argument("--warehouse", required=True)
     parser.add_argument("--cells", type=int, default=17_000_000)
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    x = read_matrix(arguments.matrix, arguments.unit, arguments.size, arguments.cells)
+    x = largest_cells(arguments.warehouse, arguments.cells)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.master(f"local[{arguments.cores}]").config("spark.driver.memory", "8g")
     spark = builder.config("spark.ui.enabled", "false").getOrCreate()
@@ -94,7 +92,7 @@ def main() -> None:
             fit(estimator, ratings.limit(10_000), 8, 1)
             _, one = fit(estimator, ratings, arguments.k, 1)
             model, whole = fit(estimator, ratings, arguments.k, sweeps)
-            factors = (vectors(f, arguments.size, arguments.k) for f in (model.userFactors, model.itemFactors))
+            factors = (vectors(f, x.shape[0], arguments.k) for f in (model.userFactors, model.itemFactors))
             per_sweep[name] = (whole - one) / (sweeps - 1)
             told = {"k": arguments.k, "nnz": x.nnz, "sweeps": sweeps, "s_per_sweep": per_sweep[name], "fit_s": whole}
             emit(name, **told, loss=loss(x, *factors))

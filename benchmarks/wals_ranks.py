@@ -1,6 +1,6 @@
 """What more ranks gain, and the memory that was foretold beside what was used; one JSON line per case.
 
-    python benchmarks/wals_ranks.py --matrix warehouse/cooccurrence/batch_id=default --size 69049 --unit 2520 --k 128
+    python benchmarks/wals_ranks.py --warehouse W --k 128
 
 `ranks`: seconds per half-sweep of one rank and of two, one thread each, over gloo; the first half-sweep is not counted.
 Two ranks cannot gain anything unless two cores are idle: `cpu_s` (processor seconds of all ranks per half-sweep) shows
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from wals import emit, read_matrix
+from wals import emit, largest_cells
 
 from wals_spark.cluster.group import process_group
 from wals_spark.objective import PRESETS
@@ -117,9 +117,7 @@ def against_estimates(task: RankTask, cells: int, ranks: int, memory: int) -> No
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--matrix", required=True)
-    parser.add_argument("--size", type=int, required=True, help="rows and columns")
-    parser.add_argument("--unit", type=int, required=True)
+    parser.add_argument("--warehouse", required=True)
     parser.add_argument("--cells", type=int, default=4_000_000)
     parser.add_argument("--k", type=int, default=128)
     parser.add_argument("--sweeps", type=int, default=2)
@@ -127,7 +125,7 @@ def main() -> None:
     parser.add_argument("--streamed-memory", type=int, default=1 << 28, help="bytes that size the blocks")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    x = read_matrix(arguments.matrix, arguments.unit, arguments.size, arguments.cells).tocoo()
+    x = largest_cells(arguments.warehouse, arguments.cells).tocoo()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "matrix.parquet")
         ids = {"row_id": x.row.astype(np.int32), "col_id": x.col.astype(np.int32)}

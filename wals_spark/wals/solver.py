@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wals_spark.errors import InputError
+from wals_spark.wals.lines import empty_lines, in_lines
 from wals_spark.wals.sides import Side
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,6 @@ class CpuSolver(Solver):
         self._last: tuple[System, _Turned] | None = None
 
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
-        system = replace(system, features=np.ascontiguousarray(system.features))
         count, free = system.ridge.shape
         out, row_loss = np.zeros((count, free), system.features.dtype), np.zeros(count)
         short = np.zeros(0, np.int64)
@@ -150,11 +150,14 @@ class CpuSolver(Solver):
         """Some rows by Cholesky, into `out` and `row_loss`; returns those that are not positive definite."""
         from wals_spark.wals.kernels.exact import solve_rows
 
+        if not len(rows):
+            return rows
         cells, dense = _Cells(side, system), system.gramian.astype(out.dtype)
+        features = in_lines(system.features)
 
         def work(chunk: np.ndarray) -> None:
             solve_rows(
-                chunk, *cells.arrays, system.features, cells.h, dense, cells.g, cells.ridge, cells.rho, system.held,
+                chunk, *cells.arrays, features, cells.h, dense, cells.g, cells.ridge, cells.rho, system.held,
                 cells.pull, out, row_loss, failed, TILE,
             )  # fmt: skip
 
@@ -277,7 +280,8 @@ class _Turned:
     ----------
     values : float64 array of shape (k,)
         Eigenvalues.
-    features : array of shape (n, k)
+    features : array of shape (n, k in whole lines)
+        See `wals_spark.wals.lines`.
     rest : array of shape (n, K - k)
         The other coordinates.
     across, inner : float64 arrays of shapes (k, K - k) and (K - k, K - k)
@@ -292,7 +296,8 @@ class _Turned:
         if system.rho != 0:
             values, self.basis = np.linalg.eigh(gramian[:k, :k])
             self.values = np.maximum(values, 0.0)
-        self.features = self.forward(system.features[:, :k])
+        self.features = empty_lines(len(system.features), k, system.features.dtype)
+        self._turn(system.features[:, :k], self.basis, self.features[:, :k])
         self.rest = np.ascontiguousarray(system.features[:, k:])
         self.across, self.inner = self.forward(gramian[:k, k:].T).T, np.ascontiguousarray(gramian[k:, k:])
         self.across = np.ascontiguousarray(self.across)
@@ -305,13 +310,16 @@ class _Turned:
         """The inverse of `forward`."""
         return self._turn(x, None if self.basis is None else self.basis.T)
 
-    def _turn(self, x: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
+    def _turn(self, x: np.ndarray, basis: np.ndarray | None, out: np.ndarray | None = None) -> np.ndarray:
+        out = np.empty_like(x, order="C") if out is None else out
         if basis is None:
-            return np.ascontiguousarray(x).copy()
+            out[:] = x
+            return out
         matrix = basis.astype(x.dtype)
         with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
-            parts = list(pool.map(lambda part: part @ matrix, np.array_split(x, self.threads)))
-        return np.concatenate(parts)
+            parts = zip(np.array_split(x, self.threads), np.array_split(out, self.threads), strict=True)
+            list(pool.map(lambda part: np.matmul(part[0], matrix, out=part[1]), parts))
+        return out
 
 
 def short_rows(lengths: np.ndarray, k: int) -> np.ndarray:

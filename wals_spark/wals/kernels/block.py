@@ -15,7 +15,8 @@ import numpy as np
 from numba import njit
 
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
-from wals_spark.wals.kernels.microkernel import LINE_BYTES, add_line, empty_panels, lanes_of, rank_update, scale_line
+from wals_spark.wals.kernels.microkernel import add_line, empty_panels, lanes_of, rank_update, scale_line
+from wals_spark.wals.lines import LINE_BYTES
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -28,7 +29,7 @@ def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     ----------
     rows, indptr, indices, m, d, h, g, ridge, rho, tile, row_loss
         See `wals_spark.wals.kernels.exact.solve_rows`.
-    z : array of shape (n, k)
+    z : array of shape (n, k or more)
         The fixed side in the eigenbasis.
     values : float64 array of shape (k,)
         Lambda.
@@ -38,7 +39,7 @@ def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     out : array of shape (rows, k)
         The rows as they are, in the eigenbasis; overwritten.
     """
-    k = z.shape[1]
+    k = len(values)
     lanes = lanes_of(z)
     most = 0
     for i in rows:
@@ -91,7 +92,7 @@ def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
                     root = np.sqrt(abs(d[t]))
                     single[0] = (d[t] + scale * h[j]) * m[t] - d[t] * predicted[t - start]
                     error = single[0]
-                    source = z.ctypes.data + (j * k + first) * z.itemsize
+                    source = z.ctypes.data + j * z.strides[0] + first * z.itemsize
                     target = gathered.ctypes.data + at * LINE_BYTES
                     for q in range(whole):
                         add_line(partial.ctypes.data + q * LINE_BYTES, source + q * LINE_BYTES, error)

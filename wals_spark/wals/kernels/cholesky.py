@@ -13,7 +13,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from wals_spark.wals.kernels.microkernel import add_line, add_product
+from wals_spark.wals.kernels.microkernel import (
+    REGISTER_BYTES,
+    add_line,
+    add_product,
+    rows_across,
+    rows_down,
+    scale_line,
+    sum_of,
+)
+from wals_spark.wals.lines import LINE_BYTES
 
 
 @njit(cache=True, nogil=True)
@@ -47,7 +56,8 @@ def factorise(a, width, factor, inverses, scratch):  # type: ignore[no-untyped-d
             scratch[0, lanes - 1 - r, lanes - 1 - r] = 1
         if not _triangle(scratch[0], inverses[b], lanes):
             return False
-        factor[b, first : first + lanes, :] = scratch[0, :lanes, :]
+        for r in range(lanes):
+            scale_line(above + row + r * LINE_BYTES, temporary + r * LINE_BYTES, one)
         for q in range(b + 1, panels):
             add_product(
                 base, first, lanes, base + q * stride, first, a.ctypes.data + q * a.strides[0] + row, temporary,
@@ -59,30 +69,26 @@ def factorise(a, width, factor, inverses, scratch):  # type: ignore[no-untyped-d
 
 @njit(cache=True, nogil=True)
 def _triangle(d, inverse, lanes):  # type: ignore[no-untyped-def]
-    """R of one L x L block in place (zeros below the diagonal), and its inverse."""
-    bytes_of = d.strides[0]
+    """R of one L x L block in place, and its inverse; what lies below the diagonal of R is undefined."""
     at, other = d.ctypes.data, inverse.ctypes.data
+    one = d.dtype.type(1)
+    inverse[:, :] = 0
     for r in range(lanes):
         pivot = d[r, r]
         if not pivot > 0:
             return False
-        scale = 1 / np.sqrt(pivot)
-        for c in range(lanes):
-            d[r, c] = d[r, c] * scale if c >= r else 0
+        scale = one / np.sqrt(pivot)
+        inverse[r, r] = scale
+        scale_line(at + r * LINE_BYTES, at + r * LINE_BYTES, scale)
         for s in range(r + 1, lanes):
-            add_line(at + s * bytes_of, at + r * bytes_of, -d[r, s])
-    for r in range(lanes - 1, -1, -1):
-        inverse[r, :] = 0
-        inverse[r, r] = 1
-        for s in range(r + 1, lanes):
-            add_line(other + r * bytes_of, other + s * bytes_of, -d[r, s])
-        scale = 1 / d[r, r]
-        for c in range(r, lanes):
-            inverse[r, c] *= scale
+            add_line(at + s * LINE_BYTES, at + r * LINE_BYTES, -d[r, s])
+    for s in range(lanes - 1, 0, -1):
+        for r in range(s):
+            add_line(other + r * LINE_BYTES, other + s * LINE_BYTES, -inverse[r, r] * d[r, s])
     return True
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@njit(cache=True, nogil=True)
 def solve_factored(factor, width, inverses, b):  # type: ignore[no-untyped-def]
     """``b <- A^-1 b`` for a vector padded to whole lines; what lies beyond `width` is taken as zero.
 
@@ -94,29 +100,27 @@ def solve_factored(factor, width, inverses, b):  # type: ignore[no-untyped-def]
     """
     lanes = factor.shape[2]
     panels = (width + lanes - 1) // lanes
-    size = b.itemsize
-    at, base = b.ctypes.data, factor.ctypes.data
+    at, base, one = b.ctypes.data, factor.ctypes.data, b.dtype.type(1)
+    sums = np.zeros((panels * lanes, REGISTER_BYTES // b.itemsize), b.dtype)  # what later panels take from a row
+    across = sums.ctypes.data
     part = np.empty(lanes, b.dtype)
     b[width:] = 0
     for q in range(panels):
         first = q * lanes
-        for t in range(first):
-            add_line(at + first * size, base + q * factor.strides[0] + t * factor.strides[1], -b[t])
-        part[:] = b[first : first + lanes]
-        b[first : first + lanes] = 0
-        for t in range(lanes):
-            add_line(at + first * size, inverses[q, t].ctypes.data, part[t])
+        line = at + first * b.itemsize
+        rows_down(base + q * factor.strides[0], 0, first, at, line, line, across, one, one)
+        for c in range(lanes):
+            part[c] = -b[first + c]
+            b[first + c] = 0
+        rows_down(inverses[q].ctypes.data, 0, lanes, part.ctypes.data, line, line, across, one, one)
     b[width:] = 0
     for q in range(panels - 1, -1, -1):
         first = q * lanes
+        line, own = at + first * b.itemsize, across + first * REGISTER_BYTES
         for r in range(lanes):
-            total = b[first + r]
-            for s in range(q + 1, panels):
-                for c in range(lanes):
-                    total -= factor[s, first + r, c] * b[s * lanes + c]
-            part[r] = total
+            part[r] = b[first + r] - sum_of(sums[first + r])
+            sums[first + r, :] = 0
+        rows_across(inverses[q].ctypes.data, 0, lanes, at, line, part.ctypes.data, own, one, one)
         for r in range(lanes):
-            total = part[r] * inverses[q, r, r]
-            for c in range(r + 1, lanes):
-                total += inverses[q, r, c] * part[c]
-            b[first + r] = total
+            b[first + r] = sum_of(sums[first + r])
+        rows_across(base + q * factor.strides[0], 0, first, at, line, line, across, one, one)

@@ -19,7 +19,7 @@ def improve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     and is overwritten. A_i is never formed: a step costs 4 n_i K + 2 K^2 operations. The preconditioner is the
     diagonal of A_i. Every step lowers the loss.
     """
-    width = features.shape[1]
+    width = gramian.shape[0]
     dtype = features.dtype
     nothing, number = np.zeros(1, dtype), np.zeros(1, dtype)
     x, rhs, product = np.empty(width, dtype), np.empty(width, dtype), np.empty(width, dtype)

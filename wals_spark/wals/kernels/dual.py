@@ -16,7 +16,15 @@ import numpy as np
 from numba import njit
 
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
-from wals_spark.wals.kernels.microkernel import empty_panels, lanes_of, rank_update
+from wals_spark.wals.kernels.microkernel import (
+    REGISTER_BYTES,
+    empty_panels,
+    lanes_of,
+    rank_update,
+    scale_line,
+    transpose_square,
+)
+from wals_spark.wals.lines import LINE_BYTES
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -30,8 +38,8 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     ----------
     rows, indptr, indices, m, d, h, g, ridge, rho, held, row_loss
         See `wals_spark.wals.kernels.exact.solve_rows`.
-    z : array of shape (n, k)
-        The factors of the fixed side in the eigenbasis.
+    z : array of shape (n, k in whole lines)
+        The factors of the fixed side in the eigenbasis, see `wals_spark.wals.lines`.
     values : float64 array of shape (k,)
         Lambda.
     rest : array of shape (n, K - k)
@@ -51,10 +59,10 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         1 where the row must be solved in another way: a weight is negative, D is not positive, or the loss may be
         further above its minimum than allowed.
     """
-    k = z.shape[1]
+    k, padded = len(values), z.shape[1]
     fixed = held.shape[1]
     biased = rest.shape[1] - fixed
-    lanes = lanes_of(z)
+    lanes, square = lanes_of(z), REGISTER_BYTES // z.itemsize
     most = 0
     for i in rows:
         most = max(most, indptr[i + 1] - indptr[i])
@@ -63,11 +71,11 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     system, factor = empty_panels(most, most, z), empty_panels(most, most, z)
     inverses = np.zeros((panels, lanes, lanes), z.dtype)
     scratch = empty_panels(1, lanes, z)
-    near = np.empty((most, k), z.dtype)
+    near = np.zeros((panels * lanes, padded), z.dtype)  # rows beyond the cells must be finite
     y = np.empty(panels * lanes, z.dtype)
-    t0, t1, root = np.empty(most, np.float64), np.empty(most, np.float64), np.empty(most, z.dtype)
+    t0, t1, root = np.empty(most, np.float64), np.empty(most, np.float64), np.empty(panels * lanes, z.dtype)
     q0, q1 = np.empty(most, np.float64), np.empty(most, np.float64)
-    diagonal, scaling = np.empty(k, np.float64), np.empty(k, z.dtype)
+    diagonal, scaling = np.empty(k, np.float64), np.zeros(padded, z.dtype)
     p0, p1 = np.zeros(k, np.float64), np.zeros(k, np.float64)
     u0, u1 = np.zeros(k, np.float64), np.zeros(k, np.float64)
     residual = np.empty(k, np.float64)
@@ -107,15 +115,21 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         for c in range(k):
             scaling[c] = 1.0 / np.sqrt(diagonal[c])
         for t in range(count):
-            j = indices[start + t]
-            panel, lane = t // lanes, t % lanes
-            for c in range(k):
-                near[t, c] = z[j, c]
-            for c in range(k):
-                across_cells[panel, c, lane] = root[t] * scaling[c] * near[t, c]
+            source, target = z.ctypes.data + indices[start + t] * z.strides[0], near.ctypes.data + t * near.strides[0]
+            for line in range(0, z.strides[0], LINE_BYTES):
+                scale_line(target + line, source + line, one)
         filled = (count + lanes - 1) // lanes
-        for t in range(count, filled * lanes):
-            across_cells[t // lanes, :k, t % lanes] = 0
+        root[count : filled * lanes] = 0
+        for q in range(filled):
+            for r in range(0, lanes, square):
+                source = near.ctypes.data + (q * lanes + r) * near.strides[0]
+                target = across_cells.ctypes.data + q * across_cells.strides[0] + r * z.itemsize
+                roots = root.ctypes.data + (q * lanes + r) * z.itemsize
+                for c in range(0, k, square):
+                    at = c * z.itemsize
+                    transpose_square(
+                        source + at, near.strides[0], scaling.ctypes.data + at, roots, target + c * LINE_BYTES, one
+                    )
         for q in range(filled):
             system[q, : (q + 1) * lanes, :] = 0
         for t in range(count):

@@ -10,15 +10,19 @@ from numba import njit
 
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
 from wals_spark.wals.kernels.microkernel import (
-    LINE_BYTES,
+    REGISTER_BYTES,
     add_line,
     empty_panels,
     lanes_of,
     rank_update,
+    rows_both,
+    rows_down,
     scale_line,
     scale_triangle,
+    sum_of,
     to_panels,
 )
+from wals_spark.wals.lines import LINE_BYTES
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -38,8 +42,8 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     rows : int64 array
         Which rows to solve.
     indptr, indices, m, d : CSR of targets and extra weights
-    features : array of shape (n, K)
-        z_j; its last ``held.shape[1]`` coordinates have a given value on the solved side.
+    features : array of shape (n, K in whole lines)
+        z_j, see `wals_spark.wals.lines`; its last ``held.shape[1]`` coordinates have a given value on the solved side.
     h : array of shape (n,)
     gramian : array of shape (K, K)
         G = sum_j h_j z_j z_j^T.
@@ -57,13 +61,11 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     tile : int
         Cells that are gathered at once.
     """
-    width = features.shape[1]
+    width = gramian.shape[0]
     fixed = held.shape[1]
     free = width - fixed
     lanes = lanes_of(features)
-    size = features.itemsize
     panels = (width + lanes - 1) // lanes
-    whole = width // lanes
     a = empty_panels(width, width, features)
     base = to_panels(gramian)
     factor = empty_panels(width, width, features)
@@ -74,6 +76,7 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     partial = np.empty(panels * lanes, features.dtype)
     x = np.empty(panels * lanes, features.dtype)
     rhs, residual = np.empty(panels * lanes, np.float64), np.empty(panels * lanes, np.float64)
+    solution = np.empty(panels * lanes, np.float64)
     one = features.dtype.type(1)
     for i in rows:
         start, stop = indptr[i], indptr[i + 1]
@@ -103,14 +106,11 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
                     back -= 1
                     at = back
                 root = np.sqrt(abs(weight))
-                source = features.ctypes.data + j * width * size
+                source = features.ctypes.data + j * features.strides[0]
                 target = gathered.ctypes.data + at * LINE_BYTES
-                for q in range(whole):
+                for q in range(panels):
                     add_line(partial.ctypes.data + q * LINE_BYTES, source + q * LINE_BYTES, coefficient)
                     scale_line(target + q * panel_bytes, source + q * LINE_BYTES, root)
-                for c in range(whole * lanes, width):
-                    partial[c] += coefficient * features[j, c]
-                    gathered[whole, at, c - whole * lanes] = root * features[j, c]
             for c in range(width):
                 rhs[c] += partial[c]
             if front > 0:
@@ -139,32 +139,35 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         solve_factored(factor, free, inverses, x)
         x[free:] = 0
         residual[:] = rhs
-        _subtract_product(a, free, x, residual)
+        solution[:] = x
+        subtract_product(a, free, solution, residual)
         loss = constant
         for c in range(free):
             out[i, c] = x[c]
-            loss -= (rhs[c] + residual[c]) * x[c]
+            loss -= (rhs[c] + residual[c]) * solution[c]
         row_loss[i] = loss
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
-def _subtract_product(a, width, x, residual):  # type: ignore[no-untyped-def]  # numba infers the types
-    """``residual -= A x`` in float64 for a symmetric A of which the upper triangle is known; x is zero beyond it."""
+@njit(cache=True, nogil=True)
+def subtract_product(a, width, x, residual):  # type: ignore[no-untyped-def]  # numba infers the types
+    """``residual -= A x`` in float64 for a symmetric panel matrix of which the upper triangle of blocks is known.
+
+    Parameters
+    ----------
+    a : panel matrix of `width` rows and columns
+    width : int
+    x, residual : float64 arrays of shape (panels L,)
+        x is zero beyond `width`; the residual there is undefined afterwards.
+    """
     lanes = a.shape[2]
+    sums = np.zeros((width, REGISTER_BYTES // x.itemsize), x.dtype)  # what later panels take from a row
+    across = sums.ctypes.data
+    narrow, wide = a.dtype.type(1), x.dtype.type(1)
     for q in range((width + lanes - 1) // lanes):
         first = q * lanes
-        for t in range(min(first + lanes, width)):
-            total = 0.0
-            value = float(x[t])
-            if t < first:
-                for c in range(lanes):
-                    entry = float(a[q, t, c])
-                    total += entry * x[first + c]
-                    residual[first + c] -= entry * value
-            else:
-                total = float(a[q, t, t - first]) * value
-                for c in range(t - first + 1, lanes):
-                    entry = float(a[q, t, c])
-                    total += entry * x[first + c]
-                    residual[first + c] -= entry * value
-            residual[t] -= total
+        panel, stop = a.ctypes.data + q * a.strides[0], min(first + lanes, width)
+        line, target = x.ctypes.data + first * x.itemsize, residual.ctypes.data + first * x.itemsize
+        rows_both(panel, 0, first, x.ctypes.data, target, line, across, narrow, wide)
+        rows_down(panel, first, stop, x.ctypes.data, target, line, across, narrow, wide)
+    for t in range(width):
+        residual[t] -= sum_of(sums[t])

@@ -14,10 +14,12 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-LINE_BYTES = 64
+from wals_spark.wals.lines import LINE_BYTES
+
 # Sixteen vector registers of 32 bytes hold 6 x 64 bytes and the operands; AVX-512 has 32 of 64 bytes.
 TALL = 12 if llvm.get_host_cpu_features().get("avx512f", False) else 6
 SHORT = 4
+REGISTER_BYTES = 32
 
 
 def _splat(builder, value, vector):  # type: ignore[no-untyped-def]  # llvmlite's builders have no types
@@ -149,10 +151,153 @@ def scale_line(typing_context, target, source, factor):  # type: ignore[no-untyp
     return types.void(types.uintp, types.uintp, factor), generate
 
 
+@intrinsic
+def transpose_square(typing_context, source, source_bytes, columns, rows, target, like):  # type: ignore[no-untyped-def]
+    """``target[c, r] = columns[c] rows[r] source[r, c]`` for r and c below W, W numbers being `REGISTER_BYTES`.
+
+    `source` is the address of rows `source_bytes` apart, `target` that of lines, `columns` and `rows` those of W
+    numbers; `like` has their dtype.
+    """
+    if not isinstance(like, types.Float):
+        return None
+    word, address = types.intp, types.uintp
+    signature = types.void(address, word, address, address, address, like)
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        source, source_bytes, columns, rows, target, like = values
+        size, word = _line(like.type)[0], source_bytes.type
+        side = REGISTER_BYTES // size
+        vector = ir.VectorType(like.type, side)
+
+        def load(address):  # type: ignore[no-untyped-def]
+            return builder.load(builder.inttoptr(address, vector.as_pointer()), align=size)
+
+        def at(address, count, each):  # type: ignore[no-untyped-def]
+            return builder.add(address, builder.mul(ir.Constant(word, count), each))
+
+        def mixed(first, second, mask):  # type: ignore[no-untyped-def]
+            return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), side), mask))
+
+        scale = load(columns)
+        turned = [builder.fmul(load(at(source, r, source_bytes)), scale) for r in range(side)]
+        # Blocks of width x width change places across the diagonal, for 1, 2, ...
+        width = 1
+        while width < side:
+            own, other = [], []
+            for c in range(side):
+                moved = bool(c & width)
+                own.append(side + c - width if moved else c)
+                other.append(side + c if moved else c + width)
+            for r in (r for r in range(side) if not r & width):
+                pair = turned[r], turned[r + width]
+                turned[r], turned[r + width] = mixed(*pair, own), mixed(*pair, other)
+            width *= 2
+        weight = load(rows)
+        for c, row in enumerate(turned):
+            place = builder.add(target, ir.Constant(word, c * LINE_BYTES))
+            builder.store(builder.fmul(row, weight), builder.inttoptr(place, vector.as_pointer()), align=size)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _rows_of_a_panel(down, across):  # type: ignore[no-untyped-def]
+    """An intrinsic that passes over the lines of a panel once."""
+
+    @intrinsic
+    def rows(typing_context, panel, start, stop, x, target, line, sums, like, wide):  # type: ignore[no-untyped-def]
+        """Products of the lines ``A[t, :]``, start <= t < stop, of a panel at an address with vectors at addresses.
+
+        ::
+
+            target[:]  -= sum_t x[t] A[t, :]                                      if `down`
+            sums[t, :] += A[t, :] line[:], folded to `REGISTER_BYTES` of numbers  if `across`
+
+        `like` has the dtype of A, `wide` that of the vectors, the same or float64; `target` and `line` have L numbers.
+        """
+        if not (isinstance(like, types.Float) and isinstance(wide, types.Float)):
+            return None
+        word, address = types.intp, types.uintp
+        signature = types.void(address, word, word, address, address, address, address, like, wide)
+
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            panel, start, stop, x, target, line, sums, like, wide = values
+            size, narrow = _line(like.type)
+            word, each = start.type, 4 if isinstance(wide.type, ir.FloatType) else 8
+            vector, folded = ir.VectorType(wide.type, narrow.count), ir.VectorType(wide.type, REGISTER_BYTES // each)
+            contract = ("contract",)
+
+            def pointer(address, kind, t=None, stride=0):  # type: ignore[no-untyped-def]
+                if t is not None:
+                    address = builder.add(address, builder.mul(t, ir.Constant(word, stride)))
+                return builder.inttoptr(address, kind.as_pointer())
+
+            def fold(values):  # type: ignore[no-untyped-def]
+                while values.type.count > folded.count:
+                    half = values.type.count // 2
+                    kind = ir.VectorType(ir.IntType(32), half)
+                    low, high = (
+                        builder.shuffle_vector(values, values, ir.Constant(kind, list(range(at, at + half))))
+                        for at in (0, half)
+                    )
+                    values = builder.fadd(low, high, flags=contract)
+                return values
+
+            begin = builder.load(pointer(target, vector), align=each) if down else ir.Constant(vector, ir.Undefined)
+            own = builder.load(pointer(line, vector), align=each) if across else None
+            entry = builder.block
+            loop, done = builder.append_basic_block("rows"), builder.append_basic_block("done")
+            builder.cbranch(builder.icmp_signed("<", start, stop), loop, done)
+            builder.position_at_end(loop)
+            t, running = builder.phi(word), builder.phi(vector)
+            entries = builder.load(pointer(panel, narrow, t, LINE_BYTES), align=size)
+            if vector != narrow:
+                entries = builder.fpext(entries, vector)
+            left = running
+            if down:
+                number = builder.fneg(builder.load(pointer(x, wide.type, t, each), align=each))
+                product = builder.fmul(entries, _splat(builder, number, vector), flags=contract)
+                left = builder.fadd(running, product, flags=contract)
+            if across:
+                place = pointer(sums, folded, t, REGISTER_BYTES)
+                product = fold(builder.fmul(entries, own, flags=contract))
+                builder.store(builder.fadd(builder.load(place, align=each), product, flags=contract), place, align=each)
+            following = builder.add(t, ir.Constant(word, 1))
+            for phi, old, new in ((t, start, following), (running, begin, left)):
+                phi.add_incoming(old, entry)
+                phi.add_incoming(new, loop)
+            builder.cbranch(builder.icmp_signed("<", following, stop), loop, done)
+            builder.position_at_end(done)
+            if down:
+                result = builder.phi(vector)
+                result.add_incoming(begin, entry)
+                result.add_incoming(left, loop)
+                builder.store(result, pointer(target, vector), align=each)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return rows
+
+
+rows_down = _rows_of_a_panel(down=True, across=False)
+rows_across = _rows_of_a_panel(down=False, across=True)
+rows_both = _rows_of_a_panel(down=True, across=True)
+
+
 @njit(cache=True, nogil=True)
 def lanes_of(like):  # type: ignore[no-untyped-def]  # numba infers the types
     """L, the numbers of a line."""
     return LINE_BYTES // like.itemsize
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def sum_of(numbers):  # type: ignore[no-untyped-def]
+    """Of the few numbers of a register."""
+    total = numbers[0]
+    for c in range(1, len(numbers)):
+        total += numbers[c]
+    return total
 
 
 @njit(cache=True, nogil=True)
@@ -200,7 +345,7 @@ def to_panels(matrix):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def scale_triangle(source, width, factor, target):  # type: ignore[no-untyped-def]
-    """``target = factor * source`` on and above the diagonal, for two panel matrices of one shape."""
+    """``target = factor * source`` on and above the diagonal blocks, for two panel matrices of one shape."""
     lanes = source.shape[2]
     for q in range((width + lanes - 1) // lanes):
         at, out = source.ctypes.data + q * source.strides[0], target.ctypes.data + q * target.strides[0]
@@ -210,7 +355,7 @@ def scale_triangle(source, width, factor, target):  # type: ignore[no-untyped-de
 
 @njit(cache=True, nogil=True)
 def rank_update(gathered, width, first, count, target, sign):  # type: ignore[no-untyped-def]
-    """``target += sign Z^T Z`` on and above the diagonal, Z being rows first .. first + count - 1 of `gathered`.
+    """``target += sign Z^T Z`` on and above the diagonal blocks, Z being rows first .. first + count - 1 of `gathered`.
 
     Parameters
     ----------
@@ -220,7 +365,7 @@ def rank_update(gathered, width, first, count, target, sign):  # type: ignore[no
         K, the columns of Z.
     first, count : int
     target : panel matrix of K rows and columns
-        Entries below the diagonal are undefined afterwards.
+        Entries below the L x L blocks on the diagonal are undefined afterwards.
     sign : 1 or -1 in the dtype of `gathered`
     """
     lanes = gathered.shape[2]

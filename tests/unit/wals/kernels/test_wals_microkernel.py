@@ -87,3 +87,48 @@ def test_the_parts_of_a_triangle_are_scaled() -> None:
     target = empty_panels(19, 19, a)
     scale_triangle(to_panels(a), 19, 0.5, target)
     assert np.array_equal(np.triu(from_panels(target, 19, 19)), np.triu(0.5 * a))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_product_with_the_upper_triangle_is_that_with_the_matrix(dtype: str, width: int) -> None:
+    from wals_spark.wals.kernels.exact import subtract_product
+    from wals_spark.wals.kernels.microkernel import lanes_of, to_panels
+
+    a = spd(width, dtype)
+    panels = to_panels(a)
+    lanes = lanes_of(a)
+    for q, panel in enumerate(panels):
+        panel[(q + 1) * lanes :] = np.nan  # below the blocks on the diagonal
+    size = -(-width // lanes) * lanes
+    x, residual = np.zeros(size), np.ones(size)
+    x[:width] = np.arange(1, width + 1)
+    subtract_product(panels, width, x, residual)
+    assert np.allclose(residual[:width], 1 - a.astype(np.float64) @ x[:width], rtol=1e-13, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_square_is_turned_and_scaled(dtype: str) -> None:
+    from numba import njit
+
+    from wals_spark.wals.kernels.microkernel import REGISTER_BYTES, transpose_square
+    from wals_spark.wals.lines import LINE_BYTES
+
+    size = np.dtype(dtype).itemsize
+    side, lanes = REGISTER_BYTES // size, LINE_BYTES // size
+
+    @njit
+    def turn(source, columns, rows, target):  # type: ignore[no-untyped-def]
+        transpose_square(
+            source.ctypes.data, source.strides[0], columns.ctypes.data, rows.ctypes.data, target.ctypes.data,
+            source.dtype.type(1),
+        )  # fmt: skip
+
+    rng = np.random.default_rng(0)
+    source, target = rng.standard_normal((side, 21)).astype(dtype), np.full((side + 1, lanes), 7.0, dtype)
+    columns, rows = rng.standard_normal((2, side)).astype(dtype)
+    turn(source, columns, rows, target)
+    expected = columns[:, None] * source[:, :side].T * rows
+    assert np.allclose(target[:side, :side], expected, rtol=10 * np.finfo(dtype).eps)
+    assert (target[:, side:] == 7).all()
+    assert (target[side:] == 7).all()
