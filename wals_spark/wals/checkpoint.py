@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from wals_spark import storage
 from wals_spark.cluster.group import Group
 from wals_spark.errors import InputError
+from wals_spark.wals import lines
 from wals_spark.wals.sides import SIDES
 
 logger = logging.getLogger(__name__)
@@ -228,7 +229,7 @@ def _read_factors(directory: str, manifest: Mapping[str, Any], kept: Mapping[str
             if not len(ids):
                 continue
             if side not in factors:
-                factors[side] = np.zeros((len(wanted), vectors.shape[1]), vectors.dtype)
+                factors[side] = lines.zeros(len(wanted), vectors.shape[1], vectors.dtype)
             # Both are rising; which of the shard's rows are wanted, and where they go.
             place = np.searchsorted(wanted, ids)
             found = np.flatnonzero(wanted[np.minimum(place, len(wanted) - 1)] == ids) if len(wanted) else place[:0]

@@ -9,6 +9,7 @@ from wals_spark.errors import ConfigError
 from wals_spark.matrix import cells as portions
 from wals_spark.wals import checkpoint
 from wals_spark.wals.holding import Holding
+from wals_spark.wals.lines import LINE_BYTES
 
 PROCESS_BYTES = 400 << 20
 """Of a rank that has trained on next to nothing: Python, Arrow, numba with its kernels."""
@@ -96,7 +97,8 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
 
         resident    60 c while reading (100 c with several ranks), then 12 c (24 c with two layouts); c = cells / ranks
         streamed    60 B while a block is made, 24 B for the two that are read ahead; B = block_cells
-        replicated  4 k (m + n + max(m, n)) and four times the own rows of the larger side, and messages
+        replicated  4 k (m + n + max(m, n)) and four times the own rows of the larger side, and messages;
+                    where a row is not whole lines (4 k not a multiple of 64), 4 k max(m, n) more
         sharded     4 k (m + n) / ranks, as many own rows, and what two blocks fetch
 
     with 4 and 12 for float32.
@@ -117,12 +119,13 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
     message = (problem.ranks + 1) * min(messages.LARGEST_MESSAGE, own_rows) * several
     shard = 3 * min(checkpoint.SHARD_BYTES, own_rows)
     start = min(checkpoint.SHARD_BYTES, 6 * 8 // problem.itemsize * own_rows)
+    # The solvers may keep a turned copy of the fixed side, and one in whole lines.
+    copies = 1 + (row % LINE_BYTES != 0)
     if holding.sharded:
         fetched = min(holding.fetched_rows, min(own, holding.block_cells) if holding.streamed else own, max(m, n)) * row
-        factors = -(-(m + n) // problem.ranks) * row + 3 * own_rows + max(7 * fetched, shard, start)
+        factors = -(-(m + n) // problem.ranks) * row + 3 * own_rows + max((6 + copies) * fetched, shard, start)
     else:
-        # The solvers may keep a turned copy of the fixed side.
-        factors = (m + n + max(m, n)) * row + 4 * own_rows + max(message, shard, start)
+        factors = (m + n + copies * max(m, n)) * row + 4 * own_rows + max(message, shard, start)
     process = PROCESS_BYTES + TORCH_BYTES * several
     return MemoryEstimate(process, MARGINAL_BYTES * (m + n), loading, matrix, factors)
 

@@ -16,6 +16,12 @@ def empty_lines(count: int, width: int, dtype: np.dtype) -> np.ndarray:
     return flat[first : first + count * padded].reshape(count, padded)
 
 
+def zeros(count: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """Zeros of shape (count, width), such that `in_lines` need not copy them where rows are whole lines."""
+    lines = empty_lines(count, width, dtype)
+    return lines if lines.shape[1] == width else np.zeros((count, width), dtype)
+
+
 def in_lines(x: np.ndarray) -> np.ndarray:
     """Rows padded with zeros to whole lines, starting where a line starts; `x` itself where it lies so."""
     if x.flags.c_contiguous and x.ctypes.data % LINE_BYTES == 0 and x.shape[1] * x.itemsize % LINE_BYTES == 0:

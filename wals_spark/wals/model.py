@@ -19,6 +19,7 @@ import numpy as np
 
 from wals_spark.cluster.group import Group
 from wals_spark.matrix.arrayfile import read_ahead
+from wals_spark.wals import lines
 from wals_spark.wals.exchange import PIECES, over_pieces, pieces, publish
 from wals_spark.wals.sides import SIDES, Side
 
@@ -85,7 +86,7 @@ class Model(ABC):
 
     def __init__(self, group: Group, sides: Mapping[str, Side], coordinates: Coordinates, dtype: np.dtype) -> None:
         self.group, self.sides, self.coordinates = group, sides, coordinates
-        self.arrays = {side: np.zeros((len(self.ids(side)), coordinates.width), dtype) for side in SIDES}
+        self.arrays = {side: lines.zeros(len(self.ids(side)), coordinates.width, dtype) for side in SIDES}
 
     @abstractmethod
     def ids(self, side: str) -> np.ndarray:
@@ -207,7 +208,9 @@ class Sharded(Model):
             assert block.needs is not None
             wanted = np.split(block.needs.asked, np.cumsum(block.needs.counts)[:-1])
             received = self.group.exchange([x[rows] for rows in wanted])
-            yield block, self.coordinates.features(np.concatenate(received)), weights[block.needs.ids]
+            fetched = lines.zeros(len(block.needs.ids), x.shape[1], x.dtype)
+            np.concatenate(received, out=fetched)
+            yield block, self.coordinates.features(fetched), weights[block.needs.ids]
 
     def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
         x, ids = self.arrays[side], self.sides[side].rows

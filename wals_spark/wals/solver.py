@@ -22,7 +22,7 @@ TILE = 128
 CHUNKS_PER_THREAD = 32
 EXCESS_ALLOWED = {"float32": 1e-7, "float64": 1e-15}
 """Dual form: how far a row's loss may be above its minimum, relatively, before it is solved by Cholesky."""
-CHOLESKY_EXTRA, DUAL_EXTRA, TURN = 60.0, 110.0, 2.0
+CHOLESKY_EXTRA, DUAL_EXTRA, TURN = 40.0, 70.0, 2.0
 """Slower work of both forms, in the units of `_won`."""
 DUAL_FROM = 64
 """Factors from which the dual form is tried: below, Cholesky is quick, and compiling another kernel is not."""

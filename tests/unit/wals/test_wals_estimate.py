@@ -26,6 +26,11 @@ def test_the_parts_follow_the_formula() -> None:
     assert estimate.peak == estimate.process + estimate.marginals + estimate.loading
 
 
+def test_rows_that_are_not_whole_lines_are_copied() -> None:
+    odd = replace(PROBLEM, k=72)
+    assert estimate_memory(odd, RESIDENT).factors == (300_000 + 2 * 200_000 + 4 * 100_000) * 72 * 4 + (1 << 27)
+
+
 def test_one_layout_and_one_rank_need_less() -> None:
     whole = estimate_memory(replace(PROBLEM, ranks=1), RESIDENT)
     symmetric = estimate_memory(replace(PROBLEM, ranks=1, layouts=1), RESIDENT)

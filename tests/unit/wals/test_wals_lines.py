@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wals_spark.wals.lines import LINE_BYTES, in_lines
+from wals_spark.wals.lines import LINE_BYTES, in_lines, zeros
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -21,6 +21,7 @@ def test_rows_are_padded_to_whole_lines(dtype: str, width: int, count: int) -> N
 
 
 def test_rows_that_lie_in_lines_are_not_copied() -> None:
-    lines = in_lines(np.ones((3, 16), np.float32))
+    lines = zeros(3, 16, np.dtype(np.float32))
     assert in_lines(lines) is lines
+    assert zeros(3, 15, np.dtype(np.float32)).shape == (3, 15)
     assert in_lines(lines[:, :8]) is not lines
