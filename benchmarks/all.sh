@@ -55,8 +55,8 @@ measure pretrain python pretrain.py --steps 200
 for domain in biomedical scotus; do
     arms=$results/arms/$domain
     measure "arms-$domain" python arms_prepare.py --domain "$domain" --data "$data" --work "$results/arms-work" --output "$arms"
-    measure "zero-shot-$domain" python arms_score.py --directory "$arms" --results "$arms-losses"
-    measure "continued-$domain" python arms_score.py --directory "$arms" --results "$arms-losses" --steps 25,100,300 \
+    measure "zero-shot-$domain" python arms_score.py --directory "$arms" --results "$results/arms-losses"
+    measure "continued-$domain" python arms_score.py --directory "$arms" --results "$results/arms-losses" --steps 25,100,300 \
         --seeds 1,2,3 --arms 'base;bias;blend + shift + bias'
-    measure "gains-$domain" python arms_score.py --directory "$arms" --results "$arms-losses" --report
+    measure "gains-$domain" python arms_score.py --directory "$arms" --results "$results/arms-losses" --report
 done

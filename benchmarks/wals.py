@@ -220,10 +220,10 @@ def padding(k: int) -> float:
 
     lanes, computed = 16, 0
     for q in range(-(-k // lanes)):
-        rows, done = min((q + 1) * lanes, k), 0
+        rows, done, half = min((q + 1) * lanes, k), 0, k - q * lanes <= lanes // 2
         while done < rows:
-            done += TALL if rows - done > SHORT else SHORT
-        computed += done * lanes
+            done += SHORT if rows - done <= SHORT else 2 * TALL if half else TALL
+        computed += done * lanes // (1 + half)
     return computed / (k * (k + 1) / 2)
 
 

@@ -36,8 +36,8 @@ def _line(number):  # type: ignore[no-untyped-def]
     return size, ir.VectorType(number, LINE_BYTES // size)
 
 
-def _block_product(height):  # type: ignore[no-untyped-def]
-    """An intrinsic for blocks of `height` lines."""
+def _block_product(height, parts=1):  # type: ignore[no-untyped-def]
+    """An intrinsic for blocks of `height` lines, or of the first ``1 / parts`` of them."""
 
     @intrinsic
     def block(typing_context, left, panel_bytes, p, right, count, source, target, sign):  # type: ignore[no-untyped-def]
@@ -54,7 +54,8 @@ def _block_product(height):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
             left, panel_bytes, p, right, count, source, target, sign = values
             number, word = sign.type, count.type
-            size, vector = _line(number)
+            size, line = _line(number)
+            vector = ir.VectorType(number, line.count // parts)
             contract = ("contract",)
 
             def pointer(address, kind):  # type: ignore[no-untyped-def]
@@ -66,8 +67,8 @@ def _block_product(height):  # type: ignore[no-untyped-def]
             columns = []
             for r in range(height):
                 column = builder.add(p, integer(r))
-                panel = builder.udiv(column, integer(vector.count))
-                lane = builder.urem(column, integer(vector.count))
+                panel = builder.udiv(column, integer(line.count))
+                lane = builder.urem(column, integer(line.count))
                 place = builder.add(builder.mul(panel, panel_bytes), builder.mul(lane, integer(size)))
                 columns.append(builder.add(left, place))
             entry = builder.block
@@ -111,6 +112,8 @@ def _block_product(height):  # type: ignore[no-untyped-def]
 
 _tall_block = _block_product(TALL)
 _short_block = _block_product(SHORT)
+_tall_half_block = _block_product(2 * TALL, 2)
+_short_half_block = _block_product(SHORT, 2)
 
 
 @intrinsic
@@ -304,12 +307,12 @@ def sum_of(numbers):  # type: ignore[no-untyped-def]
 def empty_panels(width, rows, like):  # type: ignore[no-untyped-def]
     """A zero panel matrix for `rows` rows of `width` numbers, starting on a line.
 
-    There is one panel more than needed, and rows are filled up to whole blocks of L and `TALL` more: products may
+    There is one panel more than needed, and rows are filled up to whole blocks of L and 2 `TALL` more: products may
     reach beyond the width, never beyond the memory.
     """
     lanes = lanes_of(like)
     panels = (width + lanes - 1) // lanes + 1
-    height = (rows + lanes - 1) // lanes * lanes + TALL
+    height = (rows + lanes - 1) // lanes * lanes + 2 * TALL
     size = panels * height * lanes
     flat = np.zeros(size + lanes, like.dtype)
     first = (LINE_BYTES - int(flat.ctypes.data) % LINE_BYTES) % LINE_BYTES // like.itemsize
@@ -329,6 +332,20 @@ def add_product(left, p, rows, right, count, source, target, panel_bytes, sign):
             r += TALL
         else:
             _short_block(left, panel_bytes, p + r, right, count, source + r * LINE_BYTES, target + r * LINE_BYTES, sign)
+            r += SHORT
+
+
+@njit(cache=True, nogil=True)
+def add_half_product(left, p, rows, right, count, source, target, panel_bytes, sign):  # type: ignore[no-untyped-def]
+    """`add_product` for the first half of each line; up to 2 `TALL` - 1 half lines after the last are written too."""
+    r = 0
+    while r < rows:
+        place, out = source + r * LINE_BYTES, target + r * LINE_BYTES
+        if rows - r > SHORT:
+            _tall_half_block(left, panel_bytes, p + r, right, count, place, out, sign)
+            r += 2 * TALL
+        else:
+            _short_half_block(left, panel_bytes, p + r, right, count, place, out, sign)
             r += SHORT
 
 
@@ -371,9 +388,10 @@ def rank_update(gathered, width, first, count, target, sign):  # type: ignore[no
     lanes = gathered.shape[2]
     used = (width + lanes - 1) // lanes
     base, out = gathered.ctypes.data + first * LINE_BYTES, target.ctypes.data
+    stride = gathered.strides[0]
     for q in range(used):
-        at = out + q * target.strides[0]
-        add_product(
-            base, 0, min((q + 1) * lanes, width), base + q * gathered.strides[0], count, at, at, gathered.strides[0],
-            sign,
-        )  # fmt: skip
+        at, right, rows = out + q * target.strides[0], base + q * stride, min((q + 1) * lanes, width)
+        if width - q * lanes <= lanes // 2:
+            add_half_product(base, 0, rows, right, count, at, at, stride, sign)
+        else:
+            add_product(base, 0, rows, right, count, at, at, stride, sign)

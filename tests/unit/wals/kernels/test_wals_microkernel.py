@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
-WIDTHS = [1, 7, 16, 37, 100]
+WIDTHS = [1, 7, 12, 16, 37, 100, 116]
 
 
 def from_panels(panels: np.ndarray, rows: int, width: int) -> np.ndarray:
