@@ -232,7 +232,8 @@ def parts(side: Side, system: System) -> dict[str, float]:
     from numba import njit
 
     from wals_spark.wals.kernels.cholesky import factorise, solve_factored
-    from wals_spark.wals.kernels.microkernel import LINE_BYTES, empty_panels, rank_update, scale_line, to_panels
+    from wals_spark.wals.kernels.microkernel import LINE_BYTES, scale_line
+    from wals_spark.wals.kernels.panels import empty_panels, rank_update, to_panels
 
     @njit(nogil=True)
     def gather(indptr, indices, z, target, width):  # type: ignore[no-untyped-def]

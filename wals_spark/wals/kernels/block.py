@@ -15,7 +15,8 @@ import numpy as np
 from numba import njit
 
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
-from wals_spark.wals.kernels.microkernel import add_line, empty_panels, lanes_of, rank_update, scale_line
+from wals_spark.wals.kernels.microkernel import add_line, scale_line
+from wals_spark.wals.kernels.panels import empty_panels, lanes_of, rank_update
 from wals_spark.wals.lines import LINE_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Cholesky factorisation and solution in panels, see `wals_spark.wals.kernels.microkernel`.
+"""Cholesky factorisation and solution in panels, see `wals_spark.wals.kernels.panels`.
 
 ::
 
@@ -13,15 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from wals_spark.wals.kernels.microkernel import (
-    REGISTER_BYTES,
-    add_line,
-    add_product,
-    rows_across,
-    rows_down,
-    scale_line,
-    sum_of,
-)
+from wals_spark.wals.kernels.microkernel import REGISTER_BYTES, add_line, rows_across, rows_down, scale_line
+from wals_spark.wals.kernels.panels import add_product, sum_of
 from wals_spark.wals.lines import LINE_BYTES
 
 

@@ -16,14 +16,8 @@ import numpy as np
 from numba import njit
 
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
-from wals_spark.wals.kernels.microkernel import (
-    REGISTER_BYTES,
-    empty_panels,
-    lanes_of,
-    rank_update,
-    scale_line,
-    transpose_square,
-)
+from wals_spark.wals.kernels.microkernel import REGISTER_BYTES, scale_line, transpose_square
+from wals_spark.wals.kernels.panels import empty_panels, lanes_of, rank_update
 from wals_spark.wals.lines import LINE_BYTES
 
 

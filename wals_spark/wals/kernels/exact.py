@@ -9,17 +9,13 @@ import numpy as np
 from numba import njit
 
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
-from wals_spark.wals.kernels.microkernel import (
-    REGISTER_BYTES,
-    add_line,
+from wals_spark.wals.kernels.microkernel import add_line, scale_line
+from wals_spark.wals.kernels.panels import (
     empty_panels,
     lanes_of,
     rank_update,
-    rows_both,
-    rows_down,
-    scale_line,
     scale_triangle,
-    sum_of,
+    subtract_product,
     to_panels,
 )
 from wals_spark.wals.lines import LINE_BYTES
@@ -146,28 +142,3 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
             out[i, c] = x[c]
             loss -= (rhs[c] + residual[c]) * solution[c]
         row_loss[i] = loss
-
-
-@njit(cache=True, nogil=True)
-def subtract_product(a, width, x, residual):  # type: ignore[no-untyped-def]  # numba infers the types
-    """``residual -= A x`` in float64 for a symmetric panel matrix of which the upper triangle of blocks is known.
-
-    Parameters
-    ----------
-    a : panel matrix of `width` rows and columns
-    width : int
-    x, residual : float64 arrays of shape (panels L,)
-        x is zero beyond `width`; the residual there is undefined afterwards.
-    """
-    lanes = a.shape[2]
-    sums = np.zeros((width, REGISTER_BYTES // x.itemsize), x.dtype)  # what later panels take from a row
-    across = sums.ctypes.data
-    narrow, wide = a.dtype.type(1), x.dtype.type(1)
-    for q in range((width + lanes - 1) // lanes):
-        first = q * lanes
-        panel, stop = a.ctypes.data + q * a.strides[0], min(first + lanes, width)
-        line, target = x.ctypes.data + first * x.itemsize, residual.ctypes.data + first * x.itemsize
-        rows_both(panel, 0, first, x.ctypes.data, target, line, across, narrow, wide)
-        rows_down(panel, first, stop, x.ctypes.data, target, line, across, narrow, wide)
-    for t in range(width):
-        residual[t] -= sum_of(sums[t])

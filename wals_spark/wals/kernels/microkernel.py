@@ -1,17 +1,14 @@
-"""The products of the half-step, written for the registers of the machine at hand.
+"""Instructions for the registers of the machine at hand, which numba's own loops do not reach.
 
-Matrices lie in *panels*: ``panels[q, t, :]`` holds the columns q L .. q L + L - 1 of row t, L numbers being a cache
-line of 64 bytes. Gathering rows writes them so at no cost, and then everything a product reads lies in one piece: BLAS
-would pack its operands first, which for a few hundred rows costs more than it saves. A block of `TALL` x 64 bytes of
-the result is held in registers while all rows pass by. Importing this module imports numba.
+Addresses stand for lines of `LINE_BYTES`, L numbers each. A block of `TALL` lines of a product is held in registers
+while all rows pass by. Importing this module imports numba.
 """
 
 from __future__ import annotations
 
 import llvmlite.binding as llvm
-import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from wals_spark.wals.lines import LINE_BYTES
@@ -110,10 +107,10 @@ def _block_product(height, parts=1):  # type: ignore[no-untyped-def]
     return block
 
 
-_tall_block = _block_product(TALL)
-_short_block = _block_product(SHORT)
-_tall_half_block = _block_product(2 * TALL, 2)
-_short_half_block = _block_product(SHORT, 2)
+tall_block = _block_product(TALL)
+short_block = _block_product(SHORT)
+tall_half_block = _block_product(2 * TALL, 2)
+short_half_block = _block_product(SHORT, 2)
 
 
 @intrinsic
@@ -286,112 +283,3 @@ def _rows_of_a_panel(down, across):  # type: ignore[no-untyped-def]
 rows_down = _rows_of_a_panel(down=True, across=False)
 rows_across = _rows_of_a_panel(down=False, across=True)
 rows_both = _rows_of_a_panel(down=True, across=True)
-
-
-@njit(cache=True, nogil=True)
-def lanes_of(like):  # type: ignore[no-untyped-def]  # numba infers the types
-    """L, the numbers of a line."""
-    return LINE_BYTES // like.itemsize
-
-
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
-def sum_of(numbers):  # type: ignore[no-untyped-def]
-    """Of the few numbers of a register."""
-    total = numbers[0]
-    for c in range(1, len(numbers)):
-        total += numbers[c]
-    return total
-
-
-@njit(cache=True, nogil=True)
-def empty_panels(width, rows, like):  # type: ignore[no-untyped-def]
-    """A zero panel matrix for `rows` rows of `width` numbers, starting on a line.
-
-    There is one panel more than needed, and rows are filled up to whole blocks of L and 2 `TALL` more: products may
-    reach beyond the width, never beyond the memory.
-    """
-    lanes = lanes_of(like)
-    panels = (width + lanes - 1) // lanes + 1
-    height = (rows + lanes - 1) // lanes * lanes + 2 * TALL
-    size = panels * height * lanes
-    flat = np.zeros(size + lanes, like.dtype)
-    first = (LINE_BYTES - int(flat.ctypes.data) % LINE_BYTES) % LINE_BYTES // like.itemsize
-    return flat[first : first + size].reshape((panels, height, lanes))
-
-
-@njit(cache=True, nogil=True)
-def add_product(left, p, rows, right, count, source, target, panel_bytes, sign):  # type: ignore[no-untyped-def]
-    """``target[r, :] = source[r, :] + sign sum_t left[t, p + r] right[t, :]`` for r below `rows`, by addresses.
-
-    Up to `TALL` - 1 lines after the last are written too.
-    """
-    r = 0
-    while r < rows:
-        if rows - r > SHORT:
-            _tall_block(left, panel_bytes, p + r, right, count, source + r * LINE_BYTES, target + r * LINE_BYTES, sign)
-            r += TALL
-        else:
-            _short_block(left, panel_bytes, p + r, right, count, source + r * LINE_BYTES, target + r * LINE_BYTES, sign)
-            r += SHORT
-
-
-@njit(cache=True, nogil=True)
-def add_half_product(left, p, rows, right, count, source, target, panel_bytes, sign):  # type: ignore[no-untyped-def]
-    """`add_product` for the first half of each line; up to 2 `TALL` - 1 half lines after the last are written too."""
-    r = 0
-    while r < rows:
-        place, out = source + r * LINE_BYTES, target + r * LINE_BYTES
-        if rows - r > SHORT:
-            _tall_half_block(left, panel_bytes, p + r, right, count, place, out, sign)
-            r += 2 * TALL
-        else:
-            _short_half_block(left, panel_bytes, p + r, right, count, place, out, sign)
-            r += SHORT
-
-
-@njit(cache=True, nogil=True)
-def to_panels(matrix):  # type: ignore[no-untyped-def]
-    """A matrix of shape (rows, width) as a panel matrix."""
-    panels = empty_panels(matrix.shape[1], matrix.shape[0], matrix)
-    lanes = panels.shape[2]
-    for t in range(matrix.shape[0]):
-        for c in range(matrix.shape[1]):
-            panels[c // lanes, t, c % lanes] = matrix[t, c]
-    return panels
-
-
-@njit(cache=True, nogil=True)
-def scale_triangle(source, width, factor, target):  # type: ignore[no-untyped-def]
-    """``target = factor * source`` on and above the diagonal blocks, for two panel matrices of one shape."""
-    lanes = source.shape[2]
-    for q in range((width + lanes - 1) // lanes):
-        at, out = source.ctypes.data + q * source.strides[0], target.ctypes.data + q * target.strides[0]
-        for t in range((q + 1) * lanes):
-            scale_line(out + t * LINE_BYTES, at + t * LINE_BYTES, factor)
-
-
-@njit(cache=True, nogil=True)
-def rank_update(gathered, width, first, count, target, sign):  # type: ignore[no-untyped-def]
-    """``target += sign Z^T Z`` on and above the diagonal blocks, Z being rows first .. first + count - 1 of `gathered`.
-
-    Parameters
-    ----------
-    gathered : panel matrix, see `empty_panels`
-        Its numbers beyond `width` must be zero.
-    width : int
-        K, the columns of Z.
-    first, count : int
-    target : panel matrix of K rows and columns
-        Entries below the L x L blocks on the diagonal are undefined afterwards.
-    sign : 1 or -1 in the dtype of `gathered`
-    """
-    lanes = gathered.shape[2]
-    used = (width + lanes - 1) // lanes
-    base, out = gathered.ctypes.data + first * LINE_BYTES, target.ctypes.data
-    stride = gathered.strides[0]
-    for q in range(used):
-        at, right, rows = out + q * target.strides[0], base + q * stride, min((q + 1) * lanes, width)
-        if width - q * lanes <= lanes // 2:
-            add_half_product(base, 0, rows, right, count, at, at, stride, sign)
-        else:
-            add_product(base, 0, rows, right, count, at, at, stride, sign)

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
-from wals_spark.wals.kernels.microkernel import empty_panels, lanes_of, rank_update
+from wals_spark.wals.kernels.panels import empty_panels, lanes_of, rank_update
 
 HALVINGS = 20
 
