@@ -32,7 +32,7 @@ if [ ! -e "$words/done" ]; then
     for stage in corpus vocabulary cooccurrence; do
         wals-spark "$stage" --warehouse "$words" --set "corpus.path=$data/corpora/enwiki/*.parquet" \
             --set corpus.id_column=doc_id --set corpus.held_out_fraction=0 --set vocabulary.kind=words \
-            --set 'vocabulary.pattern=[a-z]+' --set vocabulary.case=lower --set vocabulary.min_count=5 \
+            --set "vocabulary.pattern='[a-z]+'" --set vocabulary.case=lower --set vocabulary.min_count=5 \
             --set cooccurrence.preset=glove --set cooccurrence.window_left=10 --set cooccurrence.window_right=10 \
             --set cooccurrence.boundary=document
     done
@@ -40,7 +40,7 @@ if [ ! -e "$words/done" ]; then
 fi
 
 measure cooccurrence python cooccurrence.py --text "${texts[@]}" ${glove:+--glove-build "$glove"} \
-    --cases "kernel,output,memory${glove:+,job,job4}"
+    --cases "output,memory${glove:+,kernel,job,job4}"
 measure encoding python encoding.py --corpus "$data/corpora/enwiki" --tokenizer "$data/tokenizers/roberta-base"
 measure scorer python scorer.py --data "$data" --search 10000
 measure wals python wals.py --warehouse "$words" --cases implicit roofline
