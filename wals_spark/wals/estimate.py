@@ -44,6 +44,8 @@ class Problem:
         Bytes of a factor, a target and a weight.
     whole : bool
         The objective needs factors and matrix in memory, see `wals_spark.wals.curved`.
+    biased : bool
+        Rows have coordinates beside the factors.
     """
 
     cells: int
@@ -53,6 +55,7 @@ class Problem:
     layouts: int
     itemsize: int = 4
     whole: bool = False
+    biased: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
         resident    60 c while reading (100 c with several ranks), then 12 c (24 c with two layouts); c = cells / ranks
         streamed    60 B while a block is made, 24 B for the two that are read ahead; B = block_cells
         replicated  4 k (m + n + max(m, n)) and four times the own rows of the larger side, and messages;
-                    where a row is not whole lines (4 k not a multiple of 64), 4 k max(m, n) more
+                    where a row is not whole lines (biases, or 4 k not a multiple of 64), 4 k max(m, n) more
         sharded     4 k (m + n) / ranks, as many own rows, and what two blocks fetch
 
     with 4 and 12 for float32.
@@ -120,7 +123,7 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
     shard = 3 * min(checkpoint.SHARD_BYTES, own_rows)
     start = min(checkpoint.SHARD_BYTES, 6 * 8 // problem.itemsize * own_rows)
     # The solvers may keep a turned copy of the fixed side, and one in whole lines.
-    copies = 1 + (row % LINE_BYTES != 0)
+    copies = 1 + (problem.biased or row % LINE_BYTES != 0)
     if holding.sharded:
         fetched = min(holding.fetched_rows, min(own, holding.block_cells) if holding.streamed else own, max(m, n)) * row
         factors = -(-(m + n) // problem.ranks) * row + 3 * own_rows + max((6 + copies) * fetched, shard, start)

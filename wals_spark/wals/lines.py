@@ -18,8 +18,8 @@ def empty_lines(count: int, width: int, dtype: np.dtype) -> np.ndarray:
 
 def zeros(count: int, width: int, dtype: np.dtype) -> np.ndarray:
     """Zeros of shape (count, width), such that `in_lines` need not copy them where rows are whole lines."""
-    lines = empty_lines(count, width, dtype)
-    return lines if lines.shape[1] == width else np.zeros((count, width), dtype)
+    whole = width * dtype.itemsize % LINE_BYTES == 0
+    return empty_lines(count, width, dtype) if whole else np.zeros((count, width), dtype)
 
 
 def in_lines(x: np.ndarray) -> np.ndarray:

@@ -171,6 +171,7 @@ class RankTask:
             layouts=1 if self.symmetric and self.objective.symmetric else 2,
             itemsize=np.dtype(self.precision).itemsize,
             whole=self.objective.curved,
+            biased=self.objective.bias != "none",
         )
 
     @property

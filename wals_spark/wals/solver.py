@@ -117,6 +117,7 @@ class CpuSolver(Solver):
     def __init__(self, threads: int, *, dual: bool = False) -> None:
         self.threads, self.dual = threads, dual
         self._last: tuple[System, _Turned] | None = None
+        self._lined: tuple[np.ndarray, np.ndarray] | None = None
 
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
         count, free = system.ridge.shape
@@ -146,6 +147,13 @@ class CpuSolver(Solver):
             last = self._last = (system, _Turned(system, k, self.threads))
         return last[1]
 
+    def _in_lines(self, features: np.ndarray) -> np.ndarray:
+        """Features in whole lines, which blocks of a half-step have in common."""
+        if self._lined is None or self._lined[0] is not features:
+            self._lined = None  # before its successor is made
+            self._lined = (features, in_lines(features))
+        return self._lined[1]
+
     def _solve(self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray) -> np.ndarray:
         """Some rows by Cholesky, into `out` and `row_loss`; returns those that are not positive definite."""
         from wals_spark.wals.kernels.exact import solve_rows
@@ -153,7 +161,7 @@ class CpuSolver(Solver):
         if not len(rows):
             return rows
         cells, dense = _Cells(side, system), system.gramian.astype(out.dtype)
-        features = in_lines(system.features)
+        features = self._in_lines(system.features)
 
         def work(chunk: np.ndarray) -> None:
             solve_rows(

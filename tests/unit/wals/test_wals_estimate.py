@@ -27,6 +27,8 @@ def test_the_parts_follow_the_formula() -> None:
 
 
 def test_rows_that_are_not_whole_lines_are_copied() -> None:
+    whole = estimate_memory(PROBLEM, RESIDENT).factors
+    assert estimate_memory(replace(PROBLEM, biased=True), RESIDENT).factors == whole + 200_000 * 64 * 4
     odd = replace(PROBLEM, k=72)
     assert estimate_memory(odd, RESIDENT).factors == (300_000 + 2 * 200_000 + 4 * 100_000) * 72 * 4 + (1 << 27)
 

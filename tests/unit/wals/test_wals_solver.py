@@ -220,3 +220,16 @@ def test_a_giant_row_needs_no_memory_of_its_own_size_squared(monkeypatch) -> Non
     system = system_of(side, "float32", rho=0.2)
     monkeypatch.setattr("wals_spark.wals.solver.turning_pays", lambda cells, k, others: True)
     check(CpuSolver(2, dual=True), side, system, 2e-3)
+
+
+def test_blocks_of_a_half_step_share_one_copy_in_whole_lines(monkeypatch) -> None:
+    from wals_spark.wals import solver as solvers
+
+    side = side_of([10, 20], "float64")
+    system, copies = system_of(side, "float64", rho=0.2), []
+    in_lines = solvers.in_lines
+    monkeypatch.setattr(solvers, "in_lines", lambda x: copies.append(x) or in_lines(x))
+    solver = CpuSolver(1)
+    first, second = solver.solve(side, system), solver.solve(side, system)
+    assert len(copies) == 1
+    assert np.array_equal(first[0], second[0])
