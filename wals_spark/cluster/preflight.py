@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wals_spark.cluster.profile import executor_gpus, rank_profile
 from wals_spark.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,8 +58,6 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Place
     ConfigError
         All problems at once, each with the configuration key, its value and what to set.
     """
-    from wals_spark.cluster.profile import executor_gpus, rank_profile
-
     conf = spark.sparkContext.getConf()
     master = conf.get("spark.master", "")
     local = master.startswith("local") and not master.startswith("local-cluster")
@@ -78,7 +77,7 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Place
         raise ConfigError("; ".join(problems))
     chosen = "cuda" if gpus and device != "cpu" else "cpu"
     profile = rank_profile(spark) if chosen == "cuda" and not local else None
-    slots = available_slots(spark, profile, wanted=0 if local else max(workers or 1, expected_slots(conf)))
+    slots = available_slots(spark, profile, wanted=0 if local else workers or expected_slots(conf, profile))
     if chosen == "cuda" and local:
         slots = min(slots, gpus)
     ranks = workers or slots
@@ -92,16 +91,23 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Place
     return Placement(ranks, chosen, profile, local)
 
 
-def expected_slots(conf: Any) -> int:
-    """How many slots the configuration promises once every executor has registered; 1 where it does not say."""
-    cpus = int(conf.get("spark.task.cpus", "1"))
+def expected_slots(conf: Any, profile: Any = None) -> int:
+    """How many tasks of a profile run at once when every executor that the configuration names has registered.
+
+    Per executor min(cores // a task's cpus, GPUs // a task's GPUs). 1 where the configuration names no number of
+    executors.
+    """
     cluster = re.fullmatch(r"local-cluster\[\s*(\d+)\s*,\s*(\d+)\s*,\s*\d+\s*\]", conf.get("spark.master", ""))
-    if cluster:
-        return int(cluster[1]) * (int(cluster[2]) // cpus)
-    instances = conf.get("spark.executor.instances")
+    instances = cluster[1] if cluster else conf.get("spark.executor.instances")
     if instances is None:
         return 1
-    return int(instances) * (int(conf.get("spark.executor.cores", "1")) // cpus)
+    cores = int(conf.get("spark.executor.cores", cluster[2] if cluster else "1"))
+    asked = {name: request.amount for name, request in profile.taskResources.items()} if profile else {}
+    slots = cores // int(asked.get("cpus", conf.get("spark.task.cpus", "1")))
+    gpus = float(asked.get("gpu", conf.get("spark.task.resource.gpu.amount", "0")))
+    if gpus > 0:
+        slots = min(slots, int(executor_gpus(conf) / gpus))
+    return int(instances) * slots
 
 
 def available_slots(spark: SparkSession, profile: Any, wanted: int) -> int:

@@ -1,0 +1,32 @@
+"""What a configuration promises before any executor has registered."""
+
+from __future__ import annotations
+
+import pytest
+from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
+
+from wals_spark.cluster.preflight import expected_slots
+
+ONE_GPU_EACH = {"spark.executor.instances": "3", "spark.executor.cores": "8", "spark.executor.resource.gpu.amount": "1"}
+
+
+@pytest.mark.parametrize(
+    ("conf", "slots"),
+    [
+        ({}, 1),
+        ({"spark.executor.instances": "4"}, 4),
+        ({"spark.executor.instances": "4", "spark.executor.cores": "5"}, 20),
+        ({"spark.executor.instances": "4", "spark.executor.cores": "5", "spark.task.cpus": "2"}, 8),
+        ({"spark.master": "local-cluster[2, 3, 1024]"}, 6),
+        ({"spark.master": "local-cluster[2,4,1024]", "spark.executor.cores": "2"}, 4),
+        (ONE_GPU_EACH | {"spark.task.resource.gpu.amount": "0.25"}, 12),
+    ],
+)
+def test_slots_of_the_default_profile(conf: dict[str, str], slots: int) -> None:
+    assert expected_slots(conf) == slots
+
+
+@pytest.mark.parametrize(("cpus", "slots"), [(1, 3), (5, 3), (9, 0)])
+def test_a_profile_with_a_gpu_per_task_promises_no_more_than_the_gpus(cpus: int, slots: int) -> None:
+    profile = ResourceProfileBuilder().require(TaskResourceRequests().cpus(cpus).resource("gpu", 1.0)).build
+    assert expected_slots(ONE_GPU_EACH, profile) == slots
