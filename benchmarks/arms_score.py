@@ -2,14 +2,16 @@
 
     python benchmarks/arms_score.py --directory DIR --results DIR                                   zero-shot
     python benchmarks/arms_score.py --directory DIR --results DIR --steps 25,100 --seeds 1,2,3      after training
+    python benchmarks/arms_score.py --directory DIR --results DIR --steps 25,100 --of 300 ...    its first third only
     python benchmarks/arms_score.py --directory DIR --results DIR --report
 
 `--directory` is a domain's from `benchmarks/arms_prepare.py`, with the base checkpoint's beside it. Needs torch,
 transformers and numpy, no Spark. Every arm of a seed sees the same batches with the same masks (AdamW, 6 % warm-up,
-linear decay to the largest of the steps; the others are points of that one run) and is scored on the same masks. An
-arm that lies in `--results` is not run again. `--report` prints a JSON line per (text, arm, seed, steps) with the gain
-over the base at the same seed and steps and its paired 95 % interval over documents, then the same over all seeds and
-for the pairs of arms in `PAIRS` (two-level bootstrap over seeds and documents).
+linear decay to `--of`, by default the largest of the steps; the others are points of that one run) and is scored on the
+same masks. An arm that lies in `--results` with all of the steps is not run again. `--report` prints a JSON line per
+(text, arm, seed, steps) with the gain over the base at the same seed and steps and its paired 95 % interval over
+documents, then the same over all seeds and for the pairs of arms in `PAIRS` (two-level bootstrap over seeds and
+documents).
 
 New tokens change the segmentation, so `extend` is scored on whole words: the same words are hidden in both
 segmentations, all pieces of each, and a word's loss is the sum over its pieces.
@@ -271,8 +273,8 @@ Results = dict[str, np.ndarray]
 """``token:TEXT:STEP:nll``, ``token:TEXT:STEP:top1``, ``word:TEXT:STEP:nll`` of an arm and a seed."""
 
 
-def run_arm(case: Case, name: str, seed: int, steps: tuple[int, ...], device: str) -> Results:
-    """Measure an arm after every one of the steps.
+def run_arm(case: Case, name: str, seed: int, steps: tuple[int, ...], of: int, device: str) -> Results:
+    """Measure an arm after every one of the steps of a schedule of `of` steps.
 
     On masked tokens where it has the old segmentation, on hidden words where `extend` is compared with it.
     """
@@ -292,10 +294,11 @@ def run_arm(case: Case, name: str, seed: int, steps: tuple[int, ...], device: st
         model,
         case.training(segmentation),
         case.special(extended=segmentation == "extended"),
-        Schedule(max(steps), BATCH, RATE),
+        Schedule(of, BATCH, RATE),
         seed,
         unseen=unseen,
         at=steps,
+        stop=max(steps),
         on_point=on_words,
         label=f"{name}, seed {seed}",
     )
@@ -308,20 +311,28 @@ def run_arm(case: Case, name: str, seed: int, steps: tuple[int, ...], device: st
     return found
 
 
-def run_all(case: Case, results: Path, names: list[str], seeds: list[int], steps: tuple[int, ...], device: str) -> None:
-    """Every arm and seed that is not there yet, a seed at a time."""
+def run_all(
+    case: Case, results: Path, names: list[str], seeds: list[int], steps: tuple[int, ...], of: int, device: str
+) -> None:
+    """Every arm and seed that is not there yet with all of the steps, a seed at a time."""
     results.mkdir(parents=True, exist_ok=True)
-    for seed in seeds if max(steps) else seeds[:1]:  # without training all seeds are one
+    for seed in seeds if of else seeds[:1]:  # without training all seeds are one
         for name in names:
-            path = results / f"{name.replace(' ', '_')}.seed{seed}.of{max(steps)}.npz"
-            if path.is_file():
+            path = results / f"{name.replace(' ', '_')}.seed{seed}.of{of}.npz"
+            if path.is_file() and set(steps) <= measured_steps(path):
                 continue
             started = time.monotonic()
-            found = run_arm(case, name, seed, steps, device)
+            found = run_arm(case, name, seed, steps, of, device)
             partial = path.with_suffix(".part.npz")
             save(partial, found)
             partial.rename(path)
             print(f"{path.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def measured_steps(path: Path) -> set[int]:
+    """The steps after which the losses of a results file were measured."""
+    with np.load(path) as stored:
+        return {int(name.split(":")[2]) for name in stored.files}
 
 
 def joined(first: Masked, second: Masked) -> Masked:
@@ -441,6 +452,7 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="print what is there, run nothing")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", default="0", help="by comma; the run ends at the largest; 0 = zero-shot")
+    parser.add_argument("--of", type=int, help="steps of the whole schedule; default: the largest of --steps")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--arms", help="by semicolon; default: all")
     options = parser.parse_args()
@@ -453,7 +465,11 @@ def main() -> int:
         if unknown:
             parser.error(f"--arms: {', '.join(unknown)} not among {'; '.join(case.arms)}")
         steps = tuple(sorted({int(step) for step in options.steps.split(",")}))
-        run_all(case, results, names, [int(seed) for seed in options.seeds.split(",")], steps, options.device)
+        of = max(steps) if options.of is None else options.of
+        if of < max(steps):
+            parser.error(f"--of {of} is less than the largest of --steps, {max(steps)}")
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+        run_all(case, results, names, seeds, steps, of, options.device)
     report(case, read_results(case, results))
     return 0
 

@@ -97,6 +97,7 @@ def pretrain(
     *,
     unseen: Masked | None = None,
     at: tuple[int, ...] = (),
+    stop: int | None = None,
     label: str = "pretrain",
     on_point: Callable[[int, float], None] | None = None,
 ) -> Curve:
@@ -109,6 +110,7 @@ def pretrain(
     seed : of order, masks and dropout
     unseen : fixed masks of documents that are not in `packed`
     at : steps after which the loss on `unseen` is measured
+    stop : steps after which training ends, its rate still that of the whole schedule; None = all
     on_point : called with (step, loss) at each of them
 
     Raises
@@ -146,13 +148,14 @@ def pretrain(
             on_point(step, loss)
 
     devices = [device.index or 0] if device.type == "cuda" else []
-    with Progress(label, schedule.steps, "steps") as progress, torch.random.fork_rng(devices=devices):
+    steps = schedule.steps if stop is None else min(stop, schedule.steps)
+    with Progress(label, steps, "steps") as progress, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         measure(0)
         model.train()
         order = np.empty(0, np.int64)
         epoch = 0
-        for step in range(schedule.steps):
+        for step in range(steps):
             started = time.perf_counter()
             while len(order) < schedule.batch:
                 order = np.r_[order, np.random.default_rng([seed, 4, epoch]).permutation(len(packed))]

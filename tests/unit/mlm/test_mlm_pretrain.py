@@ -58,6 +58,18 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_model
     assert not torch.equal(first, other)
 
 
+def test_a_run_that_stops_early_is_the_beginning_of_the_whole_one(tiny_model, packed, unseen, special):
+    torch.set_num_threads(1)
+    whole, begun = (
+        pretrain(
+            copy.deepcopy(tiny_model), packed, special, Schedule(9, 4), 1, unseen=unseen, at=(0, 2, 4, 9), stop=stop
+        )
+        for stop in (None, 4)
+    )
+    assert begun.steps == [0, 2, 4]
+    assert all(np.array_equal(one, other) for one, other in zip(begun.nll, whole.nll[:3], strict=True))
+
+
 def test_the_global_random_state_is_left_alone(tiny_model, packed, special):
     torch.manual_seed(3)
     expected = torch.rand(1)
