@@ -43,5 +43,5 @@ docs:
 	@( echo "# Configuration"; echo; echo "Made by \`make docs\` from the code."; echo; $(RUN) wals-spark config --reference ) > docs/configuration.md
 
 clean:
-	rm -rf $(DEMO) .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .numba_cache spark-warehouse metastore_db derby.log
+	rm -rf $(DEMO) .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache spark-warehouse metastore_db derby.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

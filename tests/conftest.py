@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,19 +17,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def _kernel_sources() -> str:
-    """A hash of all compiled modules. Numba notices a change of a function's own file, not one of what it calls."""
-    digest = hashlib.sha256()
-    for path in sorted(ROOT.glob("wals_spark/**/*.py")):
-        text = path.read_bytes()
-        if b"numba" in text:
-            digest.update(text)
-    return digest.hexdigest()[:16]
-
-
-os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".numba_cache" / _kernel_sources()))
 SPARK_CONF = {
     "spark.master": "local[2]",
     "spark.ui.enabled": "false",

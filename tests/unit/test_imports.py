@@ -13,7 +13,7 @@ import wals_spark
 
 PACKAGE = Path(wals_spark.__file__).parent
 LEVELS = [
-    {"errors", "config", "schemas", "storage", "runs", "progress", "watch", "tokenizer", "encoded"},
+    {"errors", "compiled", "config", "schemas", "storage", "runs", "progress", "watch", "tokenizer", "encoded"},
     {"cluster", "tables", "matrix", "objective"},
     {"stage"},
     {"factors", "mlm"},
@@ -22,7 +22,7 @@ LEVELS = [
     {"demo"},
     {"cli"},
 ]
-BASE_ORDER = ["errors", "schemas", "config", "storage", "runs", "progress", "watch", "tokenizer", "encoded"]
+BASE_ORDER = ["errors", "compiled", "schemas", "config", "storage", "runs", "progress", "watch", "tokenizer", "encoded"]
 SPARK_FREE = [
     "cooccurrence.window",
     "matrix.csr",

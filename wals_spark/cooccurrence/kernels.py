@@ -6,8 +6,7 @@ written down or sorted. What makes it fast: the accumulator fits the second-leve
 prefetched, the list of touched columns is kept without a branch, and a bitmap of two levels puts them
 in order.
 
-Indices are unsigned so that no code for negative ones is made. Importing this module imports numba;
-compiled code is cached on disk where numba finds a directory for it.
+Indices are unsigned so that no code for negative ones is made. Importing this module imports numba.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -16,10 +15,12 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
+
+from wals_spark.compiled import compiled
 
 HOLD, REMOVE, BREAK = 0, 1, 2
 """What a marker does: keep a place that never counts, vanish, or end the window."""
@@ -34,15 +35,7 @@ ROW_HEADER = 14
 U = np.uint64
 _I32 = ir.IntType(32)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
-
-
-def compiled(function):
-    """`numba.njit`, cached on disk where that is possible (a read-only installation has no place for it)."""
-    options = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:
-        return njit(**options)(function)
+_loop = compiled(nogil=True, boundscheck=False, error_model="numpy")
 
 
 @intrinsic
@@ -67,7 +60,7 @@ def _prefetch(typing_context, array, index):
     return types.void(array, types.uint64), generate
 
 
-@compiled
+@_loop
 def mix(x):
     """The finaliser of splitmix64: a bijection of 64-bit words."""
     x = (x ^ (x >> U(30))) * U(0xBF58476D1CE4E5B9)
@@ -75,7 +68,7 @@ def mix(x):
     return x ^ (x >> U(31))
 
 
-@compiled
+@_loop
 def clean(tokens, offsets, keys, first, actions, size, thresholds, seed, dropped, out, bounds):
     """Apply markers, out-of-vocabulary rule and subsampling to a chunk.
 
@@ -147,7 +140,7 @@ def clean(tokens, offsets, keys, first, actions, size, thresholds, seed, dropped
     return n, s + 1, kept, subsampled, -1
 
 
-@compiled
+@_loop
 def start_positions(ids, wanted, start):
     """Where the list of every wanted token starts; returns the length of all lists.
 
@@ -166,7 +159,7 @@ def start_positions(ids, wanted, start):
     return start[len(start) - 1]
 
 
-@compiled
+@_loop
 def list_positions(ids, bounds, owned, wanted, window_left, window_right, start, positions, reach):
     """List the positions of every wanted token with the part of its window that counts.
 
@@ -206,7 +199,7 @@ def list_positions(ids, bounds, owned, wanted, window_left, window_right, start,
         reach[k] = 0
 
 
-@compiled
+@_loop
 def _accumulate(ids, low, high, positions, reach, left, right, accumulator, touched, n):
     """Add the windows of ``positions[low:high]`` to the accumulator; returns the number of touched columns."""
     span = U(len(left) - 1)
@@ -232,7 +225,7 @@ def _accumulate(ids, low, high, positions, reach, left, right, accumulator, touc
     return n
 
 
-@compiled
+@_loop
 def _mark(touched, n, words, summary):
     """Set the bits of the touched columns in a bitmap of two levels."""
     for q in range(n):
@@ -241,7 +234,7 @@ def _mark(touched, n, words, summary):
         summary[c >> U(12)] |= U(1) << ((c >> U(6)) & U(63))
 
 
-@compiled
+@_loop
 def _put(buffer, at, value):
     """Append an unsigned number, 7 bits per byte, low bits first."""
     x = U(value)
@@ -253,7 +246,7 @@ def _put(buffer, at, value):
     return at + U(1)
 
 
-@compiled
+@_loop
 def _get(buffer, at):
     """Read what `_put` wrote: (value, next place)."""
     byte = U(buffer[at])
@@ -268,14 +261,14 @@ def _get(buffer, at):
     return x, at
 
 
-@compiled
+@_loop
 def _put_fixed(buffer, at, value):
     x = U(value)
     for b in range(4):
         buffer[at + U(b)] = (x >> U(8 * b)) & U(255)
 
 
-@compiled
+@_loop
 def _get_fixed(buffer, at):
     x = U(0)
     for b in range(4):
@@ -283,7 +276,7 @@ def _get_fixed(buffer, at):
     return x
 
 
-@compiled
+@_loop
 def _pack_accumulated(touched, n, skip, accumulator, words, summary, buffer, at):
     """Append (column difference, units) of all touched columns in order, and clear them: (place, entries)."""
     _mark(touched, n, words, summary)
@@ -311,7 +304,7 @@ def _pack_accumulated(touched, n, skip, accumulator, words, summary, buffer, at)
     return at, entries
 
 
-@compiled
+@_loop
 def _count_row(
     row,
     low,
@@ -349,7 +342,7 @@ def _count_row(
     return _accumulate(ids, low, high, positions, reach, left32, right32, narrow, touched, n)
 
 
-@compiled
+@_loop
 def count_rows(
     rows,
     index,
@@ -436,7 +429,7 @@ def count_rows(
     return index, n, at, packed, total
 
 
-@compiled
+@_loop
 def index_rows(buffer, low, high, rows, places, lengths, n):
     """List the packed rows in ``buffer[low:high]``: id, place of the payload, its bytes; returns the new count."""
     at = U(low)
@@ -455,7 +448,7 @@ def index_rows(buffer, low, high, rows, places, lengths, n):
     return n
 
 
-@compiled
+@_loop
 def _order_accumulated(skip, accumulator, words, summary, out_cols, out_units, written):
     """Write the marked columns in order with their units, and clear both; returns the new number of cells."""
     for s in range(len(summary)):
@@ -479,7 +472,7 @@ def _order_accumulated(skip, accumulator, words, summary, out_cols, out_units, w
     return written
 
 
-@compiled
+@_loop
 def _finish_row(
     row, first, written, halve_diagonal, minimum, limit, out_rows, out_cols, out_units, row_units, col_units, pruned
 ):
@@ -510,7 +503,7 @@ def _finish_row(
     return np.int64(kept)
 
 
-@compiled
+@_loop
 def merge_rows(
     order,
     index,
@@ -622,7 +615,7 @@ def merge_rows(
     return index, written, 0
 
 
-@compiled
+@_loop
 def count_cells(
     rows,
     index,
@@ -710,7 +703,7 @@ def count_cells(
     return index, n, written, 0
 
 
-@compiled
+@_loop
 def pack_rows(rows, cols, units, index, buffer):
     """Pack sorted cells from ``index`` on, whole rows only: (next index, bytes used, rows packed)."""
     at = U(0)

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from wals_spark.compiled import compiled
 from wals_spark.corpus.batch import Batch, Bytes, Longs
 from wals_spark.corpus.words import FNV_PRIME, FULL, RULES, ByteStrings, _decode, _slot
 
@@ -72,7 +72,7 @@ def classes() -> Bytes:
     return kinds
 
 
-@numba.njit(cache=True)
+@compiled()
 def _cut(  # type: ignore[no-untyped-def]
     data, offsets, first, kinds, basis, mask, slots, hashes, starts, heap, count, pieces, ends,
 ):  # fmt: skip
@@ -152,14 +152,14 @@ def _cut(  # type: ignore[no-untyped-def]
     return len(offsets) - 1, count, 0
 
 
-@numba.njit(cache=True, inline="always")
+@compiled(inline="always")
 def _code(data, at):  # type: ignore[no-untyped-def]
     if data[at] < 0x80:
         return np.int64(data[at]), 1
     return _decode(data, at)
 
 
-@numba.njit(cache=True)
+@compiled()
 def _expand(pieces, ends, bounds, ids, tokens, offsets, first, last):  # type: ignore[no-untyped-def]
     """Write the tokens of the pieces of documents ``first .. last - 1``, from ``offsets[first]`` on."""
     filled = offsets[first]

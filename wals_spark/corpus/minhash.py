@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from wals_spark.compiled import compiled
 from wals_spark.corpus.batch import Batch
 from wals_spark.corpus.words import WordIndex
 
@@ -58,7 +58,7 @@ def signatures(batch: Batch, index: WordIndex) -> Signatures:
     return out
 
 
-@numba.njit(cache=True)
+@compiled()
 def _minhash(tokens, offsets, hashes, data, bounds, multipliers, addends, out):  # type: ignore[no-untyped-def]
     for document in range(len(offsets) - 1):
         low, high = offsets[document], offsets[document + 1]

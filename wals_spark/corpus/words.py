@@ -13,10 +13,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from wals_spark.compiled import compiled
 from wals_spark.corpus.batch import Batch, Bytes, Longs
 from wals_spark.corpus.reference import CASES, words_and_breaks
 
@@ -128,13 +128,13 @@ def punctuation() -> Bytes:
     return flags
 
 
-@numba.njit(cache=True, inline="always")
+@compiled(inline="always")
 def _slot(hashed, size):  # type: ignore[no-untyped-def]
     mixed = hashed ^ (hashed >> np.uint64(32))
     return np.int64(mixed & np.uint64(size - 1))
 
 
-@numba.njit(cache=True)
+@compiled()
 def _fill_slots(slots, hashes):  # type: ignore[no-untyped-def]
     """Enter words into an empty table by their hashes."""
     for word in range(len(hashes)):
@@ -144,7 +144,7 @@ def _fill_slots(slots, hashes):  # type: ignore[no-untyped-def]
         slots[at] = word
 
 
-@numba.njit(cache=True)
+@compiled()
 def _find(key, used, length, slots, hashes, starts, heap):  # type: ignore[no-untyped-def]
     """The word with the bytes ``heap[used:used + length]``, or ~slot where it is to be entered."""
     at = _slot(key, len(slots))
@@ -161,7 +161,7 @@ def _find(key, used, length, slots, hashes, starts, heap):  # type: ignore[no-un
     return ~at
 
 
-@numba.njit(cache=True)
+@compiled()
 def _scan(  # type: ignore[no-untyped-def]
     data, offsets, first, kinds, ascii_bytes, fast, codes, bounds, mapped, flags, basis, mask,
     slots, hashes, starts, heap, count, tokens, ends, breaks, break_ends,
@@ -291,7 +291,7 @@ def _scan(  # type: ignore[no-untyped-def]
     return len(offsets) - 1, count, 0
 
 
-@numba.njit(cache=True, inline="always")
+@compiled(inline="always")
 def _decode(data, at):  # type: ignore[no-untyped-def]
     """Code point and width of a character beyond ASCII, in valid UTF-8."""
     lead = np.int64(data[at])
@@ -304,7 +304,7 @@ def _decode(data, at):  # type: ignore[no-untyped-def]
     return (lead & 0x07) << 18 | code << 6 | np.int64(data[at + 3] & 0x3F), 4
 
 
-@numba.njit(cache=True)
+@compiled()
 def _intern(data, offsets, first, basis, mask, slots, hashes, starts, heap, count, tokens):  # type: ignore[no-untyped-def]
     """Look up the byte strings ``data[offsets[i]:offsets[i + 1]]`` from `first` on; returns as `_scan` does."""
     prime = np.uint64(FNV_PRIME)
@@ -337,7 +337,7 @@ def sentence_ends(data: Bytes, offsets: Longs, flags: Bytes) -> Longs:
     return found[: _sentence_ends(data, offsets, flags, found)].copy()
 
 
-@numba.njit(cache=True)
+@compiled()
 def _sentence_ends(data, offsets, flags, found):  # type: ignore[no-untyped-def]
     count = 0
     for document in range(len(offsets) - 1):
@@ -362,7 +362,7 @@ def _sentence_ends(data, offsets, flags, found):  # type: ignore[no-untyped-def]
     return count
 
 
-@numba.njit(cache=True)
+@compiled()
 def _tally(tokens, offsets, document, counts, document_counts, last):  # type: ignore[no-untyped-def]
     """Add occurrences, and documents with an occurrence; `document` numbers the first one."""
     for index in range(len(offsets) - 1):

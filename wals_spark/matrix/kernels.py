@@ -1,25 +1,26 @@
 """Compiled loops of the CSR construction; `wals_spark.matrix.csr` holds the interface.
 
-Importing this module imports numba, so it is imported inside functions. Compiled code is cached on disk.
+Importing this module imports numba, so it is imported inside functions.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from wals_spark.compiled import compiled
 
 OVERFLOW = -1
 LARGEST, SMALLEST = 2**63 - 1, -(2**63)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def count_rows(rows, counts):  # type: ignore[no-untyped-def]  # numba infers the types
     """``counts[r] += 1`` for every cell."""
     for t in range(len(rows)):
         counts[rows[t]] += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def scatter(rows, cols, values, cursor, out_cols, out_values):  # type: ignore[no-untyped-def]
     """Append every cell to its row: a stable counting sort by row."""
     for t in range(len(rows)):
@@ -29,7 +30,7 @@ def scatter(rows, cols, values, cursor, out_cols, out_values):  # type: ignore[n
         cursor[rows[t]] = at + 1
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def order_rows(indptr, cols, values):  # type: ignore[no-untyped-def]
     """Sort every row by (column, value) where it is not sorted yet; returns the number of repeated cells."""
     repeated = 0
@@ -53,13 +54,13 @@ def order_rows(indptr, cols, values):  # type: ignore[no-untyped-def]
     return repeated
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _wraps(a, b):  # type: ignore[no-untyped-def]
     """Whether the int64 sum a + b overflows; asked before adding, since compiled code may assume it never does."""
     return a > LARGEST - b if b >= 0 else a < SMALLEST - b
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def merge_repeated(indptr, cols, values, new_indptr, checked):  # type: ignore[no-untyped-def]
     """Sum repeated cells in place; returns the cells left, or `OVERFLOW` when an integer sum wraps."""
     at = 0
@@ -78,7 +79,7 @@ def merge_repeated(indptr, cols, values, new_indptr, checked):  # type: ignore[n
     return at
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def add_at(index, values, sums, checked):  # type: ignore[no-untyped-def]
     """``sums[index] += values``; False when an integer sum wraps."""
     for t in range(len(index)):
@@ -88,7 +89,7 @@ def add_at(index, values, sums, checked):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def distinct_bounds(indptr, indices, seen, most):  # type: ignore[no-untyped-def]
     """First rows of consecutive pieces that name at most `most` distinct columns, or are one row.
 

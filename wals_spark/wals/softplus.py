@@ -16,8 +16,10 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from wals_spark.compiled import compiled
 
 TERMS = {4: (8, 8), 8: (14, 18)}
 """Terms of both series for numbers of 4 and 8 bytes: the rest is below their rounding."""
@@ -83,7 +85,7 @@ def log_of_one_plus(typing_context, e):  # type: ignore[no-untyped-def]
     return e(e), generate
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@compiled(nogil=True, fastmath={"contract", "reassoc"})
 def expand_cells(  # type: ignore[no-untyped-def]  # numba infers the types
     s, rows, first, indptr, indices, m, d, rho, own_offsets, offsets, filled, gradient, row_loss
 ):

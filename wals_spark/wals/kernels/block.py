@@ -12,15 +12,15 @@ loss. Rendle et al. 2021, with one side fixed meanwhile. Importing this module i
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from wals_spark.compiled import compiled
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
 from wals_spark.wals.kernels.microkernel import add_line, scale_line
 from wals_spark.wals.kernels.panels import empty_panels, lanes_of, rank_update
 from wals_spark.wals.lines import LINE_BYTES
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@compiled(nogil=True, fastmath={"contract", "reassoc"})
 def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     rows, indptr, indices, m, d, z, values, h, g, ridge, rho, pull, block, tile, out, row_loss
 ):

@@ -11,14 +11,14 @@ the rest of the block into a product as well. Importing this module imports numb
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from wals_spark.compiled import compiled
 from wals_spark.wals.kernels.microkernel import REGISTER_BYTES, add_line, rows_across, rows_down, scale_line
 from wals_spark.wals.kernels.panels import add_product, sum_of
 from wals_spark.wals.lines import LINE_BYTES
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def factorise(a, width, factor, inverses, scratch):  # type: ignore[no-untyped-def]  # numba infers the types
     """R into `factor`; False when A is not positive definite.
 
@@ -60,7 +60,7 @@ def factorise(a, width, factor, inverses, scratch):  # type: ignore[no-untyped-d
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _triangle(d, inverse, lanes):  # type: ignore[no-untyped-def]
     """R of one L x L block in place, and its inverse; what lies below the diagonal of R is undefined."""
     at, other = d.ctypes.data, inverse.ctypes.data
@@ -81,7 +81,7 @@ def _triangle(d, inverse, lanes):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def solve_factored(factor, width, inverses, b):  # type: ignore[no-untyped-def]
     """``b <- A^-1 b`` for a vector padded to whole lines; what lies beyond `width` is taken as zero.
 

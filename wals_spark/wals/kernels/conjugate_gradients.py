@@ -6,10 +6,11 @@ Importing this module imports numba; `wals_spark.wals.reference` is its NumPy tw
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from wals_spark.compiled import compiled
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@compiled(nogil=True, fastmath={"contract", "reassoc"})
 def improve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     rows, indptr, indices, m, d, features, h, gramian, g, ridge, rho, steps, out, row_loss
 ):
@@ -100,7 +101,7 @@ def improve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         row_loss[i] = loss
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@compiled(nogil=True, fastmath={"contract", "reassoc"})
 def _add_dense(product, x, gramian, scale, ridge):  # type: ignore[no-untyped-def]  # numba infers the types
     """``product += (scale G + diag(ridge)) x`` for a symmetric G."""
     width = len(x)

@@ -13,15 +13,15 @@ second right-hand side: ``u = u0 - b u1``. Importing this module imports numba; 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from wals_spark.compiled import compiled
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
 from wals_spark.wals.kernels.microkernel import REGISTER_BYTES, scale_line, transpose_square
 from wals_spark.wals.kernels.panels import empty_panels, lanes_of, rank_update
 from wals_spark.wals.lines import LINE_BYTES
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@compiled(nogil=True, fastmath={"contract", "reassoc"})
 def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     rows, indptr, indices, m, d, z, values, rest, across, inner, h, g, ridge, rho, held, pull, allowed, out, row_loss,
     failed,
@@ -181,7 +181,7 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         row_loss[i] = loss
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@compiled(nogil=True, fastmath={"contract", "reassoc"})
 def _solve_for(factor, inverses, count, near, root, diagonal, t, p, y, q, u):  # type: ignore[no-untyped-def]
     """The q and u of the module's formula, for one right-hand side ``Z^T t + p``."""
     k = len(diagonal)

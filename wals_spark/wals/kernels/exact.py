@@ -6,8 +6,8 @@ Importing this module imports numba; `wals_spark.wals.reference` is its NumPy tw
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from wals_spark.compiled import compiled
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
 from wals_spark.wals.kernels.microkernel import add_line, scale_line
 from wals_spark.wals.kernels.panels import (
@@ -21,7 +21,7 @@ from wals_spark.wals.kernels.panels import (
 from wals_spark.wals.lines import LINE_BYTES
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@compiled(nogil=True, fastmath={"contract", "reassoc"})
 def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
     rows, indptr, indices, m, d, features, h, gramian, g, ridge, rho, held, pull, out, row_loss, failed, tile
 ):

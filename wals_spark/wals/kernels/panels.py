@@ -8,8 +8,8 @@ first, which for a few hundred rows costs more than it saves. Importing this mod
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from wals_spark.compiled import compiled
 from wals_spark.wals.kernels.microkernel import (
     REGISTER_BYTES,
     SHORT,
@@ -25,13 +25,13 @@ from wals_spark.wals.kernels.microkernel import (
 from wals_spark.wals.lines import LINE_BYTES
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def lanes_of(like):  # type: ignore[no-untyped-def]  # numba infers the types
     """L, the numbers of a line."""
     return LINE_BYTES // like.itemsize
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@compiled(nogil=True, fastmath={"contract", "reassoc"})
 def sum_of(numbers):  # type: ignore[no-untyped-def]
     """Of the few numbers of a register."""
     total = numbers[0]
@@ -40,7 +40,7 @@ def sum_of(numbers):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def empty_panels(width, rows, like):  # type: ignore[no-untyped-def]
     """A zero panel matrix for `rows` rows of `width` numbers, starting on a line.
 
@@ -56,7 +56,7 @@ def empty_panels(width, rows, like):  # type: ignore[no-untyped-def]
     return flat[first : first + size].reshape((panels, height, lanes))
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def add_product(left, p, rows, right, count, source, target, panel_bytes, sign):  # type: ignore[no-untyped-def]
     """``target[r, :] = source[r, :] + sign sum_t left[t, p + r] right[t, :]`` for r below `rows`, by addresses.
 
@@ -72,7 +72,7 @@ def add_product(left, p, rows, right, count, source, target, panel_bytes, sign):
             r += SHORT
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def add_half_product(left, p, rows, right, count, source, target, panel_bytes, sign):  # type: ignore[no-untyped-def]
     """`add_product` for the first half of each line; up to 2 `TALL` - 1 half lines after the last are written too."""
     r = 0
@@ -86,7 +86,7 @@ def add_half_product(left, p, rows, right, count, source, target, panel_bytes, s
             r += SHORT
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def to_panels(matrix):  # type: ignore[no-untyped-def]
     """A matrix of shape (rows, width) as a panel matrix."""
     panels = empty_panels(matrix.shape[1], matrix.shape[0], matrix)
@@ -97,7 +97,7 @@ def to_panels(matrix):  # type: ignore[no-untyped-def]
     return panels
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def scale_triangle(source, width, factor, target):  # type: ignore[no-untyped-def]
     """``target = factor * source`` on and above the diagonal blocks, for two panel matrices of one shape."""
     lanes = source.shape[2]
@@ -107,7 +107,7 @@ def scale_triangle(source, width, factor, target):  # type: ignore[no-untyped-de
             scale_line(out + t * LINE_BYTES, at + t * LINE_BYTES, factor)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def rank_update(gathered, width, first, count, target, sign):  # type: ignore[no-untyped-def]
     """``target += sign Z^T Z`` on and above the diagonal blocks, Z being rows first .. first + count - 1 of `gathered`.
 
@@ -134,7 +134,7 @@ def rank_update(gathered, width, first, count, target, sign):  # type: ignore[no
             add_product(base, 0, rows, right, count, at, at, stride, sign)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def subtract_product(a, width, x, residual):  # type: ignore[no-untyped-def]  # numba infers the types
     """``residual -= A x`` in float64 for a symmetric panel matrix of which the upper triangle of blocks is known.
 

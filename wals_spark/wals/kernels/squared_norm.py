@@ -6,15 +6,15 @@ Importing this module imports numba; `wals_spark.wals.reference` is its NumPy tw
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from wals_spark.compiled import compiled
 from wals_spark.wals.kernels.cholesky import factorise, solve_factored
 from wals_spark.wals.kernels.panels import empty_panels, lanes_of, rank_update
 
 HALVINGS = 20
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@compiled(nogil=True, fastmath={"contract", "reassoc"})
 def _residual(m, u, v):  # type: ignore[no-untyped-def]  # numba infers the types
     """``m - |u + v|^2``."""
     total = m - m
@@ -24,7 +24,7 @@ def _residual(m, u, v):  # type: ignore[no-untyped-def]  # numba infers the type
     return float(m) - float(total)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def sum_residuals(rows, indptr, indices, m, w, v, u, sums):  # type: ignore[no-untyped-def]
     """Per row the sums of w, w e and w e^2 with ``e = m - |u_i + v_j|^2``, into `sums` of shape (rows, 3)."""
     for i in rows:
@@ -35,7 +35,7 @@ def sum_residuals(rows, indptr, indices, m, w, v, u, sums):  # type: ignore[no-u
             sums[i, 2] += w[t] * e * e
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _loss(start, stop, indices, m, w, v, u, z, ridge):  # type: ignore[no-untyped-def]
     total = 0.0
     for t in range(start, stop):
@@ -46,7 +46,7 @@ def _loss(start, stop, indices, m, w, v, u, z, ridge):  # type: ignore[no-untype
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def improve_rows(rows, indptr, indices, m, w, v, z, ridge, out, tile):  # type: ignore[no-untyped-def]
     """One Gauss-Newton step per row, halved until the row's loss falls; a row that cannot fall stays.
 
