@@ -58,5 +58,8 @@ for domain in biomedical scotus; do
     measure "zero-shot-$domain" python arms_score.py --directory "$arms" --results "$results/arms-losses"
     measure "continued-$domain" python arms_score.py --directory "$arms" --results "$results/arms-losses" --steps 25,100,300 \
         --seeds 1,2,3 --arms 'base;bias;blend + shift + bias'
+    measure "begun-$domain" python arms_score.py --directory "$arms" --results "$results/arms-losses" --steps 25,100 --of 300 \
+        --seeds 1
     measure "gains-$domain" python arms_score.py --directory "$arms" --results "$results/arms-losses" --report
 done
+python arms_plot.py "$results"/gains-*.jsonl --output "$results/injection.svg"

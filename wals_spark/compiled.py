@@ -65,8 +65,8 @@ def sources_hash(module: str) -> str:
 
 def _source(module: str) -> str:
     spec = sys.modules[module].__spec__
-    # get_source reads from zip files as well
-    return spec.loader.get_source(module) if spec else ""  # type: ignore[union-attr]
+    get_source = getattr(spec.loader if spec else None, "get_source", lambda name: None)  # reads from zip files as well
+    return get_source(module) or ""
 
 
 def _imports(source: str) -> list[str]:
