@@ -22,10 +22,10 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-ARMS = {  # arm -> (label, colour)
-    "base": ("as it was", "#6b7280"),
-    "bias": ("head bias alone", "#3b82f6"),
-    "blend + shift + bias": ("blend, shift, head bias", "#c2410c"),
+ARMS = {  # arm -> (label, colour, points that the label is raised by: the first two end close together)
+    "base": ("as it was", "#6b7280", 4),
+    "bias": ("head bias alone", "#3b82f6", -5),
+    "blend + shift + bias": ("blend, shift, head bias", "#c2410c", 0),
 }
 INJECTED = "blend + shift + bias"
 
@@ -73,13 +73,13 @@ def crossing(curve: Curve, level: float) -> float | None:
 def draw(axes: Any, domain: str, curves: dict[str, Curve], gain: dict[str, Any]) -> None:
     """One panel."""
     last = max(curves["base"])
-    for arm, (label, colour) in ARMS.items():
+    for arm, (label, colour, raised) in ARMS.items():
         curve = curves[arm]
         axes.plot(list(curve), list(curve.values()), color=colour, marker="o", markersize=4, linewidth=2)
         axes.annotate(
             f"{curve[last]:.2f}  {label}",
             (last, curve[last]),
-            xytext=(8, 0),
+            xytext=(8, raised),
             textcoords="offset points",
             color=colour,
             va="center",
