@@ -58,21 +58,23 @@ def sources_hash(module: str) -> str:
         name = waiting.pop()
         if name not in sources:
             sources[name] = _source(name)
-            waiting += _imports(sources[name])
+            waiting += _imports(name)
     text = "".join(f"{name}\0{sources[name]}\0" for name in sorted(sources))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@cache
 def _source(module: str) -> str:
     spec = sys.modules[module].__spec__
     get_source = getattr(spec.loader if spec else None, "get_source", lambda name: None)  # reads from zip files as well
     return get_source(module) or ""
 
 
-def _imports(source: str) -> list[str]:
-    """Modules of this package that a source imports when it is imported itself."""
+@cache
+def _imports(module: str) -> list[str]:
+    """Modules of this package that a module imports when it is imported itself."""
     found = []
-    for node in ast.parse(source).body:
+    for node in ast.parse(_source(module)).body:
         if isinstance(node, ast.ImportFrom) and node.module:
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):

@@ -77,7 +77,8 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Place
         raise ConfigError("; ".join(problems))
     chosen = "cuda" if gpus and device != "cpu" else "cpu"
     profile = rank_profile(spark) if chosen == "cuda" and not local else None
-    slots = available_slots(spark, profile, wanted=0 if local else workers or expected_slots(conf, profile))
+    # All of them, even for fewer workers: with every executor there, Spark spreads the ranks.
+    slots = available_slots(spark, profile, wanted=0 if local else max(workers or 1, expected_slots(conf, profile)))
     if chosen == "cuda" and local:
         slots = min(slots, gpus)
     ranks = workers or slots
