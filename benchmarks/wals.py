@@ -41,10 +41,10 @@ from wals_spark.wals.solver import (
     ConjugateGradientSolver,
     CpuSolver,
     Solver,
-    System,
     short_rows,
     turning_pays,
 )
+from wals_spark.wals.system import FixedFactors, System
 
 RIDGE = 0.01
 
@@ -190,7 +190,8 @@ def sample(x: csr_matrix, k: int, rows: int) -> tuple[Side, System]:
     )
     start = (rng.standard_normal((count, k)) / np.sqrt(k)).astype(np.float32)
     ridge = np.full((count, k), RIDGE)
-    return side, System(features, np.ones(others), wide.T @ wide, 1.0, np.zeros((count, 0)), ridge, start)
+    fixed_factors = FixedFactors(features, np.ones(others), wide.T @ wide, 1.0)
+    return side, System(fixed_factors, np.zeros((count, 0)), ridge, start)
 
 
 def work_of(name: str, n: np.ndarray, k: int, others: int, cells: np.ndarray) -> tuple[float, float]:
@@ -258,7 +259,7 @@ def parts(side: Side, system: System) -> dict[str, float]:
             factorise(a, width, factor, inverses, scratch)
             solve_factored(factor, width, inverses, b)
 
-    k = system.features.shape[1]
+    k = system.fixed_factors.z.shape[1]
     like = np.zeros(1, np.float32)
     gathered, target, factor = empty_panels(k, TILE, like), empty_panels(k, k, like), empty_panels(k, k, like)
     inverses, scratch = np.zeros((len(factor), 16, 16), np.float32), empty_panels(1, 16, like)
@@ -267,7 +268,7 @@ def parts(side: Side, system: System) -> dict[str, float]:
 
     def run_all(indptr: np.ndarray, count: int) -> dict[str, float]:
         return {
-            "gather": timed(lambda: gather(indptr, side.indices, system.features, gathered, k))[2],
+            "gather": timed(lambda: gather(indptr, side.indices, system.fixed_factors.z, gathered, k))[2],
             "product": timed(lambda: product(indptr, gathered, k, target))[2],
             "solve": timed(lambda: solve(count, a, k, factor, inverses, scratch, b))[2],
         }
@@ -280,6 +281,7 @@ def parts(side: Side, system: System) -> dict[str, float]:
 def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, float]) -> None:
     """One line per solver: achieved over measured ceilings, per processor second."""
     side, system = sample(x, k, rows)
+    fixed = system.fixed_factors
     few, small = sample(x, k, 8)
     solvers: dict[str, Solver] = {
         "exact": CpuSolver(threads),
@@ -294,7 +296,12 @@ def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, 
         _, wall, cpu = min((timed(partial(solver.solve, side, system)) for _ in range(REPEATS)), key=lambda t: t[2])
         turn = 0.0
         if name in ("cg", "block") or (name == "auto" and turning_pays(side.cells, k, x.shape[1])):
-            turn = timed(lambda: (system.features @ np.eye(k, dtype=np.float32), np.linalg.eigh(system.gramian)))[2]
+            turn = timed(
+                lambda: (
+                    fixed.z @ np.eye(k, dtype=np.float32),
+                    np.linalg.eigh(fixed.gramian),
+                )
+            )[2]
         flops, traffic = work_of(name, n, k, x.shape[1], side.cells)
         emit(
             "roofline",

@@ -24,7 +24,7 @@ import torch
 from wals_spark.wals.gpu.cuda_solver import CudaSolver, Layout
 from wals_spark.wals.gpu.torch_solver import TorchSolver
 from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import System
+from wals_spark.wals.system import FixedFactors, System
 
 
 def emit(case: str, **facts: Any) -> None:
@@ -89,21 +89,21 @@ def make_system(side: Side, columns: int, k: int, generator: np.random.Generator
     h = np.ones(columns)
     rows = len(side.rows)
     gramian = (z.T.astype(np.float64) @ z).astype(np.float64)
-    return System(z, h, gramian, 0.05, np.zeros((rows, 0)), np.full((rows, k), 0.1))
+    return System(FixedFactors(z, h, gramian, 0.05), np.zeros((rows, 0)), np.full((rows, k), 0.1))
 
 
 def exact_error(side: Side, system: System, x: np.ndarray, row_loss: np.ndarray, rows: np.ndarray) -> dict[str, float]:
     """Largest relative distance of rows and losses from a float64 solution in NumPy."""
     worst, worst_loss = 0.0, 0.0
-    z, k = system.features.astype(np.float64), system.ridge.shape[1]
+    z, k = system.fixed_factors.z.astype(np.float64), system.ridge.shape[1]
     for row in rows:
         part = slice(side.indptr[row], side.indptr[row + 1])
         j, m, d = side.indices[part], side.m[part].astype(np.float64), side.d[part].astype(np.float64)
-        own = system.rho * side.g[row]
-        c = (d + own * system.h[j]) * m
-        a = own * system.gramian + (z[j].T * d) @ z[j]
+        own = system.fixed_factors.rho * side.g[row]
+        c = (d + own * system.fixed_factors.h[j]) * m
+        a = own * system.fixed_factors.gramian + (z[j].T * d) @ z[j]
         b = z[j].T @ c
-        held = system.held[row]
+        held = system.known[row]
         constant = c @ m - 2 * b[k:] @ held + held @ a[k:, k:] @ held
         b = b[:k] - a[:k, k:] @ held
         u = np.linalg.solve(a[:k, :k] + np.diag(system.ridge[row]), b)

@@ -27,7 +27,8 @@ from wals_spark.wals.holding import Holding  # noqa: E402
 from wals_spark.wals.model import Coordinates  # noqa: E402
 from wals_spark.wals.placing import make_sides  # noqa: E402
 from wals_spark.wals.rank import RankTask, run  # noqa: E402
-from wals_spark.wals.solver import Solver, System  # noqa: E402
+from wals_spark.wals.solver import Solver  # noqa: E402
+from wals_spark.wals.system import FixedFactors, System  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -65,7 +66,9 @@ def half_step(solver: Solver, counts: np.ndarray, objective: Objective, k: int) 
     own = np.zeros((len(row.rows), coordinates.width), np.float32)
     gramian = (z.T.astype(np.float64) * col.weights) @ z
     system = System(
-        z, col.weights, gramian, objective.rho, coordinates.held(own), coordinates.ridge(row.ridge[row.rows])
+        FixedFactors(z, col.weights, gramian, objective.rho),
+        coordinates.held(own),
+        coordinates.ridge(row.ridge[row.rows]),
     )
     solved, losses = solver.solve(row, system)
     problem = reference.dense_problem(objective, counts)

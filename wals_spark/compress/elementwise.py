@@ -18,7 +18,8 @@ import numpy as np
 
 from wals_spark.progress import Progress
 from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import ConjugateGradientSolver, CpuSolver, Solver, System
+from wals_spark.wals.solver import ConjugateGradientSolver, CpuSolver, Solver
+from wals_spark.wals.system import FixedFactors, System
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +113,8 @@ def _side(targets: np.ndarray, weights: np.ndarray, ridge: float) -> Side:
 def _system(features: np.ndarray, start: np.ndarray, ridge: float) -> System:
     width = features.shape[1]
     return System(
-        features=features,
-        h=np.zeros(len(features)),
-        gramian=np.zeros((width, width)),
-        rho=0.0,
-        held=np.zeros((len(start), 0)),
+        FixedFactors(features, np.zeros(len(features)), np.zeros((width, width)), rho=0.0),
+        known=np.zeros((len(start), 0)),
         ridge=np.full((len(start), width), ridge),
         start=start,
     )

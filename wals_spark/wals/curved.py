@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
 from wals_spark.objective import Objective
 from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import TILE, CpuSolver, Solver, System, one_blas_thread, row_chunks
+from wals_spark.wals.solver import TILE, CpuSolver, Solver, row_chunks
+from wals_spark.wals.system import System, one_blas_thread
 
 DENSE_ROWS, DENSE_COLS = 256, 4096
 
@@ -103,10 +105,11 @@ class Softplus(Curved):
 
     def improve(self, side: Side, system: System, solver: Solver) -> np.ndarray:
         assert system.start is not None
-        pull = self.pull + system.rho * (system.start @ system.gramian)
+        fixed = system.fixed_factors
+        pull = self.pull + fixed.rho * (system.start @ fixed.gramian)
         if not isinstance(solver, CpuSolver):
             solver = CpuSolver(self.threads, dual=True)
-        solved, _ = solver.solve(side, system.with_pull(pull))
+        solved, _ = solver.solve(side, replace(system, linear_term=pull))
         return solved
 
 
@@ -142,12 +145,12 @@ class SquaredNorm(Curved):
         from wals_spark.wals.kernels.squared_norm import improve_rows
 
         assert system.start is not None
-        out = system.start.copy()
+        v, out = system.fixed_factors.z, system.start.copy()
 
         def work(rows: np.ndarray) -> None:
             improve_rows(
-                rows, side.indptr, side.indices, side.m, side.d, system.features, self.z, system.ridge[:, 0], out, TILE
-            )
+                rows, side.indptr, side.indices, side.m, side.d, v, self.z, system.ridge[:, 0], out, TILE
+            )  # fmt: skip
 
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(work, row_chunks(side, out.shape[1], self.threads)))

@@ -22,6 +22,7 @@ from wals_spark.matrix.arrayfile import read_ahead
 from wals_spark.wals import lines
 from wals_spark.wals.exchange import PIECES, over_pieces, pieces, publish
 from wals_spark.wals.sides import SIDES, Side
+from wals_spark.wals.system import FixedFactors
 
 Part = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CHUNK_BYTES = 1 << 26
@@ -105,8 +106,8 @@ class Model(ABC):
         """Ids and rows that this rank writes: those of all ranks are all rows, once."""
 
     @abstractmethod
-    def blocks(self, side: str, fixed: str) -> Iterator[tuple[Side, np.ndarray, np.ndarray]]:
-        """The own rows of a side in pieces, each with z_j and h_j of the rows of `fixed` that its indices name."""
+    def blocks(self, side: str, fixed: str, gramian: np.ndarray, rho: float) -> Iterator[tuple[Side, FixedFactors]]:
+        """The own rows of a side in pieces, each with the factors of the rows of `fixed` that its indices name."""
 
     @abstractmethod
     def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
@@ -169,10 +170,11 @@ class Replicated(Model):
         ids = slice(len(x) * self.group.rank // self.group.size, len(x) * (self.group.rank + 1) // self.group.size)
         return np.arange(ids.start, ids.stop), x[ids]
 
-    def blocks(self, side: str, fixed: str) -> Iterator[tuple[Side, np.ndarray, np.ndarray]]:
-        features = self.coordinates.features(self.arrays[fixed])
+    def blocks(self, side: str, fixed: str, gramian: np.ndarray, rho: float) -> Iterator[tuple[Side, FixedFactors]]:
+        z = self.coordinates.features(self.arrays[fixed])
+        factors = FixedFactors(z, self.sides[fixed].weights, gramian, rho)
         for block in self.sides[side].blocks():
-            yield block, features, self.sides[fixed].weights
+            yield block, factors
 
     def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
         x = self.arrays[side]
@@ -199,10 +201,10 @@ class Sharded(Model):
     def mine(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         return self.sides[side].rows, self.arrays[side]
 
-    def blocks(self, side: str, fixed: str) -> Iterator[tuple[Side, np.ndarray, np.ndarray]]:
-        return read_ahead(self._fetched(side, fixed))
+    def blocks(self, side: str, fixed: str, gramian: np.ndarray, rho: float) -> Iterator[tuple[Side, FixedFactors]]:
+        return read_ahead(self._fetched(side, fixed, gramian, rho))
 
-    def _fetched(self, side: str, fixed: str) -> Iterator[tuple[Side, np.ndarray, np.ndarray]]:
+    def _fetched(self, side: str, fixed: str, gramian: np.ndarray, rho: float) -> Iterator[tuple[Side, FixedFactors]]:
         x, weights = self.arrays[fixed], self.sides[fixed].weights
         for block in self.sides[side].blocks():
             assert block.needs is not None
@@ -210,7 +212,8 @@ class Sharded(Model):
             received = self.group.exchange([x[rows] for rows in wanted])
             fetched = lines.zeros(len(block.needs.ids), x.shape[1], x.dtype)
             np.concatenate(received, out=fetched)
-            yield block, self.coordinates.features(fetched), weights[block.needs.ids]
+            z = self.coordinates.features(fetched)
+            yield block, FixedFactors(z, weights[block.needs.ids], gramian, rho)
 
     def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
         x, ids = self.arrays[side], self.sides[side].rows

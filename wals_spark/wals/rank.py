@@ -39,9 +39,8 @@ from wals_spark.wals.solver import (
     ConjugateGradientSolver,
     CpuSolver,
     Solver,
-    System,
-    one_blas_thread,
 )
+from wals_spark.wals.system import System, one_blas_thread
 
 logger = logging.getLogger(__name__)
 
@@ -428,13 +427,10 @@ def _half_step(
     side, before = model.sides[name], model.own(name)
     coordinates = model.coordinates
     solved, row_loss = before.copy(), np.zeros(len(side.rows))
-    for block, features, h in model.blocks(name, fixed):
+    for block, fixed_factors in model.blocks(name, fixed, gramian, task.objective.rho):
         if len(block.rows):
             system = System(
-                features,
-                h,
-                gramian,
-                task.objective.rho,
+                fixed_factors,
                 coordinates.held(before[block.place]),
                 coordinates.ridge(side.ridge[block.rows]),
                 before[block.place, : coordinates.free],

@@ -11,7 +11,8 @@ from wals_spark.objective import PRESETS
 from wals_spark.wals import reference
 from wals_spark.wals.curved import SquaredNorm, make_curved
 from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import CpuSolver, System
+from wals_spark.wals.solver import CpuSolver
+from wals_spark.wals.system import FixedFactors, System
 
 TOLERANCE = {"float32": 3e-4, "float64": 1e-9}
 
@@ -43,7 +44,7 @@ def side_of(counts: np.ndarray, preset: str, dtype: str) -> tuple[Side, Side, re
 def system_of(side: Side, fixed: Side, u: np.ndarray, v: np.ndarray, rho: float) -> System:
     gramian = (v.astype(float).T * fixed.weights) @ v
     ridge = np.repeat(side.ridge[:, None], v.shape[1], 1)
-    return System(v, fixed.weights, gramian, rho, np.zeros((len(u), 0)), ridge, u)
+    return System(FixedFactors(v, fixed.weights, gramian, rho), np.zeros((len(u), 0)), ridge, u)
 
 
 def factors(counts: np.ndarray, k: int, dtype: str, scale: float = 0.5) -> tuple[np.ndarray, np.ndarray]:

@@ -58,6 +58,28 @@ def test_losses_fall_to_the_loss_of_the_result(make_task, result_of, counts, pre
     assert result["empty_rows"] == 1
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize(("preset", "k"), [("explicit", 100), ("implicit", 100), ("implicit", 67), ("glove", 70)])
+def test_losses_are_true_where_every_row_of_a_side_is_short(make_task, preset, k, precision) -> None:
+    """No row of that side goes to Cholesky, so nothing of the half-step before may be kept until the one after."""
+    rng = np.random.default_rng(0)
+    counts = np.zeros((400, 110), np.int64)
+    for row in counts:
+        row[rng.choice(110, 30, replace=False)] = rng.integers(1, 6, 30)
+    objective = replace(PRESETS[preset], regularization=0.05)
+    task = make_task(counts, objective=objective, k=k, sweeps=3, precision=precision)
+    losses = run(task, GROUP)["losses"]
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(losses))
+    state = checkpoint.load(task.checkpoints, task.facts)
+    x, y = (state.factors[side].astype(np.float64) for side in ("row", "col"))
+    b, c = (z[:, k] if preset == "glove" else np.zeros(len(z)) for z in (x, y))
+    problem = reference.dense_problem(objective, counts)
+    assert losses[-1] == pytest.approx(reference.loss(problem, x[:, :k], y[:, :k], b, c), rel=1e-4)
+    u, b = reference.half_step(problem, y[:, :k], c)
+    v, c = reference.half_step(problem.transposed, u, b)
+    assert reference.loss(problem, u, v, b, c) <= losses[-1] * (1 + 1e-6)
+
+
 def test_a_factorisable_matrix_is_recovered(make_task, result_of) -> None:
     rng = np.random.default_rng(3)
     counts = np.exp(rng.integers(0, 3, (30, 1)) + rng.integers(0, 3, (1, 25))).round().astype(np.int64)

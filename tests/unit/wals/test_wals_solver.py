@@ -8,16 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from wals_spark.wals.lines import in_lines
 from wals_spark.wals.sides import Side
 from wals_spark.wals.solver import (
     BlockSolver,
     ConjugateGradientSolver,
     CpuSolver,
     Solver,
-    System,
     short_rows,
     turning_pays,
 )
+from wals_spark.wals.system import FixedFactors, System
 
 TOLERANCE = {"float32": 2e-3, "float64": 1e-9}
 N, K = 90, 40
@@ -58,24 +59,25 @@ def system_of(side: Side, dtype: str, *, rho: float, bias: str = "none", ridge: 
     lambdas[:, K:] = 0
     held = rng.standard_normal((rows, fixed))
     start = rng.standard_normal((rows, K + extra - fixed)).astype(dtype)
-    return System(features, h, (wide.T * h) @ wide, rho, held, lambdas, start, None, int(bias == "free"))
+    fixed_factors = FixedFactors(features, h, (wide.T * h) @ wide, rho)
+    return System(fixed_factors, held, lambdas, start, None, int(bias == "free"))
 
 
 def exact(side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
     """Solutions and losses of all rows in float64."""
-    fixed = system.held.shape[1]
-    z = system.features.astype(np.float64)
+    fixed = system.known.shape[1]
+    z = system.fixed_factors.z.astype(np.float64)
     free = z.shape[1] - fixed
     out, losses = np.zeros((len(side.rows), free)), np.zeros(len(side.rows))
     for i in np.flatnonzero(np.diff(side.indptr)):
         part = slice(side.indptr[i], side.indptr[i + 1])
         near, m, d = z[side.indices[part]], side.m[part].astype(float), side.d[part].astype(float)
-        scale = system.rho * side.g[i]
-        a = scale * system.gramian + (near.T * d) @ near
-        coefficient = (d + scale * system.h[side.indices[part]]) * m
+        scale = system.fixed_factors.rho * side.g[i]
+        a = scale * system.fixed_factors.gramian + (near.T * d) @ near
+        coefficient = (d + scale * system.fixed_factors.h[side.indices[part]]) * m
         rhs = near.T @ coefficient
-        held = system.held[i]
-        right = rhs[:free] - a[:free, free:] @ held + (0 if system.pull is None else system.pull[i])
+        held = system.known[i]
+        right = rhs[:free] - a[:free, free:] @ held + (0 if system.linear_term is None else system.linear_term[i])
         inner = a[:free, :free] + np.diag(system.ridge[i])
         out[i] = np.linalg.solve(inner, right)
         constant = coefficient @ m - 2 * rhs[free:] @ held + held @ a[free:, free:] @ held
@@ -107,7 +109,7 @@ def test_the_dual_form_solves_rows_of_every_length(dtype: str, bias: str, rho: f
 def test_another_term_in_the_right_hand_side(kind: str) -> None:
     side = side_of(LENGTHS, "float64")
     system = system_of(side, "float64", rho=0.2)
-    system = system.with_pull(np.random.default_rng(3).standard_normal(system.ridge.shape))
+    system = replace(system, linear_term=np.random.default_rng(3).standard_normal(system.ridge.shape))
     solver = CpuSolver(1, dual=True) if kind == "dual" else BlockSolver(1, K)
     check(solver, side, system, 1e-9)
 
@@ -142,11 +144,16 @@ def test_cells_without_weight_and_repeated_columns_are_no_trouble() -> None:
 def test_without_ridge_a_gramian_of_lower_rank_is_left_to_cholesky() -> None:
     side = side_of([50, 60], "float64")
     system = system_of(side, "float64", rho=0.2, ridge=0.0)
-    features = system.features.copy()
+    features = system.fixed_factors.z.copy()
     features[:, 1] = features[:, 0] * (1 + 1e-9)
     features[0, 1] += 0.5
-    gramian = (features.T * system.h) @ features
-    check(CpuSolver(1, dual=True), side, replace(system, features=features, gramian=gramian), 1e-5)
+    gramian = (features.T * system.fixed_factors.h) @ features
+    check(
+        CpuSolver(1, dual=True),
+        side,
+        replace(system, fixed_factors=replace(system.fixed_factors, z=features, gramian=gramian)),
+        1e-5,
+    )
 
 
 @pytest.mark.usefixtures("all_short")
@@ -191,11 +198,11 @@ def test_the_loss_of_a_block_solver_is_that_of_its_rows() -> None:
     side = side_of(LENGTHS, "float64")
     system = system_of(side, "float64", rho=0.2)
     x, row_loss = BlockSolver(1, 8).solve(side, system)
-    z = system.features
+    z = system.fixed_factors.z
     for i in (1, 5, 9):
         part = slice(side.indptr[i], side.indptr[i + 1])
         j = side.indices[part]
-        unobserved = system.rho * side.g[i] * system.h
+        unobserved = system.fixed_factors.rho * side.g[i] * system.fixed_factors.h
         everywhere = (unobserved * (z @ x[i]) ** 2).sum() - (unobserved[j] * (z[j] @ x[i]) ** 2).sum()
         observed = (side.d[part] + unobserved[j]) * (side.m[part] - z[j] @ x[i]) ** 2
         assert row_loss[i] == pytest.approx(everywhere + observed.sum() + 0.3 * x[i] @ x[i], rel=1e-10)
@@ -223,13 +230,26 @@ def test_a_giant_row_needs_no_memory_of_its_own_size_squared(monkeypatch) -> Non
 
 
 def test_blocks_of_a_half_step_share_one_copy_in_whole_lines(monkeypatch) -> None:
-    from wals_spark.wals import solver as solvers
-
     side = side_of([10, 20], "float64")
     system, copies = system_of(side, "float64", rho=0.2), []
-    in_lines = solvers.in_lines
-    monkeypatch.setattr(solvers, "in_lines", lambda x: copies.append(x) or in_lines(x))
+    pad = in_lines
+    monkeypatch.setattr("wals_spark.wals.system.in_lines", lambda x: copies.append(x) or pad(x))
     solver = CpuSolver(1)
     first, second = solver.solve(side, system), solver.solve(side, system)
     assert len(copies) == 1
     assert np.array_equal(first[0], second[0])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("solver", [CpuSolver(1), CpuSolver(1, dual=True), BlockSolver(1, 16)])
+def test_factors_that_changed_in_place_are_seen_by_the_next_half_step(solver: Solver, dtype: str) -> None:
+    """The engine solves into the arrays that it holds: only what belongs to a half-step may be kept with it."""
+    side = side_of(LENGTHS, dtype)
+    first = system_of(side, dtype, rho=0.2)
+    solver.solve(side, first)
+    z = first.fixed_factors.z
+    z[:] = z[::-1].copy()
+    wide = z.astype(np.float64)
+    gramian = (wide.T * first.fixed_factors.h) @ wide
+    second = replace(first, start=None, fixed_factors=replace(first.fixed_factors, gramian=gramian))
+    check(solver, side, second, TOLERANCE[dtype])

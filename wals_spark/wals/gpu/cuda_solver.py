@@ -20,7 +20,7 @@ import torch
 from wals_spark.wals.gpu import cuda_module
 from wals_spark.wals.gpu.torch_solver import TorchSolver
 from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import System
+from wals_spark.wals.system import System
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A half-step on the device; letters as in `wals_spark.wals.solver.System`, coordinates in the kernels' places.
+    """A half-step on the device; letters as in `wals_spark.wals.system.System`, coordinates in the kernels' places.
 
     Attributes
     ----------
@@ -208,8 +208,8 @@ class CudaSolver(TorchSolver):
         self._trusted: dict[Layout, bool] = {}
 
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
-        layout = Layout(system.ridge.shape[1], system.held.shape[1])
-        if system.features.dtype != np.float32 or not layout.fits or self._trusted.get(layout) is False:
+        layout = Layout(system.ridge.shape[1], system.known.shape[1])
+        if system.fixed_factors.z.dtype != np.float32 or not layout.fits or self._trusted.get(layout) is False:
             return super().solve(side, system)
         x, row_loss, failed = self.solve_prepared(self.prepare(side, system))
         out, losses = x.cpu().numpy(), row_loss.cpu().numpy()
@@ -246,22 +246,22 @@ class CudaSolver(TorchSolver):
 
     def prepare(self, side: Side, system: System) -> Prepared:
         """Move what a half-step needs to the device."""
-        layout = Layout(system.ridge.shape[1], system.held.shape[1])
+        layout = Layout(system.ridge.shape[1], system.known.shape[1])
         place = torch.from_numpy(layout.place()).to(self.device)
 
         def moved(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device=self.device, dtype=dtype)
 
-        z = torch.zeros((len(system.features), layout.width), device=self.device)
-        z[:, place] = moved(system.features)
+        z = torch.zeros((len(system.fixed_factors.z), layout.width), device=self.device)
+        z[:, place] = moved(system.fixed_factors.z)
         gramian = torch.zeros((layout.width, layout.width), device=self.device)
-        gramian[place[:, None], place] = moved(system.gramian)
+        gramian[place[:, None], place] = moved(system.fixed_factors.gramian)
         held = torch.zeros((len(side.rows), TILE), dtype=torch.float64, device=self.device)
-        held[:, : layout.held] = moved(system.held, torch.float64)
+        held[:, : layout.held] = moved(system.known, torch.float64)
         _, indices, m, d = self.resident(side)
         return Prepared(
-            layout, self.segments(side), indices, m, d, z, moved(system.h), gramian,
-            moved(system.rho * side.g), held, moved(system.ridge),
+            layout, self.segments(side), indices, m, d, z, moved(system.fixed_factors.h), gramian,
+            moved(system.fixed_factors.rho * side.g), held, moved(system.ridge),
         )  # fmt: skip
 
     def solve_prepared(self, p: Prepared) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import Solver, System, refuse_singular
+from wals_spark.wals.solver import Solver, refuse_singular
+from wals_spark.wals.system import System
 
 logger = logging.getLogger(__name__)
 
@@ -94,14 +95,14 @@ class TorchSolver(Solver):
         self._resident: WeakKeyDictionary[Side, tuple[torch.Tensor, ...]] = WeakKeyDictionary()
 
     def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
-        dtype = {"float32": torch.float32, "float64": torch.float64}[system.features.dtype.name]
+        dtype = {"float32": torch.float32, "float64": torch.float64}[system.fixed_factors.z.dtype.name]
         problem = _Problem(self, side, system, dtype)
         lengths = np.diff(side.indptr)
-        count, width = len(side.rows), system.features.shape[1]
+        count, width = len(side.rows), system.fixed_factors.z.shape[1]
         out = torch.zeros((count, system.ridge.shape[1]), dtype=dtype, device=self.device)
         row_loss = torch.zeros(count, dtype=torch.float64, device=self.device)
         failed = []
-        for batch in plan_batches(lengths, width, system.features.itemsize, self.bytes_at_once, self.longest):
+        for batch in plan_batches(lengths, width, system.fixed_factors.z.itemsize, self.bytes_at_once, self.longest):
             rows = torch.from_numpy(batch.rows).to(self.device)
             x, loss, info = problem.solve(rows, batch.width)
             out[rows], row_loss[rows] = x, loss
@@ -159,9 +160,13 @@ class _Problem:
         def moved(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device=device, dtype=dtype)
 
-        self.z, self.h, self.gramian = moved(system.features), moved(system.h), moved(system.gramian)
-        self.scale = system.rho * moved(side.g)
-        self.held, self.ridge = moved(system.held), moved(system.ridge)
+        self.z, self.h, self.gramian = (
+            moved(system.fixed_factors.z),
+            moved(system.fixed_factors.h),
+            moved(system.fixed_factors.gramian),
+        )
+        self.scale = system.fixed_factors.rho * moved(side.g)
+        self.held, self.ridge = moved(system.known), moved(system.ridge)
 
     def solve(self, rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Solve the rows, the longest of which has `width` cells; returns x, losses and LAPACK's info."""

@@ -17,7 +17,7 @@ from wals_spark.errors import InputError
 from wals_spark.wals.gpu import cuda_module, cuda_solver
 from wals_spark.wals.gpu.cuda_solver import CudaSolver, Layout, cut
 from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import System
+from wals_spark.wals.system import FixedFactors, System
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 KERNELS = ("coefficients", "accumulate", "solve")
@@ -85,22 +85,22 @@ def problem(k: int, held: int, lengths: list[int], seed: int, columns: int = 60)
     z = generator.standard_normal((columns, k + held)).astype(np.float32)
     gramian = (z.T * h) @ z.astype(np.float64)
     ridge = np.full((rows, k), 0.3)
-    return side, System(z, h, gramian, 0.1, generator.standard_normal((rows, held)), ridge)
+    return side, System(FixedFactors(z, h, gramian, 0.1), generator.standard_normal((rows, held)), ridge)
 
 
 def solution(side: Side, system: System) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows, their losses and what rounding to float32 may move each row by, from dense float64 products."""
     free = system.ridge.shape[1]
-    z = system.features.astype(np.float64)
+    z = system.fixed_factors.z.astype(np.float64)
     x, loss, moved = np.zeros((len(side.rows), free)), np.zeros(len(side.rows)), np.zeros(len(side.rows))
     for row in range(len(side.rows)):
         part = slice(side.indptr[row], side.indptr[row + 1])
         if part.start == part.stop:
             continue
-        weight, target = system.rho * side.g[row] * system.h, np.zeros(len(z))
+        weight, target = system.fixed_factors.rho * side.g[row] * system.fixed_factors.h, np.zeros(len(z))
         weight[side.indices[part]] += side.d[part]
         target[side.indices[part]] = side.m[part]
-        rest = target - z[:, free:] @ system.held[row]
+        rest = target - z[:, free:] @ system.known[row]
         a = (z[:, :free].T * weight) @ z[:, :free] + np.diag(system.ridge[row])
         x[row] = np.linalg.solve(a, z[:, :free].T @ (weight * rest))
         loss[row] = weight @ (rest - z[:, :free] @ x[row]) ** 2 + system.ridge[row] @ x[row] ** 2
@@ -142,10 +142,11 @@ def test_rows_that_are_singular_in_float32_are_solved_in_float64(
     on_cpu: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     side, system = problem(24, 0, [3, 40], seed=2)
-    features = np.array(system.features)
+    features = np.array(system.fixed_factors.z)
     features[:, 1] = features[:, 0] * (1 + 1e-7)
-    gramian = (features.T.astype(np.float64) * system.h) @ features
-    tiny = System(features, system.h, gramian, 0.1, system.held, np.full_like(system.ridge, 1e-9))
+    gramian = (features.T.astype(np.float64) * system.fixed_factors.h) @ features
+    fixed_factors = FixedFactors(features, system.fixed_factors.h, gramian, 0.1)
+    tiny = System(fixed_factors, system.known, np.full_like(system.ridge, 1e-9))
     x, loss = CudaSolver("cpu").solve(side, tiny)
     assert np.isfinite(x).all()
     assert "nearly singular" in caplog.text
@@ -154,7 +155,8 @@ def test_rows_that_are_singular_in_float32_are_solved_in_float64(
 
 def test_rows_without_a_solution_are_refused_by_name(on_cpu: None) -> None:
     side, system = problem(24, 0, [3, 60], seed=2)
-    open_system = System(system.features, system.h, system.gramian * 0, 0.0, system.held, system.ridge * 0)
+    fixed = system.fixed_factors
+    open_system = System(FixedFactors(fixed.z, fixed.h, fixed.gramian * 0, 0.0), system.known, system.ridge * 0)
     with pytest.raises(InputError, match=r"1 rows have no unique solution \(ids 0\)"):
         CudaSolver("cpu").solve(side, open_system)
 

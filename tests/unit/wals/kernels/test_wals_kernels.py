@@ -15,7 +15,8 @@ from wals_spark.wals import reference
 from wals_spark.wals.model import Coordinates
 from wals_spark.wals.placing import make_sides
 from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import CpuSolver, Solver, System
+from wals_spark.wals.solver import CpuSolver, Solver
+from wals_spark.wals.system import FixedFactors, System
 
 GROUP = LocalGroup()
 # Float32 products of a few dozen terms, then a solve of a well conditioned system.
@@ -54,7 +55,7 @@ def solve(
     if model.bias == "fixed":
         x[:, model.k] = side.offsets[side.rows]
     system = System(
-        z, h, (z.T.astype(np.float64) * h) @ z, rho, model.held(x), model.ridge(side.ridge[side.rows]),
+        FixedFactors(z, h, (z.T.astype(np.float64) * h) @ z, rho), model.held(x), model.ridge(side.ridge[side.rows]),
         biases=model.free - model.k,
     )  # fmt: skip
     return solver.solve(side, system)
