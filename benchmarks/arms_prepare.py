@@ -25,12 +25,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from arms_score import read_case, rows_of, save, save_bf16, say
 
-from wals_spark import encoded, schemas
+from wals_spark import schemas, token_shards
+from wals_spark.checkpoints import checkpoint as ckpt
+from wals_spark.checkpoints.edit import TokenFactors
 from wals_spark.config import Config, load_config
 from wals_spark.factors.store import read_vectors
-from wals_spark.inject import checkpoint as ckpt
-from wals_spark.inject import extend, make, methods, shift, strengths, words
+from wals_spark.inject import domain_shift, modes, strength_search
+from wals_spark.inject import prepare as preparation
 from wals_spark.inject.stages import SHIFT_MIN_COUNT
+from wals_spark.inject.vocabulary import candidates, extend
 from wals_spark.mlm.data import Masked, SpecialIds, encode, mask, pack, special_ids
 from wals_spark.objective import Objective
 from wals_spark.pipeline import run_stages
@@ -115,7 +118,7 @@ def extended_tokenizer(work: Path, config: Config, model: Path, domain: str) -> 
     if not (directory / "tokenizer.json").is_file():
         loaded = load_tokenizer(str(model))
         context = Context(config)
-        found = words.split_words(words.count_documents(context, [domain], 20), loaded)[:NEW_WORDS]
+        found = candidates.split_words(candidates.count_documents(context, [domain], 20), loaded)[:NEW_WORDS]
         context.stop()
         content = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
         pieces = [[loaded.tokens[index] for index in word.pieces] for word in found]
@@ -127,21 +130,21 @@ def extended_tokenizer(work: Path, config: Config, model: Path, domain: str) -> 
 
 def proposal_of(
     config: Config, context: Context
-) -> tuple[methods.Proposal, strengths.Strengths, dict[str, np.ndarray]]:
+) -> tuple[modes.Proposal, strength_search.Strengths, dict[str, np.ndarray]]:
     """What ``inject`` would do on this run: rows, strengths chosen on counted text, what scoring rebuilds them from."""
     opened = ckpt.open_checkpoint(str(config.inject.checkpoint))
     tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
     E = ckpt.embedding_values(opened)
     protected = ckpt.protected_ids(tokenizer, opened.config, opened.size)
     vectors = read_vectors(context.tables, config.run_id, "u")
-    factors = methods.Factors(vectors.matrix, vectors.counts)
+    factors = TokenFactors(vectors.matrix, vectors.counts)
     encoded_in = {b: context.manifests.require("vocabulary", b).outputs["encoded"] for b in config.train.batches}
-    text = make.Text((encoded_in[GENERAL],), (encoded_in[config.run_id],))
-    seen = make.frequencies(config, factors, tokenizer, protected, text)
+    text = preparation.Text((encoded_in[GENERAL],), (encoded_in[config.run_id],))
+    seen = preparation.frequencies(config, factors, tokenizer, protected, text)
     delta = differences(config, context, np.flatnonzero(seen.corpus >= SHIFT_MIN_COUNT), opened.size)
     context.stop()
-    proposal = methods.propose(factors, E, protected, seen, config.inject, config.seed, delta)
-    chosen = strengths.on_text(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
+    proposal = modes.propose(factors, E, protected, seen, config.inject, config.seed, delta)
+    chosen = strength_search.on_text(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
     alignment = proposal.fit.alignment
     moved = np.flatnonzero(delta.any(axis=1))
     assert proposal.shift_trust is not None
@@ -156,12 +159,12 @@ def proposal_of(
         "delta_trust": proposal.shift_trust[moved],
         "share": proposal.shares(chosen.half_exposure or HALF_EXPOSURE),
         "everything": proposal.everything(),
-        "permutation": methods.permutation(factors.counts, config.seed).astype(np.int32),
+        "permutation": modes.permutation(factors.counts, config.seed).astype(np.int32),
         "general_counts": seen.exposure.astype(np.int64),
     }
     bias = opened.tensors[str(opened.head_bias)].values()
     for name, goal, strength in (("domain", seen, chosen.head_bias or HEAD_BIAS), ("sum", seen.towards("sum"), 1.0)):
-        moved_bias = methods.moved_head_bias(bias, goal, protected, strength)
+        moved_bias = modes.moved_head_bias(bias, goal, protected, strength)
         arrays[f"bias_{name}"] = moved_bias.astype(np.float32)
     return proposal, chosen, arrays
 
@@ -172,15 +175,17 @@ def lengths(rows: np.ndarray) -> np.ndarray:
 
 
 def differences(config: Config, context: Context, ids: np.ndarray, size: int) -> np.ndarray:
-    """How the domain uses tokens differently: `wals_spark.inject.shift`."""
+    """How the domain uses tokens differently: `wals_spark.inject.domain_shift`."""
     train = context.manifests.require("train", config.run_id).outputs
     unit = int(context.manifests.require("cooccurrence", GENERAL).outputs["unit"])
-    total, general = (shift.counts_of(context.tables, batches, size, unit) for batches in (train["batches"], [GENERAL]))
+    total, general = (
+        domain_shift.counts_of(context.tables, batches, size, unit) for batches in (train["batches"], [GENERAL])
+    )
     V = read_vectors(context.tables, config.run_id, "v").matrix
-    return shift.differences(context.spark, ids, total, general, V, Objective(**train["objective"]), unit)
+    return domain_shift.differences(context.spark, ids, total, general, V, Objective(**train["objective"]), unit)
 
 
-def arms_of(chosen: strengths.Strengths) -> dict[str, dict[str, Any]]:
+def arms_of(chosen: strength_search.Strengths) -> dict[str, dict[str, Any]]:
     """Arm -> its rows, shift and head bias."""
     moved = chosen.shift or SHIFT
 
@@ -219,7 +224,7 @@ def extended_rows(config: Config, context: Context) -> dict[str, np.ndarray]:
     for method in EXTENDED_ARMS.values():
         flags = {"mode": "extend", "extend_rows": method, "shift": 0.0, "head_bias": 0.0}
         inject = config.inject.model_copy(update=flags)
-        _, change, _ = make.prepare(config.model_copy(update={"inject": inject}), vectors)
+        _, change, _ = preparation.prepare(config.model_copy(update={"inject": inject}), vectors)
         assert change.head_bias is not None
         arrays[f"extended_{method}"] = change.rows
         arrays["extended_bias"] = change.head_bias[change.ids].astype(np.float32)
@@ -235,8 +240,8 @@ def held_out(context: Context, batch: str) -> list[str]:
 def training_sequences(directory: str, special: SpecialIds, seed: int) -> np.ndarray:
     """Packed sequences of a batch's counted documents, a sample, uint16 (n, 128)."""
     documents = []
-    for shard in encoded.list_shards(directory):
-        for chunk in encoded.read_shards([shard.path]):
+    for shard in token_shards.list_shards(directory):
+        for chunk in token_shards.read_shards([shard.path]):
             ends = chunk.offsets
             documents += [chunk.tokens[ends[i] : ends[i + 1]] for i in range(len(ends) - 1)]
     packed = pack([ids[ids >= 0] for ids in documents], special, LENGTH)
@@ -380,7 +385,7 @@ def prepare(data: Path, work: Path, output: Path, domain: str, sequences: int) -
     report_rounding(directory, proposal, chosen)
 
 
-def report_rounding(directory: Path, proposal: methods.Proposal, chosen: strengths.Strengths) -> None:
+def report_rounding(directory: Path, proposal: modes.Proposal, chosen: strength_search.Strengths) -> None:
     """Say how far the rows that scoring rebuilds from 16-bit factors are from those that ``inject`` would write."""
     case = read_case(directory)
     E = case.base["roberta.embeddings.word_embeddings.weight"]

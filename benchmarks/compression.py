@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
 from wals_spark.compress import methods, quantise, text
 from wals_spark.compress.methods import PRESETS, Problem
 from wals_spark.compress.table import Errors
-from wals_spark.inject.checkpoint import embedding_values, open_checkpoint
 from wals_spark.mlm import data
 from wals_spark.mlm.loss import load_masked_lm, score
 from wals_spark.mlm.statistics import Clusters

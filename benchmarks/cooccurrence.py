@@ -108,7 +108,7 @@ def kernel(ids: np.ndarray, offsets: np.ndarray, size: int, memory: int = 4 << 3
     from wals_spark.config import CooccurrenceConfig
     from wals_spark.cooccurrence.semantics import semantics_of
     from wals_spark.cooccurrence.window import WindowCounter
-    from wals_spark.encoded import Chunk
+    from wals_spark.token_shards import Chunk
 
     semantics = semantics_of(CooccurrenceConfig(preset="glove", window_left=WINDOW, window_right=WINDOW))
     chunk = Chunk(ids, offsets, 0, np.zeros(len(offsets) - 1, np.uint64), 0)
@@ -277,7 +277,7 @@ def sorted_cells(plain: Path) -> Any:
     from wals_spark.cooccurrence.merge import BlockMerger, Cells
     from wals_spark.cooccurrence.semantics import semantics_of
     from wals_spark.cooccurrence.window import WindowCounter
-    from wals_spark.encoded import Chunk
+    from wals_spark.token_shards import Chunk
 
     ids, offsets, size = word_ids(plain)
     semantics = semantics_of(CooccurrenceConfig())
@@ -296,7 +296,7 @@ from wals_spark.cooccurrence.counting import cell_writer
 from wals_spark.cooccurrence.merge import BlockMerger
 from wals_spark.cooccurrence.semantics import semantics_of
 from wals_spark.cooccurrence.window import WindowCounter
-from wals_spark.encoded import Chunk
+from wals_spark.token_shards import Chunk
 settings = json.loads(sys.argv[1])
 offsets = np.load(settings["offsets"])
 size, memory = settings["size"], settings["memory"]

@@ -19,10 +19,10 @@ from concurrent.futures import ProcessPoolExecutor
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from wals_spark.config import CorpusConfig
-from wals_spark.corpus.batch import Batch, from_texts
+from wals_spark.corpus.document_batch import Batch, from_texts
 from wals_spark.corpus.read import read_units
 from wals_spark.corpus.source import Unit, list_sources
-from wals_spark.corpus.subwords import SubwordEncoder
+from wals_spark.corpus.subword_encoder import SubwordEncoder
 from wals_spark.corpus.words import WordIndex
 from wals_spark.tokenizer import load_tokenizer
 

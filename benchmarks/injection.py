@@ -41,7 +41,7 @@ def timed(times: dict[str, float], name: str) -> Iterator[None]:
 
 def random_checkpoint(directory: Path, tokenizer: Path) -> None:
     """A checkpoint of roberta-base's shape; only its size matters here."""
-    from wals_spark.inject.rawtensor import as_mapping, write_safetensors
+    from wals_spark.checkpoints.raw_tensor import as_mapping, write_safetensors
 
     generator = np.random.default_rng(0)
 
@@ -82,12 +82,12 @@ def random_checkpoint(directory: Path, tokenizer: Path) -> None:
 
 def speed(data: Path) -> None:
     """Align, blend, write and verify at roberta-base size."""
+    from wals_spark.checkpoints import artifact, atomic_directory
+    from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
+    from wals_spark.checkpoints.verify import verify
     from wals_spark.config import load_config
     from wals_spark.factors.store import Vectors
-    from wals_spark.inject import place, writer
-    from wals_spark.inject.checkpoint import embedding_values, open_checkpoint
-    from wals_spark.inject.make import prepare
-    from wals_spark.inject.verify import verify
+    from wals_spark.inject.prepare import prepare
     from wals_spark.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory() as name:
@@ -107,8 +107,8 @@ def speed(data: Path) -> None:
         with timed(times, "align_and_blend"):
             prepared, change, factors = prepare(config, vectors)
         described = {"mode": "replace", "parameters": {"seed": 1, **config.inject.result_keys()}, "factors": None}
-        with timed(times, "write"), place.staged_directory(str(out), replace=False) as staging:
-            writer.write(staging, prepared, change, factors, described)
+        with timed(times, "write"), atomic_directory.staged_directory(str(out), replace=False) as staging:
+            artifact.write(staging, prepared, change, factors, described)
         changed = len(change.ids)
         del prepared, change, factors, vectors, U  # a stage of its own: verify starts with nothing in memory
         with timed(times, "verify"):

@@ -27,11 +27,11 @@ import torch
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from wals_spark import schemas, storage
+from wals_spark.checkpoints.from_scratch import initial_rows
 from wals_spark.config import Config, load_config
 from wals_spark.factors.store import Vectors, read_vectors
 from wals_spark.inject.align import deciles, permute_within
 from wals_spark.inject.frequency import log_unigram
-from wals_spark.inject.fresh import initial_rows
 from wals_spark.mlm.data import SpecialIds, encode, mask, pack, special_ids
 from wals_spark.mlm.loss import best_device
 from wals_spark.mlm.pretrain import Schedule, evaluation_steps, pretrain

@@ -29,12 +29,13 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 
 from wals_spark import schemas
-from wals_spark.cluster.group import LocalGroup
+from wals_spark.cluster.process_group import LocalGroup
 from wals_spark.evaluate.intrinsic import Analogy, score_vectors
 from wals_spark.objective import make_objective
 from wals_spark.runs import ManifestStore
 from wals_spark.tables import open_tables
-from wals_spark.wals.rank import RankTask, run
+from wals_spark.wals.engine.rank import run
+from wals_spark.wals.engine.task import RankTask
 
 WORD = re.compile("[a-z]+")
 PEERS = ("svd", "sgns", "glove")

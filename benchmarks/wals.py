@@ -29,13 +29,14 @@ import pyarrow.parquet as pq
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from wals_spark.cluster.group import LocalGroup
-from wals_spark.cooccurrence.reading import read_matrix
+from wals_spark.cluster.process_group import LocalGroup
+from wals_spark.cooccurrence.count_matrix import read_matrix
 from wals_spark.objective import make_objective
-from wals_spark.wals.lines import in_lines
-from wals_spark.wals.rank import RankTask, run
-from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import (
+from wals_spark.wals.engine.rank import run
+from wals_spark.wals.engine.task import RankTask
+from wals_spark.wals.partition.side import Side
+from wals_spark.wals.solvers.cache_lines import in_lines
+from wals_spark.wals.solvers.cpu import (
     TILE,
     BlockSolver,
     ConjugateGradientSolver,
@@ -44,7 +45,7 @@ from wals_spark.wals.solver import (
     short_rows,
     turning_pays,
 )
-from wals_spark.wals.system import FixedFactors, System
+from wals_spark.wals.solvers.system import FixedFactors, System
 
 RIDGE = 0.01
 
@@ -217,7 +218,7 @@ def work_of(name: str, n: np.ndarray, k: int, others: int, cells: np.ndarray) ->
 
 def padding(k: int) -> float:
     """Computed over needed multiplications of the product in registers."""
-    from wals_spark.wals.kernels.microkernel import SHORT, TALL
+    from wals_spark.wals.solvers.kernels.microkernel import SHORT, TALL
 
     lanes, computed = 16, 0
     for q in range(-(-k // lanes)):
@@ -232,9 +233,9 @@ def parts(side: Side, system: System) -> dict[str, float]:
     """Processor seconds of gathering, products and Cholesky alone, for the rows of a side."""
     from numba import njit
 
-    from wals_spark.wals.kernels.cholesky import factorise, solve_factored
-    from wals_spark.wals.kernels.microkernel import LINE_BYTES, scale_line
-    from wals_spark.wals.kernels.panels import empty_panels, rank_update, to_panels
+    from wals_spark.wals.solvers.kernels.cholesky import factorise, solve_factored
+    from wals_spark.wals.solvers.kernels.microkernel import LINE_BYTES, scale_line
+    from wals_spark.wals.solvers.kernels.packed_panels import empty_panels, rank_update, to_panels
 
     @njit(nogil=True)
     def gather(indptr, indices, z, target, width):  # type: ignore[no-untyped-def]

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from wals_spark.wals.gpu.cuda_solver import CudaSolver, Layout
-from wals_spark.wals.gpu.torch_solver import TorchSolver
-from wals_spark.wals.sides import Side
-from wals_spark.wals.system import FixedFactors, System
+from wals_spark.wals.partition.side import Side
+from wals_spark.wals.solvers.gpu.cuda_solver import CudaSolver, Layout
+from wals_spark.wals.solvers.gpu.torch_solver import TorchSolver
+from wals_spark.wals.solvers.system import FixedFactors, System
 
 
 def emit(case: str, **facts: Any) -> None:

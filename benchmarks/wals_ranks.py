@@ -26,11 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from wals import emit, largest_cells
 
-from wals_spark.cluster.group import process_group
+from wals_spark.cluster.process_group import process_group
 from wals_spark.objective import PRESETS
-from wals_spark.wals.estimate import choose, estimate_memory
-from wals_spark.wals.holding import Holding
-from wals_spark.wals.rank import RankTask, run
+from wals_spark.wals.engine.memory_estimate import choose, estimate_memory
+from wals_spark.wals.engine.rank import run
+from wals_spark.wals.engine.task import RankTask
+from wals_spark.wals.partition.memory_plan import Holding
 
 HOLDINGS = {
     "replicated, resident": Holding("replicated", "resident"),

@@ -92,7 +92,7 @@ def make_factors(tokenizer_json: str) -> Callable[..., Any]:
     """Factors of which a share of the embedding is a linear image, so that alignment has something to find."""
 
     def make(embedding: np.ndarray, k: int = 8, noise: float = 0.1, seed: int = 0) -> Any:
-        from wals_spark.inject.methods import Factors
+        from wals_spark.checkpoints.edit import TokenFactors
 
         generator = np.random.default_rng(seed)
         size = len(embedding)
@@ -101,7 +101,7 @@ def make_factors(tokenizer_json: str) -> Callable[..., Any]:
         counts[-1] = 0
         directions = generator.standard_normal((embedding.shape[1], k))
         matrix = embedding @ directions + noise * embedding.std() * generator.standard_normal((size, k))
-        return Factors(matrix.astype(np.float32), counts)
+        return TokenFactors(matrix.astype(np.float32), counts)
 
     return make
 
@@ -111,10 +111,10 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
     """Inject factors that fit the checkpoint, without Spark; returns the directory and injection.json."""
 
     def run(checkpoint: Path, mode: str = "blend", *, factors: Any = None, name: str = "out", **values: Any) -> Any:
+        from wals_spark.checkpoints import artifact, atomic_directory
+        from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
         from wals_spark.factors.store import Vectors
-        from wals_spark.inject import place, writer
-        from wals_spark.inject.checkpoint import embedding_values, open_checkpoint
-        from wals_spark.inject.make import prepare
+        from wals_spark.inject.prepare import prepare
         from wals_spark.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(str(checkpoint))
@@ -140,8 +140,8 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
             "factors": {"run_id": "test", "vocabulary_hash": tokenizer.hash, "k": 8, "combine": "u"},
         }
         directory = tmp_path / name
-        with place.staged_directory(str(directory), replace=False) as staging:
-            manifest = writer.write(staging, base, change, used, described)
+        with atomic_directory.staged_directory(str(directory), replace=False) as staging:
+            manifest = artifact.write(staging, base, change, used, described)
         return directory, manifest
 
     return run
@@ -184,7 +184,7 @@ def marginals(x: np.ndarray) -> Any:
 @pytest.fixture
 def worlds(tmp_path: Path) -> Any:
     """General counts and the sum with a domain, as arrays and as files, and column factors."""
-    from wals_spark.inject.shift import Counts
+    from wals_spark.inject.domain_shift import Counts
 
     general, domain = matrix(0), matrix(1)
     total = general + domain

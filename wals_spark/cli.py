@@ -239,7 +239,7 @@ def _verify_directory(options: argparse.Namespace) -> int:
 
 
 def _extend_tokenizer(options: argparse.Namespace, config: Config) -> int:
-    from wals_spark.inject.new_tokenizer import extend_from
+    from wals_spark.inject.vocabulary.command import extend_from
 
     batches = options.batches.split(",") if options.batches else [config.corpus.batch_id]
     written = extend_from(
@@ -256,7 +256,7 @@ def _extend_tokenizer(options: argparse.Namespace, config: Config) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from wals_spark.inject.suspicion import compare_checkpoints, tokens_of
+    from wals_spark.checkpoints.outliers import compare_checkpoints, tokens_of
 
     found = compare_checkpoints(options.before, options.after)
     lines = found.told(tokens_of(options.after))

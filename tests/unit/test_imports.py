@@ -12,35 +12,93 @@ import pytest
 import wals_spark
 
 PACKAGE = Path(wals_spark.__file__).parent
+BASE_ORDER = [
+    "errors",
+    "compiled",
+    "schemas",
+    "config",
+    "storage",
+    "runs",
+    "progress",
+    "heartbeat",
+    "tokenizer",
+    "token_shards",
+]
 LEVELS = [
-    {"errors", "compiled", "config", "schemas", "storage", "runs", "progress", "watch", "tokenizer", "encoded"},
+    {*BASE_ORDER},
     {"cluster", "tables", "matrix", "objective"},
     {"stage"},
-    {"factors", "mlm"},
+    {"factors", "mlm", "checkpoints"},
     {"corpus", "cooccurrence", "wals", "inject", "evaluate"},
     {"pipeline", "compress"},
     {"demo"},
     {"cli"},
 ]
-BASE_ORDER = ["errors", "compiled", "schemas", "config", "storage", "runs", "progress", "watch", "tokenizer", "encoded"]
+PARTS = {
+    "wals": [
+        {"partition.side", "partition.memory_plan", "solvers.cache_lines", "conventions", "recommend"},
+        {"partition.halo", "partition.redistribute", "solvers.system", "solvers.kernels"},
+        {"partition.build", "solvers.cpu"},
+        {"solvers.majorization", "solvers.gpu"},
+        {"engine"},
+        {"estimator", "stages"},
+    ],
+    "inject": [
+        {"align", "blend", "csls", "frequency", "loss_search"},
+        {"gate", "domain_shift", "vocabulary"},
+        {"distributed"},
+        {"modes"},
+        {"strength_search"},
+        {"prepare"},
+        {"stages"},
+    ],
+}
+"""Within a package: its modules and subpackages from the bottom to the top."""
 SPARK_FREE = [
-    "cooccurrence.window",
-    "matrix.csr",
-    "objective",
-    "wals.reference",
-    "wals.solver",
-    "wals.exchange",
-    "wals.rank",
-    "encoded",
-    "mlm",
-    "storage",
-    "runs",
-    "config",
-    "compress.closed",
+    "checkpoints.artifact",
+    "checkpoints.verify",
+    "compress.closed_form",
     "compress.methods",
     "compress.plugin",
     "compress.run",
+    "config",
+    "cooccurrence.window",
+    "inject.modes",
+    "matrix.csr",
+    "mlm",
+    "objective",
+    "runs",
+    "storage",
+    "token_shards",
+    "wals.engine.collectives",
+    "wals.engine.rank",
+    "wals.partition.build",
+    "wals.solvers.cpu",
 ]
+
+
+def dotted(path: Path) -> str:
+    """Of a module: its name below the package, without ``__init__``."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def part_of(package: str, name: str) -> tuple[int, str] | None:
+    """The level and the part of a module within its package; None where it belongs to no part."""
+    for index, parts in enumerate(PARTS[package]):
+        for part in parts:
+            if name == part or name.startswith(part + "."):
+                return index, part
+    return None
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of this package that a module imports, dotted."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wals_spark."):
+            base = node.module.removeprefix("wals_spark.")
+            names |= {f"{base}.{alias.name}" for alias in node.names} | {base}
+    return names
 
 
 def level(room: str) -> int:
@@ -71,6 +129,20 @@ def test_imports_run_downward(path):
             assert BASE_ORDER.index(other) < BASE_ORDER.index(room), f"{relative} imports {other}"
         else:
             assert level(other) < level(room), f"{relative} imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize("package", PARTS)
+def test_imports_run_downward_within_a_package(package):
+    for path in sorted((PACKAGE / package).rglob("*.py")):
+        name = dotted(path).removeprefix(package).removeprefix(".")
+        own = part_of(package, name)
+        if own is None:
+            assert path.name == "__init__.py", f"{package}.{name} is in none of the PARTS of {package}"
+            continue
+        for other in imported_modules(path):
+            theirs = part_of(package, other.removeprefix(f"{package}.")) if other.startswith(f"{package}.") else None
+            below = theirs is None or theirs == own or theirs[0] < own[0]
+            assert below, f"{package}.{name} imports {other}, which is not below it"
 
 
 def test_delta_is_imported_by_one_module():

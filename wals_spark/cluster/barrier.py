@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from wals_spark import errors, storage
 from wals_spark.cluster.failures import translate
-from wals_spark.cluster.group import PeerLostError
 from wals_spark.cluster.preflight import Placement
+from wals_spark.cluster.process_group import PeerLostError
 from wals_spark.errors import TransientError, WalsSparkError
 
 if TYPE_CHECKING:

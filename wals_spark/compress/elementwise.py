@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from wals_spark.progress import Progress
-from wals_spark.wals.sides import Side
-from wals_spark.wals.solver import ConjugateGradientSolver, CpuSolver, Solver
-from wals_spark.wals.system import FixedFactors, System
+from wals_spark.wals.partition.side import Side
+from wals_spark.wals.solvers.cpu import ConjugateGradientSolver, CpuSolver, Solver
+from wals_spark.wals.solvers.system import FixedFactors, System
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wals_spark.inject.rawtensor import ITEM_BYTES, RawTensor, from_values
+from wals_spark.checkpoints.raw_tensor import ITEM_BYTES, RawTensor, from_values
 
 COORDINATE_BITS = 20
 BASIS_BITS = 20

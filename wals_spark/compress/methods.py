@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark.compress import alternate, closed, elementwise, lowrank
-from wals_spark.compress.closed import ClosedForm
+from wals_spark.checkpoints.raw_tensor import ITEM_BYTES
+from wals_spark.compress import alternating, closed_form, elementwise, lowrank
+from wals_spark.compress.closed_form import ClosedForm
 from wals_spark.compress.lowrank import LowRank
 from wals_spark.compress.text import Sensitivity
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.gauge import canonical
-from wals_spark.inject.rawtensor import ITEM_BYTES
 
 METHODS = ("svd", "frequency", "logits", "kronecker", "fisher", "wals")
 TEXT_METHODS = ("logits", "kronecker", "fisher")
@@ -72,14 +72,14 @@ class Problem:
 
     def closed_forms(self) -> dict[str, ClosedForm]:
         """Every closed form that the inputs allow, by method; ``fisher`` is that of the rows' mean weights."""
-        forms = {"svd": closed.solve(self.E)}
+        forms = {"svd": closed_form.solve(self.E)}
         if self.frequencies is not None:
-            forms["frequency"] = closed.solve(self.E, self.frequencies)
+            forms["frequency"] = closed_form.solve(self.E, self.frequencies)
         if self.sensitivity is not None:
             H, rows = self.sensitivity.second_moment, self.fisher_weights().mean(axis=1)
-            forms["logits"] = closed.solve(self.E, metric=H)
-            forms["kronecker"] = closed.solve(self.E, rows, H)
-            forms["fisher"] = closed.solve(self.E, rows)
+            forms["logits"] = closed_form.solve(self.E, metric=H)
+            forms["kronecker"] = closed_form.solve(self.E, rows, H)
+            forms["fisher"] = closed_form.solve(self.E, rows)
         return forms
 
     def fisher_weights(self) -> np.ndarray:
@@ -138,7 +138,7 @@ def closed_form_of(method: str) -> str:
 
 
 def _wals(problem: Problem, rank: int, settings: Preset, form: ClosedForm, seed: int) -> Solution:
-    found = alternate.alternate(
+    found = alternating.alternate(
         form.gram, rank, sweeps=settings.sweeps, ridge=settings.ridge, tolerance=settings.tolerance, seed=seed
     )
     reached = replace(form, encode=found.transform, decode=found.basis)

@@ -24,7 +24,7 @@ import torch
 from transformers import conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from wals_spark.inject.checkpoint import EMBEDDING_SUFFIX, FAMILIES
+from wals_spark.checkpoints.checkpoint import EMBEDDING_SUFFIX, FAMILIES
 
 STEM = EMBEDDING_SUFFIX.removesuffix("weight")
 CHUNK_ROWS = 4096

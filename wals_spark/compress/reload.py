@@ -1,12 +1,15 @@
-"""Load a folder of format ``plugin`` through the stock classes in a fresh process, see `wals_spark.inject.reload`."""
+"""Load a folder of format ``plugin`` through the stock classes in a fresh process.
+
+See `wals_spark.checkpoints.reload`.
+"""
 
 from __future__ import annotations
 
 import sys
 
+from wals_spark.checkpoints import reload
 from wals_spark.compress import plugin
-from wals_spark.compress.artefact import VARIANT
-from wals_spark.inject import reload
+from wals_spark.compress.artifact import VARIANT
 
 if __name__ == "__main__":
     plugin.register()

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from wals_spark import storage
-from wals_spark.compress import artefact, lowrank, methods, quantise, text
+from wals_spark.checkpoints import checkpoint as ckpt
+from wals_spark.checkpoints.atomic_directory import staged_directory
+from wals_spark.checkpoints.raw_tensor import file_sha256
+from wals_spark.compress import artifact, lowrank, methods, quantise, text
 from wals_spark.compress.methods import METHODS, PRESETS, TEXT_METHODS, Preset, Problem
 from wals_spark.compress.table import Choice, Errors
 from wals_spark.errors import ConfigError, InputError
-from wals_spark.inject import checkpoint as ckpt
-from wals_spark.inject.place import staged_directory
-from wals_spark.inject.rawtensor import file_sha256
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Request:
     preset : str
     rank, target_mse, target_bytes
         At most one of them; none = the preset's rank.
-    format : one of `wals_spark.compress.artefact.FORMATS`
+    format : one of `wals_spark.compress.artifact.FORMATS`
     frequencies : str or None
         Path of a table with token_id and count, or of text; None = counted in `text`, if that is given.
     text : str or None
@@ -70,7 +70,7 @@ class Request:
         for key, value, known in (
             ("--preset", self.preset, tuple(PRESETS)),
             ("--method", self.method or METHODS[0], METHODS),
-            ("--format", self.format, artefact.FORMATS),
+            ("--format", self.format, artifact.FORMATS),
         ):
             if value not in known:
                 raise ConfigError(f"{key}: found {value!r}, expected one of {', '.join(known)}")
@@ -110,13 +110,13 @@ def compress(request: Request) -> Result:
     Raises
     ------
     ConfigError, InputError
-        See `Request.settings`, `wals_spark.inject.checkpoint.open_checkpoint` and
+        See `Request.settings`, `wals_spark.checkpoints.checkpoint.open_checkpoint` and
         `wals_spark.compress.methods.choose_rank`.
     """
     settings = request.settings()
     opened = ckpt.open_checkpoint(request.checkpoint, "--checkpoint")
     if request.format == "factorised":
-        artefact.factorised_config(opened, 1)
+        artifact.factorised_config(opened, 1)
     problem = read_problem(request, opened)
     forms = problem.closed_forms()
     form = forms[methods.closed_form_of(settings.method)]
@@ -137,7 +137,7 @@ def compress(request: Request) -> Result:
     parameters = {**asdict(settings), "preset": request.preset, "rank": rank, "seed": request.seed, **_sources(request)}
     facts = {**solution.facts, "table": [choice.to_json() for choice in choices]}
     with staged_directory(request.output, replace=request.overwrite) as staging:
-        manifest = artefact.write(staging, opened, solution.factors, request.format, parameters, facts)
+        manifest = artifact.write(staging, opened, solution.factors, request.format, parameters, facts)
     return Result(choices, manifest)
 
 

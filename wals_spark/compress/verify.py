@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wals_spark.compress import artefact
+from wals_spark.checkpoints import verify as injection
+from wals_spark.checkpoints.artifact import FACTORS
+from wals_spark.checkpoints.checkpoint import FAMILIES
+from wals_spark.checkpoints.raw_tensor import RawTensor, hash_all, read_safetensors
+from wals_spark.checkpoints.verify import Report
+from wals_spark.compress import artifact
 from wals_spark.compress.lowrank import LowRank, from_tensors
 from wals_spark.errors import InputError
-from wals_spark.inject import verify as injection
-from wals_spark.inject.checkpoint import FAMILIES
-from wals_spark.inject.rawtensor import RawTensor, hash_all, read_safetensors
-from wals_spark.inject.verify import Report
-from wals_spark.inject.writer import FACTORS
 
 
 def verify(directory: str | Path, base: str | None = None, *, reload: bool = True) -> Report:
-    """Verify a checkpoint that injection or compression wrote; see `wals_spark.inject.verify.verify`.
+    """Verify a checkpoint that injection or compression wrote; see `wals_spark.checkpoints.verify.verify`.
 
     On top of what holds for every injected checkpoint: the matrix is the expansion of the factors to the last bit, and
     code in the folder is the code that this version writes. A folder of format ``factorised`` is not loaded, since
@@ -26,7 +26,7 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
     """
     directory = Path(directory)
     manifest = injection.read_manifest(directory)
-    if manifest["mode"] != artefact.MODE:
+    if manifest["mode"] != artifact.MODE:
         return injection.verify(directory, base, reload=reload)
     if "stored" not in manifest:
         report = injection.verify(directory, base, reload=reload)
@@ -37,7 +37,7 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
     try:
         tensors, _ = read_safetensors(directory / manifest["stored"]["file"])
         proof, _ = read_safetensors(directory / FACTORS)
-        others, factors = artefact.split(tensors, manifest["embedding"]["tensor"])
+        others, factors = artifact.split(tensors, manifest["embedding"]["tensor"])
     except (InputError, FileNotFoundError) as error:
         report.add("readable", False, str(error))
         return report
@@ -54,9 +54,9 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
 def _check_expansion(report: Report, directory: Path, manifest: Mapping[str, Any]) -> None:
     try:
         parts, _ = read_safetensors(directory / FACTORS)
-        tensors, _ = read_safetensors(directory / artefact.WEIGHTS)
+        tensors, _ = read_safetensors(directory / artifact.WEIGHTS)
         dense = tensors[manifest["embedding"]["tensor"]]
-        wide = from_tensors(*(parts[name] for name in artefact.PARTS))
+        wide = from_tensors(*(parts[name] for name in artifact.PARTS))
     except (InputError, FileNotFoundError, KeyError) as error:
         report.add("expansion", False, f"cannot be read: {error}")
         return
@@ -85,13 +85,13 @@ def _check_code(report: Report, directory: Path) -> None:
     """The code in the folder, read as text."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     model_type = str(config["model_type"]).removeprefix("factorised-")
-    path = directory / artefact.CODE
-    expected = artefact.code_of(FAMILIES[model_type].classes, model_type) if model_type in FAMILIES else None
+    path = directory / artifact.CODE
+    expected = artifact.code_of(FAMILIES[model_type].classes, model_type) if model_type in FAMILIES else None
     same = path.is_file() and path.read_text(encoding="utf-8") == expected
     report.add(
         "code",
         same,
-        f"{artefact.CODE} is what this version of wals_spark writes; it was not run"
+        f"{artifact.CODE} is what this version of wals_spark writes; it was not run"
         if same
-        else f"{artefact.CODE} differs from what this version of wals_spark writes: read it before you trust it",
+        else f"{artifact.CODE} differs from what this version of wals_spark writes: read it before you trust it",
     )

@@ -22,9 +22,9 @@ from wals_spark import schemas, storage
 from wals_spark.cooccurrence.merge import BlockMerger, Cells, pack_cells
 from wals_spark.cooccurrence.semantics import Semantics
 from wals_spark.cooccurrence.window import Tally, WindowCounter, context_tokens
-from wals_spark.encoded import Boundary, Chunk, Span, read_spans
 from wals_spark.errors import InputError
-from wals_spark.watch import Heartbeat
+from wals_spark.heartbeat import Heartbeat
+from wals_spark.token_shards import Boundary, Chunk, Span, read_spans
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

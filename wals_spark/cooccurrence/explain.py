@@ -11,9 +11,9 @@ import numpy as np
 from wals_spark.cooccurrence.plan import Plan, expected_cells, make_plan
 from wals_spark.cooccurrence.semantics import Semantics, semantics_of
 from wals_spark.cooccurrence.window import TOKEN_BYTES, VOCABULARY_BYTES, WindowCounter, direct_bytes
-from wals_spark.encoded import Boundary, Chunk, Shard, list_shards, read_spans, split
 from wals_spark.stage import Context
 from wals_spark.tables.vocabulary import read_vocabulary
+from wals_spark.token_shards import Boundary, Chunk, Shard, list_shards, read_spans, split
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from wals_spark.cooccurrence.semantics import Semantics
 from wals_spark.cooccurrence.window import chunk_capacity, direct_bytes
-from wals_spark.encoded import Shard, Span, split
+from wals_spark.token_shards import Shard, Span, split
 
 CELLS_PER_BLOCK = 4_000_000
 TOKENS_PER_TASK = 1 << 19

@@ -14,15 +14,15 @@ import pyarrow as pa
 from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.cooccurrence.batches import refuse_folded
-from wals_spark.encoded import list_shards
 from wals_spark.errors import InputError
+from wals_spark.heartbeat import Watch, time_left
 from wals_spark.progress import Progress
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage
 from wals_spark.tables.parquet import ParquetTables
 from wals_spark.tables.vocabulary import Vocabulary, read_vocabulary
+from wals_spark.token_shards import list_shards
 from wals_spark.tokenizer import vocabulary_hash
-from wals_spark.watch import Watch, time_left
 
 if TYPE_CHECKING:
     from wals_spark.cooccurrence.counting import Job

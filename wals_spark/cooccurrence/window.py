@@ -18,8 +18,8 @@ import numpy as np
 from wals_spark.cooccurrence import kernels
 from wals_spark.cooccurrence.merge import LARGEST_OUTPUT, MAXIMUM_UNITS, Cells, MergeTotals
 from wals_spark.cooccurrence.semantics import Semantics, keep_thresholds
-from wals_spark.encoded import Chunk
 from wals_spark.errors import InputError
+from wals_spark.token_shards import Chunk
 
 TOKEN_BYTES = 12
 """Memory per token of a chunk being counted: id, position, reach."""

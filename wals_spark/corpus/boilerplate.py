@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from wals_spark.corpus.batch import Batch
-from wals_spark.corpus.exchange import Blob, pack_table, unpack_table
+from wals_spark.corpus.document_batch import Batch
+from wals_spark.corpus.shuffle import Blob, pack_table, unpack_table
 from wals_spark.corpus.words import Tally, WordIndex
 
 LINE = r"[^\n]+"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wals_spark.config import CorpusConfig
-from wals_spark.corpus.batch import Batch, Bytes
+from wals_spark.corpus.document_batch import Batch, Bytes
 from wals_spark.errors import InputError
 
 _NEWLINE, _SPACE = 0x0A, 0x20

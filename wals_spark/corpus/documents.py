@@ -15,12 +15,13 @@ import numpy as np
 
 from wals_spark import storage
 from wals_spark.config import Config, CorpusConfig
-from wals_spark.corpus.batch import Batch
 from wals_spark.corpus.boilerplate import LineCounter, frequent_lines, remove_lines
 from wals_spark.corpus.clean import clean, drop_empty, filter_length
-from wals_spark.corpus.duplicates import DuplicateIds, find_duplicates, pack_ids
-from wals_spark.corpus.exchange import Blob, exchange
+from wals_spark.corpus.document_batch import Batch
+from wals_spark.corpus.duplicate_ids import DuplicateIds, find_duplicates, pack_ids
+from wals_spark.corpus.duplicate_texts import merge_texts, text_keys
 from wals_spark.corpus.read import check_records, read_units
+from wals_spark.corpus.shuffle import Blob, exchange
 from wals_spark.corpus.source import (
     SourceFile,
     Unit,
@@ -32,14 +33,13 @@ from wals_spark.corpus.source import (
     text_bytes,
     unit_bytes,
 )
-from wals_spark.corpus.texts import merge_texts, text_keys
 from wals_spark.corpus.writing import DocumentWriter, Written, drop_rows, remove_temporary
 from wals_spark.errors import InputError
+from wals_spark.heartbeat import Heartbeat, text_progress
 from wals_spark.schemas import DOCUMENTS
 from wals_spark.stage import Context, Metric, Outcome
 from wals_spark.tables.base import spark_path
 from wals_spark.tables.parquet import ParquetTables
-from wals_spark.watch import Heartbeat, text_progress
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wals_spark import encoded, storage
+from wals_spark import storage, token_shards
 from wals_spark.config import Config, VocabularyConfig, fingerprint
 from wals_spark.corpus import versions
-from wals_spark.corpus.batch import Batch, from_arrow
-from wals_spark.corpus.exchange import Blob, exchange, pack_table, unpack_table
-from wals_spark.corpus.subwords import SubwordEncoder
+from wals_spark.corpus.document_batch import Batch, from_arrow
+from wals_spark.corpus.shuffle import Blob, exchange, pack_table, unpack_table
+from wals_spark.corpus.subword_encoder import SubwordEncoder
 from wals_spark.corpus.vocabulary import (
     HashCollisionError,
     Ranked,
@@ -31,14 +31,14 @@ from wals_spark.corpus.vocabulary import (
     vocabulary_rows,
 )
 from wals_spark.corpus.words import Encoded, Tally, WordIndex
-from wals_spark.encoded import Shard, ShardWriter
 from wals_spark.errors import InputError
+from wals_spark.heartbeat import Heartbeat, text_progress
 from wals_spark.runs import RunLock
 from wals_spark.schemas import DOCUMENTS, VOCABULARY
 from wals_spark.stage import Context, Metric, Outcome
 from wals_spark.tables import DataFile
+from wals_spark.token_shards import Shard, ShardWriter
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
-from wals_spark.watch import Heartbeat, text_progress
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _run(context: Context, directory: str) -> Outcome:
                 else _encode_subwords(context, work)
             )
         versions.write_counts(staging, made.counts, made.document_counts)
-        encoded.write_listing(staging, made.shards)
+        token_shards.write_listing(staging, made.shards)
         _remove_temporary(staging)
         storage.remove(target)
         storage.move(staging, target)
@@ -290,7 +290,7 @@ def _encode_words(context: Context, work: Work, known: list[str]) -> Made:
             f"no word matching {section.pattern!r} occurs {section.min_count} times "
             f"({distinct:,} words occur at all); lower vocabulary.min_count or change vocabulary.pattern"
         )
-    encoded.write_vocabulary(work.directory, ranked.hashes, ranked.hashed_ids)
+    token_shards.write_vocabulary(work.directory, ranked.hashes, ranked.hashed_ids)
     facts = {"vocabulary_hash": vocabulary_hash(ranked.tokens), "distinct": distinct, "text_bytes": text_bytes}
     return Made(ranked.tokens, ranked.counts, ranked.document_counts, shards, facts)
 
@@ -299,7 +299,7 @@ def _words_task(work: Work, section: VocabularyConfig, seed: int, hash_bits: int
     index = WordIndex(section.pattern, section.case, seed, hash_bits)
     tally = Tally()
     shard, text_bytes = _encode_task(work, task, tally, index.encode, lambda: index.size)
-    encoded.write_local_words(shard.path, index.hashes)
+    token_shards.write_local_words(shard.path, index.hashes)
     yield from pack_counts(index, tally, work.reducers)
     yield _written(shard, text_bytes, task, work.reducers)
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wals_spark.compiled import compiled
-from wals_spark.corpus.batch import Batch
+from wals_spark.corpus.document_batch import Batch
 from wals_spark.corpus.words import WordIndex
 
 SHINGLE = 5

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from wals_spark import storage
 from wals_spark.config import CorpusConfig
-from wals_spark.corpus.batch import Batch, from_arrow, from_texts
+from wals_spark.corpus.document_batch import Batch, from_arrow, from_texts
 from wals_spark.corpus.source import SourceFile, Unit, corrupt, require_columns
 from wals_spark.errors import InputError
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wals_spark.corpus.exchange import Blob, pack_table, unpack_table
+from wals_spark.corpus.shuffle import Blob, pack_table, unpack_table
 from wals_spark.corpus.words import Tally, WordIndex
 
 COUNTS = pa.schema(

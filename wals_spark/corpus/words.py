@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wals_spark.compiled import compiled
-from wals_spark.corpus.batch import Batch, Bytes, Longs
-from wals_spark.corpus.reference import CASES, words_and_breaks
+from wals_spark.corpus.document_batch import Batch, Bytes, Longs
+from wals_spark.corpus.word_rules import CASES, words_and_breaks
 
 Ints = npt.NDArray[np.int32]
 

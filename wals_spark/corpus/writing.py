@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wals_spark import storage
-from wals_spark.corpus.batch import Batch, from_arrow
-from wals_spark.corpus.duplicates import drop_lists
-from wals_spark.corpus.exchange import Blob, run_tasks
+from wals_spark.corpus.document_batch import Batch, from_arrow
+from wals_spark.corpus.duplicate_ids import drop_lists
+from wals_spark.corpus.shuffle import Blob, run_tasks
 from wals_spark.schemas import DOCUMENTS
 
 if TYPE_CHECKING:

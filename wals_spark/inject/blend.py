@@ -12,7 +12,7 @@ The first factor of b_i weighs the two errors, the second is how far the predict
 trusted. Rare in pretraining and frequent in the corpus: b is large. Rare in both: b is small. Dividing by
 rho^2 matters: rows of rare tokens are shorter, so their raw errors are smaller, not larger. What the fit
 sees as error includes all that the map cannot express, so h is better chosen by masked-LM loss where the
-model has that head (`wals_spark.inject.choose`); 0 means no change.
+model has that head (`wals_spark.inject.loss_search`); 0 means no change.
 
 Span only: with Q an orthonormal basis of the directions that the map can reach (its rank is k at most), a
 row keeps what lies outside, E'_i = E_i + b_i (P_i - mu_e - (E_i - mu_e) Q Q^T), and lengths are matched and

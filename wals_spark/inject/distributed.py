@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wals_spark import schemas
+from wals_spark.checkpoints.checkpoint import open_checkpoint
+from wals_spark.checkpoints.raw_tensor import gather_rows
 from wals_spark.inject import align
-from wals_spark.inject.checkpoint import open_checkpoint
 from wals_spark.inject.gate import FoldSums
-from wals_spark.inject.rawtensor import gather_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from wals_spark import encoded, storage
+from wals_spark import storage, token_shards
 from wals_spark.errors import InputError
 from wals_spark.tokenizer import LoadedTokenizer
 
@@ -45,14 +45,14 @@ def exposure(how: str, counts: np.ndarray, tokenizer: LoadedTokenizer, protected
 def count_encoded(directories: Sequence[str], size: int) -> np.ndarray:
     """Tokens of encoded batches, int64 (size,): one pass over the shards, on as many threads as there are cores."""
 
-    def count(shard: encoded.Shard) -> np.ndarray:
+    def count(shard: token_shards.Shard) -> np.ndarray:
         total = np.zeros(size, np.int64)
-        for chunk in encoded.read_shards([shard.path]):
+        for chunk in token_shards.read_shards([shard.path]):
             ids = chunk.tokens[chunk.overlap :]
             total += np.bincount(ids[ids >= 0], minlength=size)
         return total
 
-    shards = [shard for directory in directories for shard in encoded.list_shards(directory)]
+    shards = [shard for directory in directories for shard in token_shards.list_shards(directory)]
     with ThreadPoolExecutor() as pool:
         return sum(pool.map(count, shards), np.zeros(size, np.int64))
 

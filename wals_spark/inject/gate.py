@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.inject import align, retrieval
+from wals_spark.inject import align, csls
 
 MARGIN = 0.01
 _RESAMPLES = 500
@@ -134,7 +134,7 @@ def fit_and_gate(
     T = None
     errors: dict[str, np.ndarray] = {}
     hits: dict[str, np.ndarray] = {}
-    queries = retrieval.stratified_queries(strata, seed)
+    queries = csls.stratified_queries(strata, seed)
     own: tuple[align.Alignment, align.CrossValidation, _HeldOut] | None = None
     for name, (X, rows) in arms.items():
         if sums is not None and name != "frequency":
@@ -155,7 +155,7 @@ def fit_and_gate(
         if name != "frequency":
             predicted = align.held_out_predictions(maps, X[rows[queries]], fold[queries])
             means = np.stack([each.mu_e for each in maps]).astype(np.float32)
-            hits[name] = retrieval.csls_hits(predicted, E, queries, means, fold, anchors)
+            hits[name] = csls.csls_hits(predicted, E, queries, means, fold, anchors)
         if name == "factors":
             own = whole, cv, held_out
     assert own is not None

@@ -13,14 +13,16 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from wals_spark import storage
+from wals_spark.checkpoints import artifact, atomic_directory
+from wals_spark.checkpoints import checkpoint as ckpt
+from wals_spark.checkpoints.edit import EmbeddingEdit
+from wals_spark.checkpoints.verify import read_manifest, verify
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.factors.store import Vectors, read_vectors
-from wals_spark.inject import checkpoint as ckpt
-from wals_spark.inject import frequency, methods, place, shift, writer
+from wals_spark.inject import domain_shift, frequency
 from wals_spark.inject.gate import FoldSums
-from wals_spark.inject.make import Text, check_vocabulary, extended_tokenizer, init_tokenizer, prepare, source_of
-from wals_spark.inject.verify import read_manifest, verify
+from wals_spark.inject.prepare import Text, check_vocabulary, extended_tokenizer, init_tokenizer, prepare, source_of
 from wals_spark.objective import Objective
 from wals_spark.runs import ManifestStore, Run
 from wals_spark.stage import Context, Metric, Outcome, Stage
@@ -78,7 +80,7 @@ def _check(config: Config) -> None:
         check_vocabulary(
             load_tokenizer(config.vocabulary.tokenizer).hash, tokenizer, config.vocabulary.tokenizer, source
         )
-    place.refuse_existing(output_directory(config), replace=_may_replace(config))
+    atomic_directory.refuse_existing(output_directory(config), replace=_may_replace(config))
 
 
 def _may_replace(config: Config) -> bool:
@@ -149,8 +151,8 @@ def _run(context: Context) -> Outcome:
             "combine": config.inject.combine,
         }
     output = output_directory(config)
-    with place.staged_directory(output, replace=_may_replace(config)) as staging:
-        manifest = writer.write(staging, base, change, factors, described)
+    with atomic_directory.staged_directory(output, replace=_may_replace(config)) as staging:
+        manifest = artifact.write(staging, base, change, factors, described)
     return _outcome(output, manifest, change)
 
 
@@ -189,25 +191,25 @@ def _text(context: Context) -> Text:
 
 
 def _delta(context: Context, domain: tuple[str, ...]) -> np.ndarray:
-    """How the domain uses each token differently: `wals_spark.inject.shift`."""
+    """How the domain uses each token differently: `wals_spark.inject.domain_shift`."""
     config = context.config
     train = context.input("train").outputs
     batches, size = list(train["batches"]), int(train["vocabulary_size"])
     unit = int(context.manifests.require("cooccurrence", batches[0]).outputs["unit"])
     found = frequency.count_encoded(domain, size)
     V = read_vectors(context.tables, config.run_id, "v").matrix
-    return shift.differences(
+    return domain_shift.differences(
         context.spark,
         np.flatnonzero(found >= SHIFT_MIN_COUNT),
-        shift.counts_of(context.tables, batches, size, unit),
-        shift.counts_of(context.tables, list(config.inject.general_batches), size, unit),
+        domain_shift.counts_of(context.tables, batches, size, unit),
+        domain_shift.counts_of(context.tables, list(config.inject.general_batches), size, unit),
         V,
         Objective(**train["objective"]),
         unit,
     )
 
 
-def _outcome(output: str, manifest: dict[str, Any], change: methods.Change) -> Outcome:
+def _outcome(output: str, manifest: dict[str, Any], change: EmbeddingEdit) -> Outcome:
     embedding = manifest["embedding"]
     metrics = [
         Metric("rows_changed", embedding["rows_changed"]),
@@ -217,10 +219,11 @@ def _outcome(output: str, manifest: dict[str, Any], change: methods.Change) -> O
         f"{embedding['rows_changed']:,} of {embedding['shape'][0]:,} rows changed, head bias "
         f"{'moved' if manifest['head_bias']['changed'] else 'as it was'}: {output}"
     ]
-    if change.gate is not None:
-        metrics += [Metric(f"r2_{name}", value) for name, value in change.gate.r2.items()]
-        metrics.append(Metric("gate_gain", change.gate.gain, change.gate.low, change.gate.high))
-        lines.append(change.gate.reason if change.gate.passed else f"written by force though {change.gate.reason}")
+    gate = change.gate
+    if gate is not None:
+        metrics += [Metric(f"r2_{name}", value) for name, value in gate["r2"].items()]
+        metrics.append(Metric("gate_gain", gate["gain"], gate["low"], gate["high"]))
+        lines.append(gate["reason"] if gate["passed"] else f"written by force though {gate['reason']}")
     return Outcome(
         {
             "paths": [output],

@@ -57,8 +57,9 @@ from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.foldin import fold_in
 from wals_spark.matrix.csr import build_csr
 from wals_spark.objective import Marginals, Objective, make_objective
-from wals_spark.wals.driver import train
-from wals_spark.wals.rank import RankTask, check_shape
+from wals_spark.wals.engine.driver import train
+from wals_spark.wals.engine.rank import check_shape
+from wals_spark.wals.engine.task import RankTask
 from wals_spark.wals.recommend import top_products
 
 logger = logging.getLogger(__name__)

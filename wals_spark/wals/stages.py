@@ -61,10 +61,11 @@ def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str
 
 def _run(context: Context) -> Outcome:
     from wals_spark.cluster.preflight import preflight
-    from wals_spark.wals.driver import train
-    from wals_spark.wals.estimate import choose, machine_memory
-    from wals_spark.wals.holding import Holding
-    from wals_spark.wals.rank import RankTask, check_shape
+    from wals_spark.wals.engine.driver import train
+    from wals_spark.wals.engine.memory_estimate import choose, machine_memory
+    from wals_spark.wals.engine.rank import check_shape
+    from wals_spark.wals.engine.task import RankTask
+    from wals_spark.wals.partition.memory_plan import Holding
 
     config = context.config.train
     counts = agreed_facts(context.inputs_of("cooccurrence"), read_vocabulary(context.tables))

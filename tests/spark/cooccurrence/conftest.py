@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from wals_spark import encoded, schemas, storage
+from wals_spark import schemas, storage, token_shards
 from wals_spark.runs import Manifest
 from wals_spark.tokenizer import vocabulary_hash
 
@@ -20,13 +20,13 @@ def encode():
         directory = storage.join(context.manifests.warehouse, "_encoded", batch_id)
         listing = []
         for shard in range(shards):
-            writer = encoded.ShardWriter(storage.join(directory, f"part-{shard:05d}.arrow"))
+            writer = token_shards.ShardWriter(storage.join(directory, f"part-{shard:05d}.arrow"))
             mine = list(range(shard, len(documents), shards))
             flat = np.array([token for d in mine for token in documents[d]], np.int32)
             offsets = np.cumsum([0] + [len(documents[d]) for d in mine]).astype(np.int64)
             writer.write([f"{batch_id}-{d}" for d in mine], flat, offsets)
             listing.append(writer.close())
-        encoded.write_listing(directory, listing)
+        token_shards.write_listing(directory, listing)
         counts = np.bincount([token for document in documents for token in document if token >= 0], minlength=size)
         tokens = tokens or [f"t{i}" for i in range(size)]
         rows = pa.table(

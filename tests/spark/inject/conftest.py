@@ -8,7 +8,7 @@ import pytest
 from inject_models import inject, make_checkpoint, make_factors, tokenizer_json, worlds
 
 from wals_spark import schemas
-from wals_spark.inject.checkpoint import embedding_values, open_checkpoint
+from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
 from wals_spark.runs import Manifest
 from wals_spark.tokenizer import load_tokenizer
 

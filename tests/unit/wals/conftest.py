@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from wals_spark.objective import PRESETS
-from wals_spark.wals.rank import RankTask
+from wals_spark.wals.engine.task import RankTask
 
 RANK_PROGRAM = """
 import os, signal, sys
-from wals_spark.cluster.group import process_group
-from wals_spark.wals.rank import RankTask, run
+from wals_spark.cluster.process_group import process_group
+from wals_spark.wals.engine.task import RankTask
+from wals_spark.wals.engine.rank import run
 rank, size, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 task = RankTask.from_json(sys.argv[4])
 kill_rank, kill_after = int(sys.argv[5]), int(sys.argv[6])

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from wals_spark.checkpoints import verify as injection
+from wals_spark.checkpoints.artifact import manifest_sha256
+from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, read_safetensors, write_safetensors
+from wals_spark.checkpoints.verify import read_manifest
+from wals_spark.cli import main
+from wals_spark.compress.run import Request, compress
+from wals_spark.compress.verify import verify
+from wals_spark.errors import InputError
+
+STEM = "roberta.embeddings.word_embeddings."
+FILES = {
+    "dense": "model.safetensors",
+    "factorised": "model.safetensors",
+    "plugin": "model.factorised.safetensors",
+}
+
+
+@pytest.fixture
+def make(make_checkpoint, tmp_path):
+    """Compress a fresh checkpoint in a format; returns the base and the folder."""
+
+    def run(format_, **options):
+        base = make_checkpoint()
+        compress(Request(str(base), str(tmp_path / "out"), rank=4, format=format_, **options))
+        return str(base), tmp_path / "out"
+
+    return run
+
+
+def failed(report):
+    return {check.name for check in report.checks if not check.passed}
+
+
+def forge(directory, file, edit):
+    """Change a file and sign injection.json again, as a careful forger would."""
+    edit()
+    manifest = read_manifest(directory)
+    manifest["files"][file] = file_sha256(directory / file)
+    manifest["sha256"] = manifest_sha256(manifest)
+    (directory / "injection.json").write_text(json.dumps(manifest))
+
+
+def flip(path, name):
+    """Change the first number of a tensor."""
+    tensors, metadata = read_safetensors(path)
+    tensors = {key: RawTensor(value.dtype, value.shape, value.data.copy()) for key, value in tensors.items()}
+    tensors[name].data[1] ^= 1
+    write_safetensors(path, tensors, metadata)
+
+
+@pytest.mark.parametrize("format_", FILES)
+def test_every_format_verifies_with_and_without_its_base(make, format_):
+    base, directory = make(format_)
+    report = verify(directory, base)
+    assert report.failures == []
+    names = {check.name for check in report.checks}
+    assert {"identical", "base rows", "declared"} <= names
+    assert ({"code"} <= names) == (format_ == "factorised")
+    assert ({"reload AutoModelForMaskedLM", "reload AutoModelForQuestionAnswering"} <= names) == (
+        format_ != "factorised"
+    )
+    assert verify(directory, reload=False).failures == []
+
+
+@pytest.mark.parametrize("format_", ["factorised", "plugin"])
+@pytest.mark.parametrize("part", ["coordinates", "basis", "mean"])
+def test_a_changed_factor_is_caught_even_when_hashes_are_forged(make, format_, part):
+    base, directory = make(format_)
+    file = FILES[format_]
+    forge(directory, file, lambda: flip(directory / file, STEM + part))
+    assert {"factors", "tensors"} <= failed(verify(directory, base, reload=False))
+
+
+def test_a_dense_matrix_that_is_not_its_factors_is_caught(make):
+    base, directory = make("dense")
+    forge(directory, "model.safetensors", lambda: flip(directory / "model.safetensors", STEM + "weight"))
+    assert {"expansion", "tensors"} <= failed(verify(directory, base, reload=False))
+
+
+def test_an_undeclared_tensor_is_caught(make):
+    base, directory = make("plugin")
+    file = FILES["plugin"]
+    forge(directory, file, lambda: flip(directory / file, "lm_head.dense.weight"))
+    assert {"declared", "identical"} <= failed(verify(directory, base, reload=False))
+
+
+def test_other_code_in_the_folder_is_caught_without_running_it(make):
+    _, directory = make("factorised")
+    path = directory / "modeling_factorised.py"
+    forge(directory, path.name, lambda: path.write_text(path.read_text() + "\nraise SystemExit('ran')\n"))
+    assert failed(verify(directory)) == {"code"}
+
+
+def test_a_missing_factor_is_reported(make):
+    _, directory = make("plugin")
+    path = directory / FILES["plugin"]
+    tensors, metadata = read_safetensors(path)
+    kept = {name: RawTensor(t.dtype, t.shape, t.data.copy()) for name, t in tensors.items() if "basis" not in name}
+    write_safetensors(path, kept, metadata)
+    assert "readable" in failed(verify(directory))
+
+
+def test_injections_own_verify_points_to_the_right_one(make):
+    _, directory = make("plugin")
+    with pytest.raises(InputError, match=r"wals_spark\.compress\.verify"):
+        injection.verify(directory)
+
+
+def test_the_command_line_verifies_them(make, capsys):
+    base, directory = make("plugin")
+    assert main(["verify", str(directory), "--base", base]) == 0
+    assert "RobertaForMaskedLM, torch.float32, tied, nothing lost" in capsys.readouterr().out
+
+
+def test_the_model_card_says_how_to_load_it(make):
+    _, directory = make("factorised")
+    text = (directory / "README.md").read_text()
+    assert "trust_remote_code=True" in text
+    assert "| **svd** | 4 |" in text

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from wals_spark.corpus import minhash
+from wals_spark.corpus.boilerplate import LineCounter, frequent_lines, remove_lines
+from wals_spark.corpus.document_batch import from_texts
+from wals_spark.corpus.minhash import PERMUTATIONS, SHINGLE, band_keys, signatures, similar_to_earlier
+from wals_spark.corpus.words import WordIndex
+
+
+def to_batch(texts):
+    return from_texts([str(n) for n in range(len(texts))], [text.encode() for text in texts])
+
+
+def shingles(text):
+    words = text.split()
+    return {tuple(words[start : start + SHINGLE]) for start in range(max(len(words) - SHINGLE, 0) + 1)}
+
+
+def altered(words, share, rng):
+    return [rng.choice("abcdefgh") * 3 if rng.random() < share else word for word in words]
+
+
+def test_signatures_estimate_the_share_of_common_shingles():
+    rng = random.Random(3)
+    vocabulary = [f"w{n}" for n in range(500)]
+    for share in (0.0, 0.01, 0.03, 0.1, 1.0):
+        first = rng.choices(vocabulary, k=2000)
+        texts = [" ".join(first), " ".join(altered(first, share, rng))]
+        a, b = map(shingles, texts)
+        exact = len(a & b) / len(a | b)
+        found = signatures(to_batch(texts), WordIndex(r"\w+", "lower"))
+        estimate = float((found[0] == found[1]).mean())
+        assert abs(estimate - exact) < 4 * np.sqrt(max(exact * (1 - exact), 1e-9) / PERMUTATIONS) + 1e-9
+
+
+def test_signatures_do_not_depend_on_the_batch_or_the_words_seen_before():
+    texts = ["one two three four five six", "seven", "", "!!!", "one two three four five six"]
+    together = signatures(to_batch(texts), WordIndex(r"\w+", "lower"))
+    used = WordIndex(r"\w+", "lower")
+    signatures(to_batch(["five four three"]), used)
+    alone = [signatures(to_batch([text]), used)[0] for text in reversed(texts)]
+    assert together.tolist() == np.stack(alone[::-1]).tolist()
+    assert together[0].tolist() == together[4].tolist()
+    assert together[2].tolist() != together[3].tolist()
+
+
+def test_signature_equals_its_plain_twin():
+    text = "a b c d e f a b"
+    index = WordIndex(r"\w+", "lower")
+    (found,) = signatures(to_batch([text]), index)
+    hashes = dict(zip(index.words(), index.hashes.tolist(), strict=True))
+    mask = (1 << 64) - 1
+    words = text.split()
+    values = []
+    for start in range(len(words) - SHINGLE + 1):
+        shingle = 14695981039346656037
+        for word in words[start : start + SHINGLE]:
+            shingle = (shingle ^ hashes[word]) * 1099511628211 & mask
+            shingle ^= shingle >> 29
+        values.append(shingle)
+    expected = [
+        min(((int(a) * value + int(b)) & mask) >> 32 for value in values)
+        for a, b in zip(minhash.MULTIPLIERS, minhash.ADDENDS, strict=True)
+    ]
+    assert found.tolist() == expected
+
+
+def test_similar_documents_are_found_and_the_first_stays():
+    rng = random.Random(4)
+    vocabulary = [f"w{n}" for n in range(2000)]
+    originals = [rng.choices(vocabulary, k=400) for _ in range(50)]
+    texts = [" ".join(words) for words in originals]
+    texts += [" ".join(altered(words, 0.005, rng)) for words in originals[:20]]
+    found = signatures(to_batch(texts), WordIndex(r"\w+", "lower"))
+    keys = band_keys(found)
+    positions = np.broadcast_to(np.arange(len(texts))[:, None], keys.shape)
+    again = similar_to_earlier(keys.ravel(), positions.ravel(), lambda at: found[at], 0.8)
+    expected = [n for n in range(50, 70) if (found[n] == found[n - 50]).mean() >= 0.8]
+    assert again.tolist() == expected
+    assert len(expected) >= 18
+    same = [n for n in range(50, 70) if texts[n] == texts[n - 50]]
+    assert similar_to_earlier(keys.ravel(), positions.ravel(), lambda at: found[at], 1.0).tolist() == same
+
+
+MENU = "Home | About | Contact"
+
+
+def documents_with_menu(number):
+    return [f"{MENU}\ntext {n}\n\n{MENU}\nend {n % 2}" for n in range(number)]
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_lines_of_many_documents_are_found_once_per_document(batches):
+    texts = [*documents_with_menu(6), "text 0\nother"]
+    payloads = []
+    for part in range(batches):
+        counter = LineCounter()
+        counter.add(to_batch(texts[part::batches]))
+        payloads += [blob.payload for blob in counter.blobs(1)]
+    index = WordIndex(r"[^\n]+", "keep")
+    index.encode(to_batch([f"{MENU}\nend 0\nend 1\ntext 0"]))
+    hashes = dict(zip(index.words(), index.hashes.tolist(), strict=True))
+    assert frequent_lines(payloads, 6).tolist() == [hashes[MENU]]
+    assert set(frequent_lines(payloads, 3)) == {hashes[MENU], hashes["end 0"], hashes["end 1"]}
+    assert hashes["text 0"] in frequent_lines(payloads, 2)
+
+
+def test_boilerplate_lines_are_removed_and_counted():
+    counter = LineCounter()
+    texts = [*documents_with_menu(4), "", "only this"]
+    counter.add(to_batch(texts))
+    lines = np.sort(frequent_lines([blob.payload for blob in counter.blobs(1)], 4))
+    counts: Counter[str] = Counter()
+    cleaned = remove_lines(to_batch(texts), lines, counts)
+    assert [cleaned.text(n).decode() for n in range(6)] == [
+        *(f"text {n}\n\nend {n % 2}" for n in range(4)),
+        "",
+        "only this",
+    ]
+    assert counts["boilerplate_lines"] == 8
+    assert counts["documents_with_boilerplate"] == 4

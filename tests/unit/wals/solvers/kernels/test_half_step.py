@@ -1,0 +1,153 @@
+"""The half-step kernels against the float64 reference over the dense matrix."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from oracles import wals as oracle
+
+from wals_spark.cluster.process_group import LocalGroup
+from wals_spark.errors import ConfigError, InputError
+from wals_spark.matrix.cells import Cells
+from wals_spark.objective import PRESETS, Objective
+from wals_spark.wals.engine.factors import Coordinates
+from wals_spark.wals.partition.build import make_sides
+from wals_spark.wals.partition.side import Side
+from wals_spark.wals.solvers.cpu import CpuSolver, Solver
+from wals_spark.wals.solvers.system import FixedFactors, System
+
+GROUP = LocalGroup()
+# Float32 products of a few dozen terms, then a solve of a well conditioned system.
+TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
+VARIANTS = {
+    **{name: objective for name, objective in PRESETS.items() if not objective.curved},
+    "smoothed": replace(PRESETS["ppmi"], context_smoothing=0.75, shift=2.0),
+    "counted ridge": replace(PRESETS["ppmi"], regularization=0.01, regularization_exponent=1.0),
+    # An observed cell may weigh less than an unobserved one: negative extra weights.
+    "replaced": replace(PRESETS["ppmi"], additive=False, rho=0.5),
+    "biased": replace(PRESETS["ppmi"], bias="free", rho=0.1),
+    "fixed": replace(PRESETS["glove"], bias="fixed"),
+    "fixed, unobserved": replace(PRESETS["glove"], bias="fixed", rho=0.3),
+    "fixed ratings": replace(PRESETS["explicit"], bias="fixed"),
+}
+
+
+def solvers() -> dict[str, Solver]:
+    found: dict[str, Solver] = {"cpu": CpuSolver(2)}
+    from wals_spark.wals.solvers.gpu.torch_solver import TorchSolver
+
+    found["torch"] = TorchSolver("cpu", bytes_at_once=1 << 16, longest=13)
+    return found
+
+
+def sides_of(counts: np.ndarray, objective: Objective, dtype: str, symmetric: bool = False) -> tuple[Side, Side]:
+    rows, cols = np.nonzero(counts)
+    cells = Cells(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
+    return make_sides(GROUP, cells, counts.shape, objective, symmetric=symmetric, unit=1, k=6, dtype=np.dtype(dtype))
+
+
+def solve(
+    solver: Solver, side: Side, h: np.ndarray, z: np.ndarray, model: Coordinates, rho: float
+) -> tuple[np.ndarray, np.ndarray]:
+    x = np.zeros((len(side.rows), model.width))
+    if model.bias == "fixed":
+        x[:, model.k] = side.offsets[side.rows]
+    system = System(
+        FixedFactors(z, h, (z.T.astype(np.float64) * h) @ z, rho), model.held(x), model.ridge(side.ridge[side.rows]),
+        biases=model.free - model.k,
+    )  # fmt: skip
+    return solver.solve(side, system)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("kernel", ["cpu", "torch"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
+def test_a_half_step_solves_the_reference_problem(
+    counts: np.ndarray, kernel: str, name: str, dtype: str, transposed: bool
+) -> None:
+    objective, k = VARIANTS[name], 6
+    counts = counts[:, :50]
+    row, col = sides_of(counts, objective, dtype)
+    problem = oracle.dense_problem(objective, counts)
+    side, fixed = (col, row) if transposed else (row, col)
+    problem = problem.transposed if transposed else problem
+    rng = np.random.default_rng(1)
+    biased = objective.bias == "free"
+    model = Coordinates(k, objective.bias)
+    x = rng.standard_normal((fixed.size, model.width)).astype(dtype)
+    if objective.bias == "fixed":
+        x[:, k] = fixed.offsets
+    x[fixed.cells == 0] = 0
+    v, c = x[:, :k].astype(np.float64), x[:, k].astype(np.float64) if biased else np.zeros(fixed.size)
+    u, b = oracle.half_step(problem, v, c)
+    solved, row_loss = solve(solvers()[kernel], side, fixed.weights, model.features(x), model, objective.rho)
+    size = np.abs(u).max()
+    assert np.abs(solved[:, :k] - u).max() < TOLERANCE[dtype] * size
+    if biased:
+        assert np.abs(solved[:, k] - b).max() < TOLERANCE[dtype] * np.abs(b).max()
+    expected = oracle.loss(problem, u, v, b, c) - problem.col_lambda @ (v * v).sum(1)
+    assert row_loss.sum() == pytest.approx(expected, rel=1e-6 if dtype == "float32" else 1e-12)
+
+
+def test_cells_beyond_one_tile_are_all_counted(counts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, col = sides_of(counts, PRESETS["ppmi"], "float64")
+    z = np.random.default_rng(2).standard_normal((col.size, 6))
+    model = Coordinates(6, "none")
+    whole, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
+    monkeypatch.setattr("wals_spark.wals.solvers.cpu.TILE", 3)
+    pieces, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
+    assert np.allclose(whole, pieces, rtol=1e-12)
+
+
+def test_wide_rows_are_solved_as_narrow_ones_are(counts: np.ndarray) -> None:
+    k = 200
+    for objective in (PRESETS["ppmi"], VARIANTS["replaced"]):
+        row, col = sides_of(counts, objective, "float64")
+        z = np.random.default_rng(2).standard_normal((col.size, k))
+        z[col.cells == 0] = 0
+        solved, _ = solve(CpuSolver(1), row, col.weights, z, Coordinates(k, "none"), objective.rho)
+        u, _ = oracle.half_step(oracle.dense_problem(objective, counts), z, np.zeros(col.size))
+        assert np.allclose(solved, u, atol=1e-9)
+
+
+def test_threads_change_no_bit(counts: np.ndarray) -> None:
+    row, col = sides_of(counts, PRESETS["ppmi"], "float32")
+    z = np.random.default_rng(2).standard_normal((col.size, 6)).astype(np.float32)
+    model = Coordinates(6, "none")
+    one, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
+    four, _ = solve(CpuSolver(4), row, col.weights, z, model, 0.005)
+    assert one.tobytes() == four.tobytes()
+
+
+def test_a_symmetric_layout_gives_what_two_layouts_give(counts: np.ndarray) -> None:
+    for objective in (PRESETS["ppmi"], VARIANTS["smoothed"]):
+        _, apart = sides_of(counts, objective, "float64")
+        _, shared = sides_of(counts, objective, "float64", symmetric=True)
+        assert np.allclose(apart.m, shared.m, rtol=1e-13)
+        assert np.allclose(apart.d, shared.d, rtol=1e-13)
+        assert np.array_equal(apart.indices, shared.indices)
+
+
+def test_a_matrix_that_is_not_symmetric_is_found_out(counts: np.ndarray) -> None:
+    counts[3, 4] += 1
+    with pytest.raises(InputError, match="said to be symmetric, but row"):
+        sides_of(counts, PRESETS["ppmi"], "float32", symmetric=True)
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "torch"])
+def test_a_singular_row_is_named(kernel: str) -> None:
+    counts = np.zeros((8, 8), np.int64)
+    counts[2, 3] = counts[3, 3] = 4
+    objective = replace(PRESETS["glove"], bias="none", regularization=1e-300)
+    row, col = sides_of(counts, objective, "float32")
+    z = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    with pytest.raises(InputError, match=r"2 rows have no unique solution \(ids 2, 3\)"):
+        solve(solvers()[kernel], row, col.weights, z, Coordinates(6, "none"), 0.0)
+
+
+def test_no_regularisation_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="regularization and rho are both 0"):
+        replace(PRESETS["glove"], regularization=0.0)

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints as files: read, edit, write, prove, reload."""

@@ -1,0 +1,397 @@
+"""Checkpoints as they lie on disk: which class, which tensors, where the tie is, which rows are protected.
+
+No model is built here. A checkpoint is a directory with a config.json and weights as one safetensors file,
+as sharded safetensors, or as a ``.bin`` file, which is read with ``weights_only`` and never written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, from_torch, read_safetensors
+from wals_spark.errors import InputError
+from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+)
+_CONFIG_FILES = ("config.json", "generation_config.json")
+_UNUSED = re.compile(r"madeupword\d+|<\|endoftext\|>|\[unused\d+\]|<unused\d+>|<gap:\d+>")
+"""Tokens that tokenizers reserve: no text produces them, no corpus can say anything about them."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model family keeps what injection touches.
+
+    Attributes
+    ----------
+    prefix : str
+        Of the encoder's tensors in classes with a head.
+    decoder, head_bias, decoder_bias : str
+        The output embedding (tied to the input embedding), its bias, and the second name of that bias.
+    classes : str
+        Stem of the class names, as in ``RobertaForMaskedLM``.
+    """
+
+    prefix: str
+    decoder: str
+    head_bias: str
+    decoder_bias: str
+    classes: str
+
+
+_LM_HEAD = ("lm_head.decoder.weight", "lm_head.bias", "lm_head.decoder.bias")
+_CLS = ("cls.predictions.decoder.weight", "cls.predictions.bias", "cls.predictions.decoder.bias")
+FAMILIES: dict[str, Family] = {
+    "roberta": Family("roberta.", *_LM_HEAD, "Roberta"),
+    "xlm-roberta": Family("roberta.", *_LM_HEAD, "XLMRoberta"),
+    "camembert": Family("roberta.", *_LM_HEAD, "Camembert"),
+    "bert": Family("bert.", *_CLS, "Bert"),
+    "distilbert": Family(
+        "distilbert.", "vocab_projector.weight", "vocab_projector.bias", "vocab_projector.bias", "DistilBert"
+    ),
+}
+EMBEDDING_SUFFIX = "embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that injection can work on.
+
+    Attributes
+    ----------
+    source : str
+        As the user named it.
+    directory : Path
+    config : dict
+        Of config.json.
+    family : Family
+    tensors : dict of name -> RawTensor
+        Without the second copies of tied tensors.
+    dropped : tuple of str
+        Names of those copies: bit-equal to what they are tied to, and a trap on reload (see `_untangle`).
+    metadata : dict of str
+        Of the safetensors file.
+    embedding : str
+        Name of the input embedding (V, d).
+    head_bias : str or None
+        Name of the masked-LM head's bias (V,), None for a class without that head.
+    """
+
+    source: str
+    directory: Path
+    config: Mapping[str, Any]
+    family: Family
+    tensors: Mapping[str, RawTensor]
+    dropped: tuple[str, ...]
+    metadata: Mapping[str, str]
+    embedding: str
+    head_bias: str | None
+
+    @property
+    def architecture(self) -> str:
+        """The class that the checkpoint was saved from."""
+        return str(self.config["architectures"][0])
+
+    @property
+    def size(self) -> int:
+        """V: rows of the embedding."""
+        return self.tensors[self.embedding].shape[0]
+
+    @property
+    def width(self) -> int:
+        """d: columns of the embedding."""
+        return self.tensors[self.embedding].shape[1]
+
+
+def locate(source: str, key: str = "inject.checkpoint", *, weights: bool = True) -> Path:
+    """The local directory of a checkpoint: a path, or a hub name that is downloaded to the hub's cache.
+
+    Raises
+    ------
+    InputError
+        Neither a directory nor to be had from the hub.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{key}: {source} is a file, expected the directory that holds config.json")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise InputError(f"{key}: there is nothing at {source}; give a checkpoint's directory or a hub name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    small = ["*.json", "*.txt", "*.model"]
+    try:
+        found = Path(snapshot_download(source, allow_patterns=[*small, "model*.safetensors"] if weights else small))
+        if weights and not any(found.glob("*.safetensors")):
+            found = Path(snapshot_download(source, allow_patterns=[*small, "pytorch_model*.bin"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise InputError(
+            f"{key}: {source!r} is neither a directory nor to be had from the hub ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); give the path of a downloaded checkpoint"
+        ) from error
+    return found
+
+
+def read_config(directory: Path, *, head: bool = True) -> dict[str, Any]:
+    """config.json, checked: a known family, no remote code, and where there is a masked-LM `head`, a tied one.
+
+    Raises
+    ------
+    InputError
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        names = ", ".join(sorted(item.name for item in directory.iterdir())[:8])
+        raise InputError(f"{directory} has no config.json (it holds {names or 'nothing'}): not a checkpoint")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise InputError(f"{path}: model_type is {kind!r}, injection knows {', '.join(FAMILIES)}")
+    if "auto_map" in config:
+        raise InputError(f"{path} names remote code (auto_map): injection works on the classes of transformers only")
+    if config.get("quantization_config"):
+        raise InputError(f"{path} describes a quantised checkpoint: give the one before quantisation")
+    if head and config.get("tie_word_embeddings", True) is False:
+        raise InputError(
+            f"{path} has tie_word_embeddings false: the head has a matrix of its own, which would stay behind the "
+            "embedding. Inject into the encoder alone (AutoModel.from_pretrained(...).save_pretrained(...)), put its "
+            "embedding back; or tie the head first and train on"
+        )
+    return config
+
+
+def open_checkpoint(source: str, key: str = "inject.checkpoint") -> Checkpoint:
+    """Open a checkpoint with weights.
+
+    Raises
+    ------
+    InputError
+        Anything that would make the result wrong: no weights, an unknown family, untied heads, an
+        embedding that does not have the config's size, NaN; says what to do about it.
+    """
+    directory = locate(source, key)
+    config = read_config(directory, head=False)
+    family = FAMILIES[config["model_type"]]
+    if not config.get("architectures"):
+        raise InputError(
+            f"{directory / 'config.json'} has no architectures: save the model with save_pretrained, which records "
+            "its class"
+        )
+    tensors, metadata = read_weights(directory)
+    if {family.decoder, family.head_bias} & tensors.keys():
+        read_config(directory, head=True)
+    embedding = _embedding_name(tensors, directory)
+    tensors, dropped = _untangle(tensors, embedding, family, directory)
+    bias = family.head_bias if family.head_bias in tensors else None
+    checkpoint = Checkpoint(source, directory, config, family, tensors, dropped, metadata, embedding, bias)
+    _check_shapes(checkpoint)
+    return checkpoint
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold the weights: safetensors before ``.bin``, the index included.
+
+    Raises
+    ------
+    InputError
+        There are none, or an index names a shard that is missing.
+    """
+    single = directory / WEIGHTS
+    if single.is_file():
+        return [single]
+    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        index = directory / index_name
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [name for name in shards if not (directory / name).is_file()]
+            if missing:
+                raise InputError(f"{index} names {', '.join(missing)}, not found beside it: download the shards again")
+            return [index, *(directory / name for name in shards)]
+    binary = directory / "pytorch_model.bin"
+    if binary.is_file():
+        return [binary]
+    names = ", ".join(sorted(item.name for item in directory.iterdir())[:8])
+    raise InputError(
+        f"{directory} has no weights (looked for {WEIGHTS}, sharded safetensors, pytorch_model.bin; it holds {names})"
+    )
+
+
+def read_weights(directory: Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
+    """All tensors of a checkpoint and its metadata."""
+    tensors: dict[str, RawTensor] = {}
+    metadata: dict[str, str] = {}
+    for path in weight_files(directory):
+        if path.suffix == ".safetensors":
+            part, metadata = read_safetensors(path)
+        elif path.suffix == ".bin":
+            part = _read_bin(path)
+        else:
+            continue
+        doubled = sorted(tensors.keys() & part.keys())
+        if doubled:
+            raise InputError(f"{path} holds {', '.join(doubled[:4])} a second time: the shards overlap")
+        tensors.update(part)
+    return tensors, metadata
+
+
+def _read_bin(path: Path) -> dict[str, RawTensor]:
+    from pickle import UnpicklingError
+
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(
+            f"{path} does not load with weights_only ({str(error).splitlines()[0]}): it is cut short or holds more "
+            "than tensors. Convert it with a tool you trust; wals_spark runs no code from a checkpoint"
+        ) from None
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path} holds a {type(state).__name__}, expected a mapping of names to tensors")
+    return from_torch(state)
+
+
+def _embedding_name(tensors: Mapping[str, RawTensor], directory: Path) -> str:
+    names = [name for name in tensors if name == EMBEDDING_SUFFIX or name.endswith("." + EMBEDDING_SUFFIX)]
+    if len(names) != 1:
+        raise InputError(
+            f"{directory}: found {len(names)} tensors named *{EMBEDDING_SUFFIX} ({', '.join(names) or 'none'}), "
+            "expected one"
+        )
+    return names[0]
+
+
+def _untangle(
+    tensors: dict[str, RawTensor], embedding: str, family: Family, directory: Path
+) -> tuple[dict[str, RawTensor], tuple[str, ...]]:
+    """Drop stored copies of tied tensors.
+
+    transformers 5 ties in both directions on load: a stale ``decoder.weight`` beside a changed embedding
+    leaves the two untied, or restores the old matrix where the embedding is missing. A copy that is
+    bit-equal is dropped, as `save_pretrained` does; one that differs means an untied head.
+    """
+    dropped = []
+    for copy, original in ((family.decoder, embedding), (family.decoder_bias, family.head_bias)):
+        if copy == original or copy not in tensors:
+            continue
+        if original not in tensors:
+            raise InputError(f"{directory} has {copy} but not {original}, which it is tied to: save the model again")
+        if not tensors[copy].same_bytes(tensors[original]):
+            raise InputError(
+                f"{directory}: {copy} differs from {original}, though the config ties them. The head is untied: call "
+                "model.tie_weights() and save again if the copy is stale, or inject into the encoder alone"
+            )
+        dropped.append(copy)
+    return {name: tensor for name, tensor in tensors.items() if name not in dropped}, tuple(dropped)
+
+
+def _check_shapes(checkpoint: Checkpoint) -> None:
+    shape = checkpoint.tensors[checkpoint.embedding].shape
+    config = checkpoint.config
+    width = config.get("hidden_size", config.get("dim"))
+    if shape != (config.get("vocab_size"), width):
+        raise InputError(
+            f"{checkpoint.directory}: {checkpoint.embedding} has shape {shape}, config.json says "
+            f"({config.get('vocab_size')}, {width}): the embedding was resized without its config; save the model again"
+        )
+    if checkpoint.head_bias is not None:
+        bias = checkpoint.tensors[checkpoint.head_bias].shape
+        if bias != shape[:1]:
+            raise InputError(
+                f"{checkpoint.directory}: {checkpoint.head_bias} has {bias[0]} entries for {shape[0]} rows: the head "
+                "was not resized with the embedding"
+            )
+
+
+def embedding_values(checkpoint: Checkpoint) -> np.ndarray:
+    """The embedding as float32 (V, d); `InputError` when a row is not finite."""
+    values = checkpoint.tensors[checkpoint.embedding].values().astype(np.float32, copy=False)
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        raise InputError(
+            f"{checkpoint.directory}: {len(bad)} rows of {checkpoint.embedding} are not finite (first: "
+            f"{bad[:5].tolist()}); the checkpoint is damaged"
+        )
+    return values
+
+
+def checkpoint_tokenizer(directory: Path) -> LoadedTokenizer:
+    """The tokenizer that lies with a checkpoint; `InputError` where there is none."""
+    if not (directory / "tokenizer.json").is_file():
+        raise InputError(
+            f"{directory} has no tokenizer.json: which row belongs to which token cannot be known. Put there the "
+            "tokenizer that the model was trained with (AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+        )
+    return load_tokenizer(str(directory))
+
+
+def protected_ids(tokenizer: LoadedTokenizer, config: Mapping[str, Any], rows: int) -> np.ndarray:
+    """Ids whose rows never move: special and reserved tokens, the config's ids, padding rows; sorted int64."""
+    protected = set(tokenizer.special_ids)
+    protected.update(index for index, token in enumerate(tokenizer.tokens) if _UNUSED.fullmatch(token))
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if isinstance(config.get(name), int):
+            protected.add(config[name])
+    protected.update(range(len(tokenizer.tokens), rows))
+    return np.array(sorted(index for index in protected if 0 <= index < rows), np.int64)
+
+
+def check_tokenizer(tokenizer: LoadedTokenizer, rows: int, what: str) -> None:
+    """`InputError` when a model has fewer rows than its tokenizer has ids."""
+    if len(tokenizer.tokens) > rows:
+        raise InputError(
+            f"{what}: the tokenizer has {len(tokenizer.tokens)} tokens, the embedding {rows} rows: tokens were added "
+            "without model.resize_token_embeddings, or the tokenizer belongs to another model"
+        )
+
+
+def companion_files(directory: Path) -> list[Path]:
+    """Configuration and tokenizer files that travel with the weights."""
+    return [directory / name for name in (*_CONFIG_FILES, *TOKENIZER_FILES) if (directory / name).is_file()]
+
+
+def identity(source: str, key: str = "inject.checkpoint", *, weights: bool = True) -> dict[str, Any]:
+    """What a stage's fingerprint needs of a checkpoint: names, sizes and times of its files."""
+    directory = locate(source, key, weights=weights)
+    files = companion_files(directory) + (weight_files(directory) if weights else [])
+    return {
+        "source": source,
+        "files": {
+            path.name: [path.stat().st_size, path.stat().st_mtime_ns]
+            if path.stat().st_size > 1 << 20
+            else file_sha256(path)
+            for path in files
+        },
+    }
+
+
+def is_ours(directory: str | os.PathLike[str]) -> bool:
+    """Whether a directory was written by injection."""
+    return (Path(directory) / "injection.json").is_file()

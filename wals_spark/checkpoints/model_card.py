@@ -1,0 +1,46 @@
+"""The model card: what the checkpoint is, what changed, how well the alignment did on held-out tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+_VERBS = {
+    "init": "starts from corpus co-occurrence factors",
+    "replace": "was replaced by corpus co-occurrence factors",
+    "blend": "was blended with corpus co-occurrence factors",
+    "extend": "got rows for new tokens of a corpus",
+    "trim": "was cut down to the tokens of a corpus",
+}
+_GOALS = {"sum": "general text and the domain together", "domain": "the corpus"}
+
+
+def render(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Markdown with the metadata header of the hub, from injection.json (without hashes) and config.json."""
+    import jinja2
+
+    template = resources.files("wals_spark.checkpoints").joinpath("model_card.md").read_text(encoding="utf-8")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    source = str(manifest["base"]["source"])
+    mode = manifest["mode"]
+    gate = manifest["gate"]
+    architecture = config["architectures"][0]
+    strengths = manifest["fit"].get("strengths", {})
+    return environment.from_string(template).render(
+        title=f"{os.path.basename(source.rstrip('/')) or source} ({mode})",
+        base_model=source if manifest["base"]["hub"] else None,
+        architecture=architecture,
+        auto_class="AutoModelForMaskedLM" if architecture.endswith("MaskedLM") else "AutoModel",
+        verb=_VERBS[mode],
+        mode=mode,
+        seed=manifest["parameters"]["seed"],
+        strength=strengths.get("head_bias"),
+        goal=_GOALS.get(strengths.get("head_bias_target"), "the corpus"),
+        embedding=manifest["embedding"],
+        head_bias=manifest["head_bias"],
+        factors=manifest["factors"],
+        gate=gate,
+        forced=gate is not None and not gate["passed"],
+    )

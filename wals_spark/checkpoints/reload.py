@@ -1,0 +1,88 @@
+"""Load a checkpoint through the stock classes and say what came of it; run in a process of its own.
+
+``python -m wals_spark.checkpoints.reload DIRECTORY`` writes one JSON object to standard output. A fresh process
+has no patched class, no cached model and no weights in memory, so what loads here loads for anyone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+CLASSES = (
+    "AutoModelForMaskedLM",
+    "AutoModel",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+)
+
+
+def _digest(tensor: Any) -> str:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(flat).hexdigest()
+
+
+def load(directory: str, name: str, variant: str | None = None) -> dict[str, Any]:
+    """What loading through one class of transformers gives.
+
+    Parameters
+    ----------
+    directory : of the checkpoint
+    name : of the class
+    variant : of the weights' file, as transformers has it: ``model.<variant>.safetensors``
+
+    Returns
+    -------
+    dict
+        ``class``, ``missing``, ``unexpected``, ``mismatched`` keys, ``dtype``, ``embedding`` (SHA-256 of the
+        matrix in memory), ``padding_idx``, and for a masked-LM class ``tied`` (by identity) and
+        ``head_bias`` (SHA-256); or ``error``.
+    """
+    import transformers
+
+    try:
+        model, info = getattr(transformers, name).from_pretrained(
+            directory,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype="auto",
+            variant=variant,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    inputs = model.get_input_embeddings()
+    found: dict[str, Any] = {
+        "class": type(model).__name__,
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "mismatched": sorted(str(key) for key in info["mismatched_keys"]),
+        "dtype": str(inputs.weight.dtype),
+        "embedding": _digest(inputs.weight),
+        "padding_idx": inputs.padding_idx,
+    }
+    outputs = model.get_output_embeddings()
+    if outputs is not None:
+        found["tied"] = outputs.weight is inputs.weight
+        found["head_bias"] = None if outputs.bias is None else _digest(outputs.bias)
+    return found
+
+
+def main(arguments: list[str], variant: str | None = None) -> int:
+    """Load through every class of `CLASSES`."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    directory = arguments[0]
+    report = {name: load(directory, name, variant) for name in CLASSES}
+    json.dump(report, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+r"""WALS on a fully observed matrix with equal weights: what iterations reach where the SVD is the answer.
+
+::
+
+    minimise  |X - U V^T|^2 + lambda (|U|^2 + |V|^2)
+
+    U = X V (V^T V + lambda I)^-1        V = X^T U (U^T U + lambda I)^-1
+
+Rows enter through X^T X alone: with T = V (V^T V + lambda I)^-1 is U = X T, U^T U = T^T G T and X^T U = G T for
+G = X^T X. So a sweep costs d^2 r operations however many rows there are. No factors of rank r err less than the
+SVD's, the sum of the squares of the singular values beyond r: the bound that is reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wals_spark.wals.engine.initial_factors import initial_factors
+
+
+@dataclass(frozen=True)
+class Alternation:
+    """Where the sweeps ended.
+
+    Attributes
+    ----------
+    transform : float64 (d, r)
+        T: coordinates of x are x T.
+    basis : float64 (r, d)
+        V^T.
+    losses : list of float
+        The objective after every half-sweep, rows first.
+    error : float
+        |X - U V^T|^2 at the end.
+    bound : float
+        Its minimum over all factors of that rank.
+    """
+
+    transform: np.ndarray
+    basis: np.ndarray
+    losses: list[float]
+    error: float
+    bound: float
+
+
+def alternate(G: np.ndarray, rank: int, *, sweeps: int, ridge: float, tolerance: float, seed: int = 0) -> Alternation:
+    """Sweep until the loss stands still.
+
+    Parameters
+    ----------
+    G : float64 (d, d)
+        X^T X.
+    rank : r
+    sweeps : at most
+    ridge : lambda, above 0
+    tolerance : relative decrease of the loss in a sweep below which it ends
+    seed : of the first V
+    """
+    total = float(np.trace(G))
+    identity = ridge * np.eye(rank)
+    V = initial_factors(seed, "col", np.arange(len(G)), rank)  # (d, r)
+    T = np.zeros_like(V)
+    losses: list[float] = []
+    for sweep in range(sweeps):
+        T = np.linalg.solve(V.T @ V + identity, V.T).T  # (d, r)
+        image = G @ T  # X^T U, (d, r)
+        losses.append(total - float(np.sum(V * image)) + ridge * float(np.sum(V * V)))
+        square = T.T @ image  # U^T U, (r, r)
+        V = np.linalg.solve(square + identity, image.T).T
+        losses.append(total - float(np.sum(V * image)) + ridge * float(np.trace(square)))
+        if sweep and losses[-3] - losses[-1] < tolerance * abs(losses[-3]):
+            break
+    T = np.linalg.solve(V.T @ V + identity, V.T).T
+    image = G @ T
+    losses.append(total - float(np.sum(V * image)) + ridge * float(np.sum(V * V)))
+    error = total - 2 * float(np.sum(V * image)) + float(np.sum((V.T @ V) * (T.T @ image)))
+    return Alternation(T, V.T, losses, error, float(np.linalg.eigvalsh(G)[: len(G) - rank].sum()))

@@ -1,0 +1,229 @@
+"""Documents through a Hugging Face fast tokenizer, as the model will see them, with paragraph ends."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, is_supported
+from wals_spark.corpus.document_batch import Batch, Longs, from_texts
+from wals_spark.corpus.word_rules import SENTENCE_END
+from wals_spark.corpus.words import Encoded, punctuation, sentence_ends
+from wals_spark.token_shards import SPECIAL
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Ints = npt.NDArray[np.int32]
+
+logger = logging.getLogger(__name__)
+
+_NEWLINE = 0x0A
+_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=\S)")
+COMPARED_CHARACTERS = 100_000
+"""Of each task's first documents that are encoded both ways, about a tenth of a second."""
+CALL_CHARACTERS = 1 << 20
+"""Characters that go to the tokenizer in one call, about 40 MB of its memory; longer documents are cut."""
+
+
+@lru_cache(maxsize=2)
+def load(serialized: str) -> Tokenizer:
+    """The tokenizer of a worker process, parsed once."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(serialized)
+
+
+def is_byte_level(serialized: str) -> bool:
+    """Whether the tokens of a text are its bytes, one character of a token for each (GPT-2, RoBERTa and their kin)."""
+    rules = json.loads(serialized)
+    before = rules.get("pre_tokenizer") or {}
+    return (
+        rules.get("normalizer") is None
+        and before.get("type") == "ByteLevel"
+        and not before.get("add_prefix_space")
+        and not rules["model"].get("continuing_subword_prefix")
+        and not rules["model"].get("end_of_word_suffix")
+    )
+
+
+class SubwordEncoder:
+    """Encodes batches with a tokenizer; special tokens in the text become `SPECIAL`."""
+
+    def __init__(self, serialized: str, special_ids: frozenset[int], size: int) -> None:
+        self.tokenizer = load(serialized)
+        self.byte_level = is_byte_level(serialized)
+        self.quick: ByteLevelEncoder | None = None
+        if is_supported(serialized):
+            self.quick = ByteLevelEncoder(self.tokenizer, lambda texts: self._encode_texts(texts)[0])
+        self._compared = 0
+        self.size = size
+        self._special = np.zeros(size, bool)
+        self._special[list(special_ids)] = True
+        self._punctuation = punctuation()
+        self._bytes = np.zeros(size, np.int64)
+        for token, index in self.tokenizer.get_vocab(with_added_tokens=False).items():
+            self._bytes[index] = len(token)  # a character of a byte-level token is a byte
+        for index, added in self.tokenizer.get_added_tokens_decoder().items():
+            self._bytes[index] = len(added.content.encode())
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Token ids of documents, with the ends of paragraphs and sentences."""
+        if self._compared < COMPARED_CHARACTERS:
+            self._compare(batch)
+        if self.quick is not None:
+            tokens, offsets = self.quick.encode(batch)
+            spans: list[Longs] = []
+        else:
+            ids, spans = self._encode_texts([batch.text(index).decode() for index in range(len(batch))])
+            offsets = np.zeros(len(batch) + 1, np.int64)
+            np.cumsum([len(part) for part in ids], out=offsets[1:])
+            tokens = np.concatenate([np.zeros(0, np.int32), *ids])
+        if self.byte_level:
+            breaks, break_offsets = self._byte_level_breaks(batch, tokens, offsets)
+        else:
+            breaks, break_offsets = _joined(
+                [find_breaks(batch.text(index).decode(), span) for index, span in enumerate(spans)]
+            )
+        tokens[self._special[tokens]] = SPECIAL
+        return Encoded(tokens, offsets, breaks, break_offsets)
+
+    def _compare(self, batch: Batch) -> None:
+        """Encode the first documents both ways; where they differ, do without the quick one from then on."""
+        for index in range(len(batch)):
+            if self.quick is None or self._compared >= COMPARED_CHARACTERS:
+                return
+            text = batch.text(index)
+            if len(text) > CALL_CHARACTERS:
+                continue
+            self._compared += len(text)
+            quick, _ = self.quick.encode(from_texts([batch.ids[index]], [text]))
+            plain = self._encode_texts([text.decode()])[0][0]
+            if not np.array_equal(quick, plain):
+                logger.warning(
+                    "document %r has other tokens by pieces than as a whole; the tokenizer encodes whole documents "
+                    "from here on, which is slower",
+                    batch.ids[index],
+                )
+                self.quick = None
+
+    def _encode_texts(self, texts: list[str]) -> tuple[list[Ints], list[Longs]]:
+        """Ids of each text, and the spans of its tokens where bytes do not say them; in calls of bounded memory."""
+        ids: list[list[Ints]] = [[] for _ in texts]
+        spans: list[list[Longs]] = [[] for _ in texts]
+        parts = [(index, start, part) for index, text in enumerate(texts) for start, part in cut_long(text)]
+        # Without offsets encoding is quicker; byte-level tokens say themselves where they are.
+        tokenizer = self.tokenizer
+        encode: Callable[..., Any] = tokenizer.encode_batch_fast if self.byte_level else tokenizer.encode_batch
+        first = held = 0
+        for last, (_, _, text) in enumerate(parts, start=1):
+            held += len(text)
+            if held < CALL_CHARACTERS and last < len(parts):
+                continue
+            group = parts[first:last]
+            encodings = encode([part for _, _, part in group], add_special_tokens=False)
+            for (index, start, _), encoding in zip(group, encodings, strict=True):
+                ids[index].append(np.array(encoding.ids, np.int32))
+                if not self.byte_level:
+                    spans[index].append(np.array(encoding.offsets, np.int64).reshape(-1, 2) + start)
+            first, held = last, 0
+        return [_flat(found) for found in ids], [np.concatenate(found) for found in spans if found]
+
+    def _byte_level_breaks(self, batch: Batch, tokens: Ints, offsets: Longs) -> tuple[Ints, Longs]:
+        """As `find_breaks`, on bytes: byte-level tokens are the text's bytes, so their lengths say where they are."""
+        ends = np.cumsum(self._bytes[tokens])
+        at_document = np.concatenate([[0], ends])[offsets]
+        shifts = batch.offsets[:-1] - at_document[:-1]
+        ends += np.repeat(shifts, np.diff(offsets))
+        feeds = np.flatnonzero(batch.data == _NEWLINE)
+        stops = sentence_ends(batch.data, batch.offsets, self._punctuation)
+        after_paragraph = np.searchsorted(ends, feeds, side="right")
+        after_sentence = np.searchsorted(ends, stops, side="right") - 1
+        codes, bounds = break_codes(after_paragraph, after_sentence, offsets)
+        lossy = np.flatnonzero(np.diff(at_document) != np.diff(batch.offsets))
+        if not len(lossy):
+            return codes, bounds
+        # An added token took white space with it, or a byte has no token: ask the tokenizer where its tokens are.
+        parts = [codes[low:high] for low, high in itertools.pairwise(bounds)]
+        for index in lossy.tolist():
+            text = batch.text(index).decode()
+            encoding = self.tokenizer.encode(text, add_special_tokens=False)
+            parts[index] = find_breaks(text, np.array(encoding.offsets, np.int64).reshape(-1, 2))
+        return _joined(parts)
+
+
+def cut_long(text: str) -> Iterator[tuple[int, str]]:
+    """A text in parts of about `CALL_CHARACTERS`, with their positions; a usual document is one part.
+
+    The cuts are before a space between two ASCII letters, or after a lone line feed between two characters that
+    are no white space: there no piece of a GPT-2 or whitespace pre-tokenizer goes across.
+    """
+    start = 0
+    while len(text) - start > CALL_CHARACTERS and (found := _SAFE_CUT.search(text, start + CALL_CHARACTERS)):
+        yield start, text[start : found.start()]
+        start = found.start()
+    yield start, text[start:]
+
+
+def _flat(parts: list[Ints]) -> Ints:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _joined(parts: list[Ints]) -> tuple[Ints, Longs]:
+    bounds = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([len(part) for part in parts], out=bounds[1:])
+    return np.concatenate([np.zeros(0, np.int32), *parts]), bounds
+
+
+def find_breaks(text: str, spans: Longs) -> Ints:
+    """Where paragraphs and sentences end, as `encoded` codes it.
+
+    Parameters
+    ----------
+    spans : int64 array of shape (tokens, 2)
+        First and last character position + 1 of each token.
+
+    Returns
+    -------
+    int32 array
+        A paragraph ends after the token that holds the line feed (or the last one before it), a sentence
+        before the token that holds the white space after its full stop.
+    """
+    if len(spans) < 2:
+        return np.zeros(0, np.int32)
+    starts, ends = spans[:, 0], spans[:, 1]
+    feeds = np.array([at for at, character in enumerate(text) if character == "\n"], np.int64)
+    stops = np.array([match.end() for match in SENTENCE_END.finditer(text)], np.int64)
+    after_paragraph = np.searchsorted(starts, feeds, side="right") - 1
+    after_sentence = np.searchsorted(ends, stops, side="right") - 1
+    return break_codes(after_paragraph, after_sentence, np.array([0, len(spans)]))[0]
+
+
+def break_codes(after_paragraph: Longs, after_sentence: Longs, offsets: Longs) -> tuple[Ints, Longs]:
+    """Codes and offsets of breaks, from the flat positions of the tokens that paragraphs and sentences end after.
+
+    An end before a document's first token or after its last one is none. Where both end, the paragraph counts.
+    """
+    kinds = np.concatenate([np.ones(len(after_paragraph), np.int64), np.zeros(len(after_sentence), np.int64)])
+    after = np.concatenate([after_paragraph, after_sentence])
+    document = np.clip(np.searchsorted(offsets, after, side="right") - 1, 0, len(offsets) - 2)
+    within = after - offsets[document]
+    kept = (after >= 0) & (within < offsets[document + 1] - offsets[document] - 1)
+    after, kinds = after[kept], kinds[kept]
+    order = np.lexsort((-kinds, after))
+    after, kinds = after[order], kinds[order]
+    first = np.concatenate([[True], after[1:] != after[:-1]]) if len(after) else np.zeros(0, bool)
+    after, kinds = after[first], kinds[first]
+    document = np.searchsorted(offsets, after, side="right") - 1
+    counts = np.bincount(document, minlength=len(offsets) - 1) if len(after) else np.zeros(len(offsets) - 1, np.int64)
+    bounds = np.zeros(len(offsets), np.int64)
+    np.cumsum(counts, out=bounds[1:])
+    return (2 * (after - offsets[document]) + kinds).astype(np.int32), bounds

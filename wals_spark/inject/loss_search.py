@@ -1,0 +1,168 @@
+"""Strengths chosen by masked-LM loss on the corpus' own text.
+
+The text is a sample of counted documents, and its own tokens are taken out of the counts that the
+candidates are made from, so that a strength is not chosen for remembering the sample; the documents held
+out for evaluation stay unseen. Every candidate sees the same masks. "Nothing" is always a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wals_spark import token_shards
+from wals_spark.errors import InputError
+from wals_spark.mlm.data import Masked, SpecialIds, mask, pack
+from wals_spark.mlm.loss import load_masked_lm, score
+from wals_spark.mlm.statistics import Clusters, Interval
+
+MASK_FRACTION = 0.15
+RESAMPLES = 1000
+_LEAST_DOCUMENTS = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Text to choose on.
+
+    Attributes
+    ----------
+    masked : Masked
+    counts : int64 array (V,)
+        Tokens of the sampled documents, to be taken out of the corpus' counts.
+    """
+
+    masked: Masked
+    counts: np.ndarray
+
+
+def sample_text(directories: Sequence[str], special: SpecialIds, *, sequences: int, length: int, seed: int) -> Sample:
+    """Sequences from documents drawn evenly over all shards of encoded batches.
+
+    Raises
+    ------
+    InputError
+        Fewer than 8 documents: too little text to choose on.
+    """
+    shards = [shard for directory in directories for shard in token_shards.list_shards(directory)]
+    body = length - 2
+    wanted = 2 * sequences  # some documents are shorter than a sequence
+    total = max(1, sum(shard.documents for shard in shards))
+    generator = np.random.default_rng([seed, 15])
+    documents: list[np.ndarray] = []
+    for shard in shards:
+        quota = max(1, round(wanted * shard.documents / total))
+        chosen = set(generator.choice(shard.documents, min(quota, shard.documents), replace=False).tolist())
+        documents += _read(shard.path, chosen, body)
+    documents = [documents[index] for index in generator.permutation(len(documents))]
+    packed = pack(documents, special, length, limit=sequences, fair=True)
+    if packed.documents < _LEAST_DOCUMENTS:
+        raise InputError(
+            f"{packed.documents} documents are too few to choose strengths on, expected at least {_LEAST_DOCUMENTS}: "
+            "set inject.strengths to fitted and inject.head_bias to a number"
+        )
+    ordinary = packed.ids[packed.document >= 0]
+    counts = np.bincount(ordinary, minlength=special.size).astype(np.int64)
+    return Sample(mask(packed, special, MASK_FRACTION, seed), counts)
+
+
+def _read(path: str, chosen: set[int], body: int) -> Iterable[np.ndarray]:
+    """The first `body` tokens of some documents of a shard, by their number in it."""
+    number = -1
+    for chunk in token_shards.read_shards([path]):
+        for index in range(len(chunk.offsets) - 1):
+            if index == 0 and chunk.first > 0:
+                continue
+            number += 1
+            if number in chosen:
+                ids = chunk.tokens[chunk.offsets[index] : chunk.offsets[index + 1]]
+                yield ids[ids >= 0][:body]
+
+
+class Scorer:
+    """A checkpoint's loss with other rows and another head bias.
+
+    Parameters
+    ----------
+    source : directory of the checkpoint
+    masked : fixed masks
+    batch_size : sequences per forward pass
+    """
+
+    def __init__(self, source: str, masked: Masked, batch_size: int = 16) -> None:
+        self.model = load_masked_lm(source)
+        self.masked = masked
+        self.batch_size = batch_size
+        self.rows = self.model.get_input_embeddings().weight
+        self.bias = self.model.get_output_embeddings().bias
+        self._rows, self._bias = self.rows.detach().clone(), self.bias.detach().clone()
+
+    def __call__(
+        self, ids: np.ndarray | None = None, rows: np.ndarray | None = None, bias: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Loss per target, float64 (t,), with rows `ids` and the head bias replaced; the model is restored."""
+        import torch
+
+        with torch.no_grad():
+            if ids is not None and rows is not None:
+                self.rows[torch.from_numpy(ids)] = torch.from_numpy(rows.astype(np.float32))
+            if bias is not None:
+                self.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
+            try:
+                return score(self.model, self.masked, batch_size=self.batch_size).nll
+            finally:
+                self.rows.copy_(self._rows)
+                self.bias.copy_(self._bias)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best of some candidates.
+
+    Attributes
+    ----------
+    best : float
+        Its strength; 0 = nothing.
+    losses : dict of strength -> nats
+    gain : Interval
+        Loss of doing nothing minus loss of the best, resampled by document.
+    """
+
+    best: float
+    losses: dict[float, float]
+    gain: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        gain = self.gain
+        return {
+            "best": self.best,
+            "losses": {f"{strength:g}": loss for strength, loss in self.losses.items()},
+            "gain": {"value": gain.value, "low": gain.low, "high": gain.high, "targets": gain.n},
+        }
+
+
+def choose(losses: Mapping[float, np.ndarray], documents: np.ndarray, seed: int) -> Choice:
+    """The strength with the smallest mean loss, 0 unless its gain over 0 is clearly positive.
+
+    Parameters
+    ----------
+    losses : strength -> loss per target; 0 must be among them
+    documents : cluster of each target
+    """
+    means = {strength: float(nll.mean()) for strength, nll in losses.items()}
+    best = min(means, key=lambda strength: (means[strength], strength))
+    clusters = Clusters(documents, RESAMPLES, seed)
+    gain = clusters.difference(losses[0.0], losses[best])
+    if best != 0.0 and not gain.low > 0:
+        best = 0.0
+        gain = clusters.difference(losses[0.0], losses[0.0])
+    return Choice(best, means, gain)
+
+
+def difference(worse: np.ndarray, better: np.ndarray, documents: np.ndarray, seed: int) -> Interval:
+    """Mean of ``worse - better`` per target, resampled by document."""
+    return Clusters(documents, RESAMPLES, seed).difference(worse, better)

@@ -1,0 +1,325 @@
+"""From a configuration and vectors to what is to be written: the base and the change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wals_spark.checkpoints import checkpoint as ckpt
+from wals_spark.checkpoints.edit import Base, EmbeddingEdit, TokenFactors
+from wals_spark.checkpoints.raw_tensor import file_sha256
+from wals_spark.config import Config
+from wals_spark.errors import ConfigError, InputError
+from wals_spark.factors.store import Vectors
+from wals_spark.inject import frequency, modes, strength_search
+from wals_spark.inject.gate import FoldSums
+from wals_spark.inject.vocabulary import extend, trim
+from wals_spark.mlm.data import special_ids
+from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
+
+
+@dataclass(frozen=True)
+class Text:
+    """Encoded text of the corpus: directories of `wals_spark.token_shards` shards.
+
+    Attributes
+    ----------
+    general : like the model's pretraining
+    domain : the rest
+    delta : float32 (T, k), optional
+        From `wals_spark.inject.domain_shift`, where a shift is asked for.
+    """
+
+    general: tuple[str, ...] = ()
+    domain: tuple[str, ...] = ()
+    delta: np.ndarray | None = None
+
+
+def prepare(
+    config: Config, vectors: Vectors, text: Text | None = None, sums: FoldSums | None = None
+) -> tuple[Base, EmbeddingEdit, TokenFactors | None]:
+    """Open the checkpoint, compute the change; nothing is written.
+
+    Parameters
+    ----------
+    config : Config
+        ``inject``, ``vocabulary.tokenizer`` and ``seed`` are read.
+    vectors : Vectors
+        Of every token of the corpus' tokenizer, by id; ``trim`` reads tokens and counts only.
+    text : Text, optional
+        Needed where strengths are chosen on text.
+    sums : optional
+        Accumulates the sums of the alignment elsewhere (`wals_spark.inject.distributed`).
+
+    Raises
+    ------
+    InputError
+        The checkpoint cannot be injected into, or the vectors belong to another vocabulary.
+    GateError
+        The alignment is no better than its controls, or no strength helps on text.
+    """
+    factors = TokenFactors(vectors.matrix, vectors.counts.astype(np.int64))
+    if config.inject.mode == "trim":
+        return *_trim(config, vectors), None
+    if config.inject.mode == "init":
+        base, change = _init(config, vectors, factors)
+    elif config.inject.mode == "extend":
+        base, change = _extend(config, vectors, factors)
+    else:
+        base, change = _inject(config, vectors, factors, text or Text(), sums)
+    return base, change, factors
+
+
+def source_of(config: Config) -> str:
+    """The checkpoint that the configuration names; `ConfigError` when it names none."""
+    if config.inject.mode == "none":
+        raise ConfigError("inject.mode is none: set it to init, blend, replace, extend or trim")
+    if config.inject.checkpoint is None:
+        raise ConfigError(f"inject.mode is {config.inject.mode}, but inject.checkpoint names no model to inject into")
+    return config.inject.checkpoint
+
+
+def init_tokenizer(config: Config, source: str) -> LoadedTokenizer:
+    """The corpus' tokenizer; one that lies with the config must be the same."""
+    if config.vocabulary.tokenizer is None:
+        raise ConfigError("inject.mode is init, but vocabulary.tokenizer names no tokenizer")
+    corpus = load_tokenizer(config.vocabulary.tokenizer)
+    directory = ckpt.locate(source, weights=False)
+    if (directory / "tokenizer.json").is_file():
+        check_vocabulary(corpus.hash, load_tokenizer(str(directory)), config.vocabulary.tokenizer, source)
+    return corpus
+
+
+def check_vocabulary(found: str, tokenizer: LoadedTokenizer, what: str, source: str) -> None:
+    """`InputError` unless the factors' vocabulary hash is that of the checkpoint's tokenizer."""
+    if found != tokenizer.hash:
+        raise InputError(
+            f"the factors' vocabulary ({what}) has the hash {found}, the tokenizer of {source} has {tokenizer.hash} "
+            f"({len(tokenizer.tokens)} tokens): rows would land on the wrong tokens. Count and train with the "
+            "checkpoint's own tokenizer (vocabulary.tokenizer)"
+        )
+
+
+def _init(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Base, EmbeddingEdit]:
+    from wals_spark.checkpoints.from_scratch import initialise
+
+    source = source_of(config)
+    directory = ckpt.locate(source, weights=False)
+    tokenizer = init_tokenizer(config, source)
+    check_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the factors table", str(config.vocabulary.tokenizer))
+    read = ckpt.read_config(directory)
+    family = ckpt.FAMILIES[read["model_type"]]
+    tensors, described = initialise(directory, config.seed)
+    embedding = next(name for name in tensors if name.endswith(ckpt.EMBEDDING_SUFFIX))
+    E = tensors[embedding].values()
+    ckpt.check_tokenizer(tokenizer, len(E), source)
+    protected = ckpt.protected_ids(tokenizer, read, len(E))
+    scale = float(described.get("initializer_range", 0.02))
+    change = modes.initial(factors, E, len(E), protected, scale, config.seed)
+    files = [path for path in ckpt.companion_files(directory) if path.name != "config.json"]
+    if not (directory / "tokenizer.json").is_file():
+        files += _tokenizer_files(str(config.vocabulary.tokenizer))
+    base = Base(
+        tensors=tensors,
+        dropped=(),
+        metadata={},
+        config=described,
+        embedding=embedding,
+        head_bias=family.head_bias,
+        protected=protected,
+        files=tuple(files),
+        texts={"config.json": json.dumps(described, indent=2, sort_keys=True) + "\n"},
+        source={"source": source, "hub": not Path(source).expanduser().is_dir(), "initialised_from_seed": config.seed},
+    )
+    return base, change
+
+
+def _tokenizer_files(source: str) -> list[Path]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    directory = ckpt.locate(source, "vocabulary.tokenizer", weights=False)
+    return [file for file in ckpt.companion_files(directory) if file.name in ckpt.TOKENIZER_FILES]
+
+
+def _inject(
+    config: Config, vectors: Vectors, factors: TokenFactors, text: Text, sums: FoldSums | None
+) -> tuple[Base, EmbeddingEdit]:
+    source = source_of(config)
+    opened = ckpt.open_checkpoint(source)
+    tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
+    ckpt.check_tokenizer(tokenizer, opened.size, source)
+    check_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the factors table", source)
+    protected = ckpt.protected_ids(tokenizer, opened.config, opened.size)
+    E = ckpt.embedding_values(opened)
+    seen = frequencies(config, factors, tokenizer, protected, text)
+    proposal = modes.propose(factors, E, protected, seen, config.inject, config.seed, text.delta, sums)
+    change = settle(config, opened, proposal, factors, tokenizer, text)
+    base = base_of(opened, source, protected)
+    return base, change
+
+
+def base_of(opened: ckpt.Checkpoint, source: str, protected: np.ndarray) -> Base:
+    """A checkpoint as what a change is applied to, described by `source` and the hashes of its files."""
+    return Base(
+        tensors=opened.tensors,
+        dropped=opened.dropped,
+        metadata=opened.metadata,
+        config=opened.config,
+        embedding=opened.embedding,
+        head_bias=opened.head_bias,
+        protected=protected,
+        files=tuple(ckpt.companion_files(opened.directory)),
+        texts={},
+        source={
+            "source": source,
+            "hub": not Path(source).expanduser().is_dir(),
+            "files": {path.name: file_sha256(path) for path in ckpt.weight_files(opened.directory)},
+        },
+    )
+
+
+def _with_texts(base: Base, config: Mapping[str, Any], texts: Mapping[str, str]) -> Base:
+    """The base with another config.json and tokenizer; files that repeat the old vocabulary stay behind."""
+    kept = ("generation_config.json", "tokenizer_config.json")
+    return replace(
+        base,
+        config=config,
+        files=tuple(path for path in base.files if path.name in kept and path.name not in texts),
+        texts={"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n", **texts},
+    )
+
+
+def _trim(config: Config, vectors: Vectors) -> tuple[Base, EmbeddingEdit]:
+    source = source_of(config)
+    opened = ckpt.open_checkpoint(source)
+    tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
+    ckpt.check_tokenizer(tokenizer, opened.size, source)
+    check_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the vocabulary table", source)
+    special = ckpt.protected_ids(tokenizer, opened.config, len(tokenizer.tokens))
+    special = special[np.isin(special, list(tokenizer.special_ids) + _config_ids(opened.config))]
+    content = json.loads((opened.directory / "tokenizer.json").read_text(encoding="utf-8"))
+    kept = trim.kept_ids(content, vectors.counts, special.tolist(), config.inject.trim_min_count)
+    texts = {"tokenizer.json": json.dumps(trim.trim_tokenizer(content, kept), ensure_ascii=False)}
+    described = opened.directory / "tokenizer_config.json"
+    if described.is_file():
+        texts[described.name] = trim.renumber_tokenizer_config(described.read_text(encoding="utf-8"), kept)
+    base = _with_texts(base_of(opened, source, special), trim.renumber_config(opened.config, kept), texts)
+    facts = {
+        "tokens_before": len(tokenizer.tokens),
+        "tokens_after": len(kept),
+        "corpus_tokens_kept": float(vectors.counts[kept].sum() / max(int(vectors.counts.sum()), 1)),
+        "min_count": config.inject.trim_min_count,
+    }
+    nothing = np.zeros(0, np.int64)
+    rows = np.zeros((0, opened.width), np.float32)
+    share = np.zeros(len(kept), np.float32)
+    return base, EmbeddingEdit(nothing, rows, None, share, {}, facts, None, kept)
+
+
+def _config_ids(config: Mapping[str, Any]) -> list[int]:
+    return [value for name, value in config.items() if name.endswith("_token_id") and isinstance(value, int)]
+
+
+def _extend(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Base, EmbeddingEdit]:
+    source = source_of(config)
+    opened = ckpt.open_checkpoint(source)
+    old = ckpt.checkpoint_tokenizer(opened.directory)
+    ckpt.check_tokenizer(old, opened.size, source)
+    new = extended_tokenizer(config, old, source)
+    check_vocabulary(vocabulary_hash(vectors.tokens), new, "the factors table", str(config.vocabulary.tokenizer))
+    protected = ckpt.protected_ids(old, opened.config, opened.size)
+    protected = protected[protected < len(old.tokens)]
+    size = max(len(new.tokens), opened.size)
+    ids = np.arange(len(old.tokens), len(new.tokens))
+    origin = np.arange(size)
+    origin[(origin >= opened.size) | np.isin(origin, ids)] = -1
+    E = ckpt.embedding_values(opened)
+    bias = opened.tensors[opened.head_bias].values() if opened.head_bias is not None else None
+    change = modes.extended(factors, E, bias, extend.pieces_of(new, old), protected, origin, config.inject, config.seed)
+    described = {**opened.config, "vocab_size": size}
+    assert config.vocabulary.tokenizer is not None
+    texts = {"tokenizer.json": new.tokenizer.to_str()}
+    return _with_texts(base_of(opened, source, protected), described, texts), change
+
+
+def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> LoadedTokenizer:
+    """The corpus' tokenizer, which must have the checkpoint's tokens under their ids, and more."""
+    if config.vocabulary.tokenizer is None:
+        raise ConfigError("inject.mode is extend, but vocabulary.tokenizer names no extended tokenizer")
+    new = load_tokenizer(config.vocabulary.tokenizer)
+    if new.tokens[: len(old.tokens)] != old.tokens or len(new.tokens) == len(old.tokens):
+        raise InputError(
+            f"inject.mode is extend: {config.vocabulary.tokenizer} has {len(new.tokens)} tokens, expected the "
+            f"{len(old.tokens)} of {source} under the same ids and new ones after them; make it with `wals-spark "
+            "extend-tokenizer`"
+        )
+    return new
+
+
+def frequencies(
+    config: Config, factors: TokenFactors, tokenizer: LoadedTokenizer, protected: np.ndarray, text: Text
+) -> modes.Frequencies:
+    """n_i and c_i: from general batches where there are some, else as `exposure` says."""
+    counts = factors.counts
+    if text.general:
+        general = frequency.count_encoded(text.general, len(counts))
+        return modes.Frequencies(general.astype(np.float64), np.maximum(counts - general, 0).astype(np.float64))
+    exposure = frequency.exposure(config.inject.exposure, counts, tokenizer, protected)
+    return modes.Frequencies(exposure, counts.astype(np.float64))
+
+
+def on_text(config: Config, has_head: bool) -> bool:
+    """Whether strengths are chosen on text."""
+    inject = config.inject
+    if inject.mode == "init":
+        return False
+    rows = inject.mode == "blend" and (inject.strengths == "text" or (inject.strengths == "auto" and has_head))
+    return rows or inject.head_bias == "auto" or inject.shift == "auto"
+
+
+def settle(
+    config: Config,
+    opened: ckpt.Checkpoint,
+    proposal: modes.Proposal,
+    factors: TokenFactors,
+    tokenizer: LoadedTokenizer,
+    text: Text,
+) -> EmbeddingEdit:
+    """Choose the strengths and turn the proposal into a change.
+
+    Raises
+    ------
+    GateError
+        On text neither rows nor head bias gain anything clear, or the rows no more than permuted ones.
+    """
+    E = ckpt.embedding_values(opened)
+    inject = config.inject
+    bias = opened.tensors[opened.head_bias].values() if opened.head_bias is not None else None
+    if on_text(config, bias is not None) and bias is not None:
+        found = strength_search.on_text(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
+    else:
+        assert inject.head_bias != "auto"
+        assert inject.shift != "auto"
+        given = inject.head_bias if bias is not None else 0.0
+        found = strength_search.Strengths(proposal.variances.half_exposure, given, inject.shift)
+    share = proposal.everything() if inject.mode == "replace" else proposal.shares(found.half_exposure)
+    moved = None
+    if found.head_bias > 0 and bias is not None:
+        goal = proposal.frequencies.towards(inject.bias_goal)
+        moved = modes.moved_head_bias(bias, goal, proposal.protected, found.head_bias)
+    facts = {
+        "strengths": {
+            "half_exposure": found.half_exposure,
+            "head_bias": found.head_bias,
+            "head_bias_target": inject.bias_goal,
+            "shift": found.shift,
+            **found.facts,
+        }
+    }
+    return modes.change_of(proposal, E, share, moved, facts, found.shift)

@@ -1,0 +1,1 @@
+"""A checkpoint's vocabulary: candidates for new tokens, extending, trimming."""

@@ -1,0 +1,1 @@
+"""A training on its ranks: driver, rank program, factors, collectives, checkpoints, memory."""

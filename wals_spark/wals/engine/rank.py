@@ -1,0 +1,427 @@
+"""The program of one rank: read, exchange, alternate, checkpoint, write. Imports no pyspark.
+
+Every rank runs the same half-sweeps: the Gramian of the fixed side, the own rows of the other side, the solved
+rows to everyone, the loss. All decisions are taken from numbers that are equal on all ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from wals_spark import storage
+from wals_spark.cluster.process_group import Group
+from wals_spark.errors import InputError, TransientError, WalsSparkError
+from wals_spark.factors import gauge
+from wals_spark.matrix.cells import Cells, portions, read_portions, read_share
+from wals_spark.wals.engine import checkpoint
+from wals_spark.wals.engine.collectives import publish
+from wals_spark.wals.engine.factors import Coordinates, Model, Replicated, Sharded
+from wals_spark.wals.engine.initial_factors import initial_factors
+from wals_spark.wals.engine.memory_estimate import choose, machine_memory
+from wals_spark.wals.engine.task import RankTask
+from wals_spark.wals.partition.build import make_sides
+from wals_spark.wals.partition.side import SIDES, Side
+from wals_spark.wals.solvers.cpu import (
+    BlockSolver,
+    ConjugateGradientSolver,
+    CpuSolver,
+    Solver,
+)
+from wals_spark.wals.solvers.majorization import Curved, make_curved
+from wals_spark.wals.solvers.system import System, one_blas_thread
+
+logger = logging.getLogger(__name__)
+
+RISE_ALLOWED = {"float32": 1e-5, "float64": 1e-9}
+ROUNDING = {"float32": 1e-6, "float64": 1e-14}
+"""Of the first loss: a loss near zero is the difference of numbers as large as that."""
+VECTORS_AT_ONCE = 1 << 16
+
+
+class DivergedError(WalsSparkError):
+    """The loss of an exact solver rose, or is not a number: a bug or a broken machine, never the data."""
+
+
+class Phases:
+    """Seconds spent in each kind of work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Train, from the newest checkpoint if there is one; returns facts, the same on every rank.
+
+    Parameters
+    ----------
+    task : RankTask
+    group : Group
+    after_half : callable, optional
+        Called with the number of half-sweeps done, after their checkpoint.
+    """
+    phases = Phases()
+    with one_blas_thread():
+        task = settle(task, group)
+        row, col = _place(task, group, phases)
+        sides = {"row": row, "col": col}
+        kind = Sharded if task.holding.sharded else Replicated
+        coordinates = Coordinates(task.k, task.objective.bias)
+        model = kind(group, sides, coordinates, np.dtype(task.precision))
+        with phases("start"):
+            half, losses = _start(task, model)
+        resumed_at = half
+        half, losses = _alternate(task, model, half, losses, phases, after_half)
+        with phases("write"):
+            written, singular = _write_result(task, model)
+    empty = {f"empty_{side}s": int((sides[side].cells == 0).sum()) for side in SIDES}
+    return {
+        "half_sweeps": half,
+        "losses": losses,
+        "converged": half < 2 * task.sweeps or _converged(losses, task.tolerance),
+        "resumed_at": resumed_at,
+        "nnz": int(row.cells.sum()),
+        **empty,
+        "singular_values": singular,
+        "files": written,
+        "seconds": {name: round(seconds, 3) for name, seconds in phases.seconds.items()},
+        "peak_memory_bytes": peak_memory(),
+        "ranks": group.size,
+        "exchange": task.holding.exchange,
+        "matrix": task.holding.matrix,
+    }
+
+
+def settle(task: RankTask, group: Group) -> RankTask:
+    """Decide how matrix and factors are held, from the memory of the poorest rank; the same on every rank."""
+    if task.holding.settled:
+        return task
+    hosts = group.gather_text(socket.gethostname())
+    memory = machine_memory() // hosts.count(hosts[group.rank])
+    if task.device == "cuda":
+        import torch
+
+        memory = min(memory, torch.cuda.mem_get_info()[0])
+    memory = min(int(least[0]) for least in group.gather(np.array([memory])))
+    cells = sum(portion.rows for portion in portions(task.files))
+    holding, _ = choose(task.problem(cells, group.size), task.holding, memory)
+    return replace(task, holding=holding)
+
+
+def _place(task: RankTask, group: Group, phases: Phases) -> tuple[Side, Side]:
+    """Read this rank's share of the files and make the sides."""
+    columns: dict[str, Any] = {"weight": task.weight, "signed": task.signed}
+
+    def in_portions() -> Iterator[Cells]:
+        return read_portions(task.files, group.rank, group.size, task.shape, task.value, **columns)
+
+    with phases("read"):
+        cells: Cells | Callable[[], Iterator[Cells]] = in_portions
+        if not task.holding.streamed:
+            cells = read_share(task.files, group.rank, group.size, task.shape, task.value, **columns)
+    with phases("place"):
+        return make_sides(
+            group,
+            cells,
+            task.shape,
+            task.objective,
+            symmetric=task.symmetric,
+            unit=task.unit,
+            k=task.k,
+            dtype=np.dtype(task.precision),
+            duplicates=task.duplicates,
+            holding=task.holding,
+        )
+
+
+def _start(task: RankTask, model: Model) -> tuple[int, list[float]]:
+    """Factors of the newest checkpoint, or starting factors; returns the half-sweeps done and their losses."""
+    group = model.group
+    state = checkpoint.load(task.checkpoints, task.facts, {side: model.ids(side) for side in SIDES})
+    reached = [int(half[0]) for half in group.gather(np.array([state.half if state else 0]))]
+    if len(set(reached)) > 1:
+        raise TransientError(
+            f"the ranks see different checkpoints in {task.checkpoints} (half-sweeps {reached}); that directory must "
+            "be the same for all of them: set warehouse to a shared file system"
+        )
+    if state is None:
+        if task.objective.bias == "fixed":
+            for side in SIDES:
+                model.arrays[side][:, task.k] = model.sides[side].offsets[model.ids(side)]
+        _start_columns(task, model)
+        return 0, []
+    logger.info("rank %d resumes after half-sweep %d", group.rank, state.half)
+    model.arrays.update(state.factors)
+    return state.half, state.losses
+
+
+def _start_columns(task: RankTask, model: Model) -> None:
+    """Random columns; rows stay zero, since they are solved first. So do empty columns."""
+    x, ids = model.arrays["col"], model.ids("col")
+    filled = model.sides["col"].cells[ids] > 0
+    places = np.flatnonzero(filled)
+    # Making random numbers takes six words for each.
+    for part in checkpoint.slices(len(places), 6 * 8 * task.k):
+        random = initial_factors(task.seed, "col", ids[places[part]], task.k)
+        if task.start == "positive":
+            random = np.abs(random) / np.linalg.norm(random, axis=1, keepdims=True)
+        x[places[part], : task.k] = random
+    if task.initial is not None:
+        place = np.full(model.sides["col"].size, -1)
+        place[ids] = np.where(filled, np.arange(len(ids)), -1)
+        for given, vectors in read_vectors(task.initial, task.k, model.sides["col"].size):
+            here = place[given] >= 0
+            x[place[given[here]], : task.k] = vectors[here]
+
+
+def read_vectors(path: str, k: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and vectors of a Parquet file or directory of (id, vector), some at a time.
+
+    Raises
+    ------
+    InputError
+        Vectors of another length, not finite, or ids outside 0 .. size - 1.
+    """
+    import pyarrow.dataset as ds
+
+    fs, local = storage.filesystem(path)
+    dataset = ds.dataset(local, filesystem=fs, format="parquet")
+    for batch in dataset.to_batches(columns=["id", "vector"], batch_size=VECTORS_AT_ONCE):
+        if not len(batch):
+            continue
+        ids, lists = batch["id"].to_numpy(), batch["vector"]
+        lengths = lists.value_lengths().to_numpy()
+        if (lengths != k).any():
+            raise InputError(f"initial factors have {int(lengths[0])} numbers per vector, but k is {k}")
+        vectors = lists.flatten().to_numpy().reshape(len(ids), k)
+        if ids.min() < 0 or ids.max() >= size or not np.isfinite(vectors).all():
+            raise InputError(f"initial factors at {path}: ids outside 0 .. {size - 1}, or numbers that are not finite")
+        yield ids, vectors
+
+
+def _alternate(
+    task: RankTask,
+    model: Model,
+    half: int,
+    losses: Sequence[float],
+    phases: Phases,
+    after_half: Callable[[int], None] | None,
+) -> tuple[int, list[float]]:
+    """Half-sweeps until the loss stands still or the sweeps are used up."""
+    solver: Solver = make_solver(task)
+    curved = make_curved(task.objective, task.threads)
+    group, losses = model.group, list(losses)
+    saved = half
+    started, first = time.monotonic(), half
+    if curved is not None:
+        _look(model, curved, SIDES[half % 2], SIDES[1 - half % 2])
+    while half < 2 * task.sweeps and not (half % 2 == 0 and _converged(losses, task.tolerance)):
+        name, fixed = SIDES[half % 2], SIDES[1 - half % 2]
+        side = model.sides[name]
+        with phases("gramian"):
+            gramian = model.gramian(fixed, task.threads, task.device)
+        with phases("solve"):
+            solved, row_loss = _half_step(task, model, solver, curved, name, fixed, gramian)
+        with phases("exchange"):
+            model.put(name, solved)
+        if curved is not None:
+            with phases("look"):
+                loss = _look(model, curved, fixed, name)
+        else:
+            with phases("exchange"):
+                all_losses = np.zeros(side.size)
+                publish(group, side.owner, side.rows, row_loss, all_losses)
+                loss = float(all_losses.sum()) + model.regularization(fixed)
+        half += 1
+        _check_loss(loss, losses, task, half)
+        losses.append(loss)
+        last = half == 2 * task.sweeps or (half % 2 == 0 and _converged(losses, task.tolerance))
+        if half - saved >= task.checkpoint_every or last:
+            with phases("checkpoint"):
+                changed = (name,) if half - saved == 1 and saved > 0 else SIDES
+                rows, sizes = {side: model.mine(side) for side in changed}, dict(zip(SIDES, task.shape, strict=True))
+                checkpoint.save(group, task.checkpoints, half, losses, rows, sizes, task.facts)
+            saved = half
+        if group.rank == 0:
+            storage.write_json(
+                task.status_path, _status(task, losses, half, first, time.monotonic() - started, side, phases)
+            )
+        if after_half is not None:
+            after_half(half)
+    return half, losses
+
+
+def _look(model: Model, curved: Curved, name: str, fixed: str) -> float:
+    """The loss of a curved objective at the factors as they are, by the look that the half-step of a side needs."""
+    side = model.sides[name]
+    sums = curved.look(side, model.arrays[fixed], model.own(name), model.sides[fixed])
+    everywhere = np.zeros((side.size, sums.shape[1]))
+    publish(model.group, side.owner, side.rows, sums, everywhere)
+    return curved.loss(everywhere) + model.regularization(name) + model.regularization(fixed)
+
+
+def _half_step(
+    task: RankTask,
+    model: Model,
+    solver: Solver,
+    curved: Curved | None,
+    name: str,
+    fixed: str,
+    gramian: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The own rows of a side and their losses, solved block by block."""
+    side, before = model.sides[name], model.own(name)
+    coordinates = model.coordinates
+    solved, row_loss = before.copy(), np.zeros(len(side.rows))
+    for block, fixed_factors in model.blocks(name, fixed, gramian, task.objective.rho):
+        if len(block.rows):
+            system = System(
+                fixed_factors,
+                coordinates.held(before[block.place]),
+                coordinates.ridge(side.ridge[block.rows]),
+                before[block.place, : coordinates.free],
+                biases=coordinates.free - coordinates.k,
+            )
+            if curved is None:
+                x, row_loss[block.place] = solver.solve(block, system)
+            else:
+                x = curved.improve(block, system, solver)
+            solved[block.place, : coordinates.free] = x
+    return solved, row_loss
+
+
+def make_solver(task: RankTask) -> Solver:
+    """The solver for the device of the task."""
+    if task.device == "cuda":
+        from wals_spark.wals.solvers.gpu import nvrtc
+        from wals_spark.wals.solvers.gpu.cuda_solver import CudaSolver
+        from wals_spark.wals.solvers.gpu.torch_solver import TorchSolver
+
+        return CudaSolver("cuda") if nvrtc.available() else TorchSolver("cuda")
+    if task.solver == "cg":
+        return ConjugateGradientSolver(task.threads, task.cg_steps)
+    if task.solver == "block":
+        return BlockSolver(task.threads, task.block_size)
+    return CpuSolver(task.threads, dual=task.solver == "auto")
+
+
+def _converged(losses: list[float], tolerance: float) -> bool:
+    """Whether the last sweep lowered the loss by less than the tolerance, relatively."""
+    return len(losses) >= 4 and losses[-3] - losses[-1] < tolerance * abs(losses[-3])
+
+
+def _check_loss(loss: float, losses: list[float], task: RankTask, half: int) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss after half-sweep {half} is {loss}; expected a finite number")
+    if not losses:
+        return
+    allowed = RISE_ALLOWED[task.precision] * abs(losses[-1]) + ROUNDING[task.precision] * abs(losses[0])
+    if loss > losses[-1] + allowed:
+        raise DivergedError(
+            f"the loss rose from {losses[-1]!r} to {loss!r} in half-sweep {half} although no row's part of it may "
+            f"rise; try train.precision: float64 (now {task.precision}) or more regularisation, and report this"
+        )
+
+
+def _status(
+    task: RankTask, losses: list[float], half: int, first: int, seconds: float, side: Side, phases: Phases
+) -> dict[str, Any]:
+    per_half = seconds / max(1, half - first)
+    change = (losses[-2] - losses[-1]) / abs(losses[-2]) if len(losses) > 1 and losses[-2] else None
+    return {
+        "half_sweep": half,
+        "half_sweeps": 2 * task.sweeps,
+        "sweep": (half + 1) // 2,
+        "side": SIDES[(half - 1) % 2],
+        "loss": losses[-1],
+        "relative_change": change,
+        "seconds_per_half_sweep": round(per_half, 3),
+        "cells_per_s": int(side.cells.sum() / per_half) if per_half > 0 else None,
+        "eta_s": round(per_half * (2 * task.sweeps - half), 1),
+        "peak_memory_bytes": peak_memory(),
+        "seconds": {name: round(value, 3) for name, value in phases.seconds.items()},
+    }
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as stream:
+            return 1024 * int(next(line for line in stream if line.startswith("VmHWM:")).split()[1])
+    except (OSError, StopIteration):
+        # Not Linux. There ru_maxrss would count what the process was forked from.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _write_result(task: RankTask, model: Model) -> tuple[list[dict[str, Any]], list[float]]:
+    """Both sides in the canonical gauge, every rank its rows; returns the shards and singular values."""
+    k = task.k
+    if task.gauge_power is None or task.objective.prediction != "product":
+        return _write_sides(task, model, np.eye(k), np.eye(k)), []
+    r_u, r_v = (_triangular_factor(model, side, task.threads) for side in SIDES)
+    t_u, t_v, singular = gauge.gauge_transforms(r_u, r_v, task.gauge_power)
+    extremes = model.over("row", (k,), lambda x, ids: gauge.column_extremes(x[:, :k] @ t_u))
+    t_u, t_v = gauge.fix_signs(t_u, t_v, gauge.column_extremes(np.stack(extremes)))
+    return _write_sides(task, model, t_u, t_v), [float(value) for value in singular]
+
+
+def _write_sides(task: RankTask, model: Model, t_u: np.ndarray, t_v: np.ndarray) -> list[dict[str, Any]]:
+    k, rank = task.k, model.group.rank
+    entries = []
+    for side, t in (("row", t_u), ("col", t_v)):
+        ids, x = model.mine(side)
+        for number, part in enumerate(checkpoint.slices(len(x), x.itemsize * k)):
+            vectors = (x[part, :k] @ t).astype(np.float32)
+            if not np.isfinite(vectors).all():
+                raise DivergedError(f"factors of side {side} are not finite after the change of gauge")
+            bias = x[part, k] if model.coordinates.width > k else np.zeros(len(vectors), np.float32)
+            path = storage.join(task.result, f"{side}-{rank:05d}-{number:03d}.parquet")
+            storage.write_bytes(path, encode_result(ids[part], vectors, bias.astype(np.float32)))
+            entries.append({"side": side, "path": path, "rows": len(vectors)})
+    return [entry for text in model.group.gather_text(json.dumps(entries)) for entry in json.loads(text)]
+
+
+def _triangular_factor(model: Model, side: str, threads: int) -> np.ndarray:
+    k = model.coordinates.k
+    parts = model.over(side, (k, k), lambda x, ids: gauge.triangular_factor(x[:, :k]), threads)
+    return gauge.stack_factors(parts, k)
+
+
+def encode_result(ids: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> bytes:
+    """Rows of the result as a Parquet file of (token_id int32, vector list<float>, bias float)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    width = vectors.shape[1]
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width).cast(pa.list_(pa.float32()))
+    sink = pa.BufferOutputStream()
+    table = pa.table({"token_id": pa.array(ids.astype(np.int32)), "vector": lists, "bias": pa.array(bias)})
+    pq.write_table(table, sink, compression="none", use_dictionary=False)
+    return sink.getvalue().to_pybytes()
+
+
+def check_shape(k: int, shape: tuple[int, int]) -> None:
+    """`InputError` when there are more factors than rows or columns."""
+    if k > min(shape):
+        raise InputError(
+            f"train.k is {k}, but the matrix has {shape[0]:,} rows and {shape[1]:,} columns; "
+            f"k may be at most {min(shape):,}"
+        )

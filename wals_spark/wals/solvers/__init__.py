@@ -1,0 +1,1 @@
+"""The half-step: linear systems of rows, and who solves them."""
