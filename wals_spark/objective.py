@@ -147,7 +147,7 @@ class Objective:
         ):
             if value not in known:
                 raise ConfigError(f"objective {self.name!r}: found {value!r}, expected one of {', '.join(known)}")
-        if self.bias != "none" and self.curved:
+        if self.bias != "none" and not self.is_quadratic:
             raise ConfigError(f"objective {self.name!r} has no biases; remove train.bias")
         if self.bias == "fixed" and (self.target not in ("log", "value") or self.weight == "column"):
             raise ConfigError(
@@ -161,9 +161,12 @@ class Objective:
             )
 
     @property
-    def curved(self) -> bool:
-        """Whether the loss is not quadratic in one side, see `wals_spark.wals.solvers.majorization`."""
-        return self.unobserved == "softplus" or self.prediction != "product"
+    def is_quadratic(self) -> bool:
+        """Whether the loss is quadratic in each side, given the other.
+
+        Where it is not, see `wals_spark.wals.solvers.majorization`.
+        """
+        return self.unobserved == "square" and self.prediction == "product"
 
     @property
     def symmetric(self) -> bool:
@@ -495,9 +498,9 @@ def make_objective(preset: str, **given: Any) -> Objective:
         "alpha": base.weight != "confidence",
         "context_smoothing": base.target != "pmi",
         "shift": base.target not in ("pmi", "smoothed_conditional") or base.unobserved == "softplus",
-        "rho": base.curved,
-        "popularity_exponent": base.curved,
-        "popularity_floor": base.curved,
+        "rho": not base.is_quadratic,
+        "popularity_exponent": not base.is_quadratic,
+        "popularity_floor": not base.is_quadratic,
     }
     if base.unobserved == "softplus":
         unused["context_smoothing"] = True

@@ -66,7 +66,7 @@ def fold_in(
         raise InputError(f"fold-in: {n} column factors, but marginals of {len(marginals.cols)} columns")
     if rows.nnz and int(rows.indices.max()) >= n:
         raise InputError(f"fold-in: a cell has column {int(rows.indices.max())}, expected 0 .. {n - 1}")
-    if objective.curved or objective.weight == "column":
+    if not objective.is_quadratic or objective.weight == "column":
         raise InputError(f"fold-in with the objective {objective.name} is not available; train again with the new rows")
     biased = objective.bias == "free"
     offset = np.zeros(n) if c is None else np.asarray(c, np.float64)

@@ -26,7 +26,7 @@ AGREED = ("unit", "symmetric", "semantics")
 
 def _check(config: Config) -> None:
     objective = from_config(config.train)
-    if objective.curved and (config.train.exchange == "sharded" or config.train.matrix == "streamed"):
+    if not objective.is_quadratic and (config.train.exchange == "sharded" or config.train.matrix == "streamed"):
         raise ConfigError(
             f"train.objective {objective.name} needs all factors and all cells in memory; remove train.exchange and "
             "train.matrix"

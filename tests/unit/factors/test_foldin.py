@@ -26,7 +26,7 @@ def counts() -> np.ndarray:
     return counts
 
 
-OBJECTIVES = {name: objective for name, objective in PRESETS.items() if not objective.curved and name != "custom"}
+OBJECTIVES = {name: objective for name, objective in PRESETS.items() if objective.is_quadratic and name != "custom"}
 OBJECTIVES["fixed"] = replace(PRESETS["glove"], bias="fixed", rho=0.2)
 
 

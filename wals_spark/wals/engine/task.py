@@ -85,7 +85,7 @@ class RankTask:
     holding: Holding = field(default_factory=Holding)
 
     def __post_init__(self) -> None:
-        if self.objective.curved and (self.holding.sharded or self.holding.streamed):
+        if not self.objective.is_quadratic and (self.holding.sharded or self.holding.streamed):
             raise ConfigError(
                 f"the objective {self.objective.name} looks at all factors and all cells in every half-sweep, found "
                 f"{self.holding.exchange} factors and a {self.holding.matrix} matrix; remove train.exchange and "
@@ -130,7 +130,7 @@ class RankTask:
             ranks,
             layouts=1 if self.symmetric and self.objective.symmetric else 2,
             itemsize=np.dtype(self.precision).itemsize,
-            whole=self.objective.curved,
+            whole=not self.objective.is_quadratic,
             biased=self.objective.bias != "none",
         )
 

@@ -159,6 +159,6 @@ class SquaredNorm(Curved):
 
 def make_curved(objective: Objective, threads: int) -> Curved | None:
     """What improves the rows of an objective; None where it is quadratic in each side."""
-    if not objective.curved:
+    if objective.is_quadratic:
         return None
     return SquaredNorm(threads) if objective.prediction == "squared_norm" else Softplus(threads)

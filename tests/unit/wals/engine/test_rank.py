@@ -51,7 +51,7 @@ def test_losses_fall_to_the_loss_of_the_result(make_task, result_of, counts, pre
     else:
         b, c = np.zeros(len(counts)), np.zeros(len(counts))
     assert oracle.loss(problem, x, y, b, c) == pytest.approx(losses[-1], rel=1e-12)
-    if not problem.bias and not task.objective.curved:
+    if not problem.bias and task.objective.is_quadratic:
         factors = result_of(task)
         residual = problem.weight * (problem.target - factors["row"] @ factors["col"].T.astype(np.float64)) ** 2
         unregularised = problem.weight * (problem.target - x @ y.T) ** 2

@@ -22,7 +22,7 @@ GROUP = LocalGroup()
 # Float32 products of a few dozen terms, then a solve of a well conditioned system.
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
 VARIANTS = {
-    **{name: objective for name, objective in PRESETS.items() if not objective.curved},
+    **{name: objective for name, objective in PRESETS.items() if objective.is_quadratic},
     "smoothed": replace(PRESETS["ppmi"], context_smoothing=0.75, shift=2.0),
     "counted ridge": replace(PRESETS["ppmi"], regularization=0.01, regularization_exponent=1.0),
     # An observed cell may weigh less than an unobserved one: negative extra weights.
