@@ -45,7 +45,7 @@ def one_rank(rank: int, size: int, directory: str, text: str) -> None:
     """Train in this process; writes seconds, processor seconds and result into `directory`."""
     turns = iter(range(10))
 
-    def share_text(mine: str) -> list[str]:
+    def all_gather_text(mine: str) -> list[str]:
         turn = next(turns)
         path = Path(directory, f"{turn}-{rank}")
         path.with_suffix(".tmp").write_text(mine)
@@ -61,7 +61,7 @@ def one_rank(rank: int, size: int, directory: str, text: str) -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         clock.append((time.perf_counter(), usage.ru_utime + usage.ru_stime))
 
-    with process_group(rank, size, share_text, timeout_s=600) as group:
+    with process_group(rank, size, all_gather_text, timeout_s=600) as group:
         result = run(RankTask.from_json(text), group, after_half)
     wall, cpu = ((clock[-1][i] - clock[0][i]) / (len(clock) - 1) for i in (0, 1))
     facts = {"wall_s": wall, "cpu_s": cpu, "seconds": result["seconds"], "peak": result["peak_memory_bytes"]}

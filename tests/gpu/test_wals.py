@@ -147,13 +147,13 @@ def nccl(tmp_path: Path) -> Iterator[TorchGroup]:
 def test_messages_go_through_the_gpu(nccl: TorchGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, Any] = {"whole": np.arange(12.0).reshape(4, 3), "none": np.zeros((0, 3), np.float32)}
     for largest in (1 << 28, 7):
-        monkeypatch.setattr("wals_spark.cluster.process_group.LARGEST_MESSAGE", largest)
-        assert np.array_equal(nccl.gather(sent["whole"])[0], sent["whole"])
+        monkeypatch.setattr("wals_spark.cluster.process_group.MAX_MESSAGE_BYTES", largest)
+        assert np.array_equal(nccl.all_gather(sent["whole"])[0], sent["whole"])
         for array in sent.values():
-            (received,) = nccl.exchange([array])
+            (received,) = nccl.all_to_all([array])
             assert np.array_equal(received, array)
             assert received.shape == array.shape
-        assert nccl.gather_text("text") == ["text"]
+        assert nccl.all_gather_object("text") == ["text"]
 
 
 def test_a_training_over_nccl_is_the_same(task: RankTask, nccl: TorchGroup, tmp_path: Path) -> None:

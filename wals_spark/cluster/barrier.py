@@ -42,7 +42,7 @@ class RankContext:
         Of its task.
     gpus : tuple of str
         Addresses that Spark assigned.
-    share_text : callable
+    all_gather_text : callable
         Collective: text of this rank -> texts of all.
     """
 
@@ -50,7 +50,7 @@ class RankContext:
     size: int
     cpus: int
     gpus: tuple[str, ...]
-    share_text: Callable[[str], Sequence[str]]
+    all_gather_text: Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True)

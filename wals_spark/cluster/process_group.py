@@ -1,10 +1,12 @@
-"""The ranks of a training and what they exchange: one process, or several over torch.distributed.
+"""Process groups and their collectives: one process, or several over torch.distributed.
 
-Arrays go in and come out as NumPy; between GPUs they travel over NCCL. Imports no pyspark.
+The names are MPI's: `all_gather`, `all_reduce`, `all_to_all`. Arrays go in and come out as NumPy; between GPUs they
+travel over NCCL. Imports no pyspark.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -13,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -24,55 +26,62 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LARGEST_MESSAGE = 1 << 28
+MAX_MESSAGE_BYTES = 1 << 28
 """Bytes that a rank hands to one collective call; longer arrays go in several, whatever counts a library can take."""
 
 
 class Group(ABC):
-    """All ranks of a training; every rank calls the same methods in the same order."""
+    """The ranks of a training; every rank calls the same methods in the same order.
+
+    Attributes
+    ----------
+    rank, size : int
+    """
 
     rank: int
     size: int
 
     @abstractmethod
-    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+    def all_gather(self, array: np.ndarray) -> list[np.ndarray]:
         """The arrays of all ranks, of one shape and dtype, in the order of the ranks."""
 
     @abstractmethod
-    def gather_text(self, text: str) -> list[str]:
-        """The texts of all ranks."""
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The values of all ranks, anything that JSON can hold, in the order of the ranks."""
 
     @abstractmethod
-    def exchange(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def all_to_all(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Send ``parts[r]`` to rank r and return what every rank sent here.
 
         All parts of all ranks have one dtype and, but for their first axis, one shape.
         """
 
-    def sum(self, array: np.ndarray) -> np.ndarray:
-        """The sum over the ranks, added in the order of the ranks: the same bits everywhere."""
+    def all_reduce(self, array: np.ndarray, operation: Literal["sum", "max"] = "sum") -> np.ndarray:
+        """The elementwise sum or maximum over the ranks.
+
+        A sum is added in the order of the ranks, starting from zero: the same bits on every rank.
+        """
+        parts = self.all_gather(array)
+        if operation == "max":
+            return np.max(parts, axis=0)
         total = np.zeros_like(array)
-        for part in self.gather(array):
+        for part in parts:
             total += part
         return total
 
-    def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
-        return max(int(part[0]) for part in self.gather(np.array([number], np.int64)))
-
 
 class LocalGroup(Group):
-    """A single rank: nothing to exchange, torch not needed."""
+    """A single rank: nothing to send, torch not needed."""
 
     rank, size = 0, 1
 
-    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+    def all_gather(self, array: np.ndarray) -> list[np.ndarray]:
         return [array]
 
-    def gather_text(self, text: str) -> list[str]:
-        return [text]
+    def all_gather_object(self, value: Any) -> list[Any]:
+        return [value]
 
-    def exchange(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def all_to_all(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         return list(parts)
 
 
@@ -89,46 +98,48 @@ class TorchGroup(Group):
     def __init__(self, rank: int, size: int, device: str = "cpu") -> None:
         self.rank, self.size, self.device = rank, size, device
 
-    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+    def all_gather(self, array: np.ndarray) -> list[np.ndarray]:
         import torch
         import torch.distributed as dist
 
         sent = _bytes_of(array)
         parts = [np.empty(len(sent), np.uint8) for _ in range(self.size)]
-        for start in range(0, len(sent), LARGEST_MESSAGE):
-            message = torch.from_numpy(sent[start : start + LARGEST_MESSAGE]).to(self.device)
-            targets = [torch.from_numpy(part[start : start + LARGEST_MESSAGE]) for part in parts]
+        for start in range(0, len(sent), MAX_MESSAGE_BYTES):
+            message = torch.from_numpy(sent[start : start + MAX_MESSAGE_BYTES]).to(self.device)
+            targets = [torch.from_numpy(part[start : start + MAX_MESSAGE_BYTES]) for part in parts]
             # On a CPU these are the same tensors: what arrives is not copied again.
             received = [target.to(self.device) for target in targets]
             with _peers_may_vanish(self):
                 dist.all_gather(received, message)
-            for target, piece in zip(targets, received, strict=True):
-                if piece is not target:
-                    target.copy_(piece)
+            for target, chunk in zip(targets, received, strict=True):
+                if chunk is not target:
+                    target.copy_(chunk)
         return [part.view(array.dtype).reshape(array.shape) for part in parts]
 
-    def gather_text(self, text: str) -> list[str]:
-        content = np.frombuffer(text.encode(), np.uint8)
-        padded = np.zeros(self.largest(len(content)), np.uint8)
+    def all_gather_object(self, value: Any) -> list[Any]:
+        # As JSON: torch's own all_gather_object would unpickle what arrives.
+        content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        longest = int(self.all_reduce(np.array(len(content)), "max"))
+        padded = np.full(longest, ord(" "), np.uint8)
         padded[: len(content)] = content
-        return [part.tobytes().rstrip(b"\0").decode() for part in self.gather(padded)]
+        return [json.loads(part.tobytes()) for part in self.all_gather(padded)]
 
-    def exchange(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def all_to_all(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         import torch
         import torch.distributed as dist
 
         sent = [_bytes_of(part) for part in parts]
-        sizes = np.stack(self.gather(np.array([len(part) for part in sent], np.int64)))  # (from, to)
+        sizes = np.stack(self.all_gather(np.array([len(part) for part in sent], np.int64)))  # (from, to)
         incoming = [np.empty(count, np.uint8) for count in sizes[:, self.rank]]
-        step = max(1, LARGEST_MESSAGE // self.size)
+        step = max(1, MAX_MESSAGE_BYTES // self.size)
         for start in range(0, int(sizes.max()), step):
             out, into = ([part[start : start + step] for part in arrays] for arrays in (sent, incoming))
             message = torch.from_numpy(np.concatenate(out)).to(self.device)
             received = torch.empty(sum(map(len, into)), dtype=torch.uint8, device=self.device)
             with _peers_may_vanish(self):
                 dist.all_to_all_single(received, message, [*map(len, into)], [*map(len, out)])
-            for part, piece in zip(into, received.split([*map(len, into)]), strict=True):
-                part[:] = piece.cpu().numpy()
+            for part, chunk in zip(into, received.split([*map(len, into)]), strict=True):
+                part[:] = chunk.cpu().numpy()
         return [part.view(parts[0].dtype).reshape(-1, *parts[0].shape[1:]) for part in incoming]
 
 
@@ -157,49 +168,39 @@ class PeerLostError(TransientError):
 def process_group(
     rank: int,
     size: int,
-    share_text: Callable[[str], Sequence[str]],
+    all_gather_text: Callable[[str], Sequence[str]],
     *,
     timeout_s: float,
     cuda_device: int | None = None,
 ) -> Iterator[Group]:
     """Join the ranks into a group, and leave it in every case.
 
-    Rank 0 listens on a port that the system chooses and keeps it; the address goes round by `share_text`.
+    Rank 0 listens on a port that the system chooses and keeps it; `all_gather_text` hands its address round.
 
     Parameters
     ----------
     rank, size : int
-    share_text : callable
+    all_gather_text : callable
         Collective over the ranks: text of this rank -> texts of all, for example Spark's ``allGather``.
     timeout_s : float
         Longest wait for the others.
     cuda_device : int, optional
         The GPU of this rank; None = CPU over gloo.
+
+    Yields
+    ------
+    Group
     """
     if size == 1:
-        share_text("")
+        all_gather_text("")
         yield LocalGroup()
         return
     import torch.distributed as dist
 
     # A library may leave SIGHUP ignored in this process; a killed worker must not linger.
     _default_hangup()
-    host = socket.gethostname()
-    hosts = share_text(host)
-    local = len(set(hosts)) == 1
-    address = "127.0.0.1" if local else _address()
-    if local:
-        # The name of this machine need not resolve; the loopback interface always does.
-        os.environ["GLOO_SOCKET_IFNAME"] = _loopback()
     timeout = timedelta(seconds=timeout_s)
-    store: Any = None
-    if rank == 0:
-        store = dist.TCPStore(address, 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
-        shared = share_text(f"{address}:{store.port}")
-    else:
-        shared = share_text("")
-        master, _, port = shared[0].rpartition(":")
-        store = dist.TCPStore(master, int(port), size, is_master=False, timeout=timeout, wait_for_workers=False)
+    store = _rendezvous(rank, size, all_gather_text, timeout)
     backend = "gloo" if cuda_device is None else "cpu:gloo,cuda:nccl"
     group = TorchGroup(rank, size, "cpu" if cuda_device is None else f"cuda:{cuda_device}")
     with _peers_may_vanish(group):
@@ -211,11 +212,29 @@ def process_group(
         _abort(cuda_device is not None)
         raise
     else:
-        # Nobody leaves while another still reads from it.
-        group.gather(np.zeros(1, np.int8))
+        # A barrier: nobody leaves while another still reads from it.
+        group.all_gather(np.zeros(1, np.int8))
         dist.destroy_process_group()
     finally:
         del store
+
+
+def _rendezvous(rank: int, size: int, all_gather_text: Callable[[str], Sequence[str]], timeout: timedelta) -> Any:
+    """The key-value store of the group: rank 0 serves it, the others connect to the address that it hands round."""
+    import torch.distributed as dist
+
+    hosts = all_gather_text(socket.gethostname())
+    local = len(set(hosts)) == 1
+    address = "127.0.0.1" if local else _address()
+    if local:
+        # The name of this machine need not resolve; the loopback interface always does.
+        os.environ["GLOO_SOCKET_IFNAME"] = _loopback()
+    if rank == 0:
+        store = dist.TCPStore(address, 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
+        all_gather_text(f"{address}:{store.port}")
+        return store
+    master, _, port = all_gather_text("")[0].rpartition(":")
+    return dist.TCPStore(master, int(port), size, is_master=False, timeout=timeout, wait_for_workers=False)
 
 
 def _abort(nccl: bool) -> None:
@@ -251,10 +270,10 @@ def _loopback() -> str:
     return next((name for name in names if name in ("lo", "lo0")), names[0])
 
 
-def in_step(group: Group, items: Iterator[T], idle: T) -> Iterator[T]:
-    """The items, then `idle` until the other ranks have none left either: for loops that talk to each other."""
+def lockstep(group: Group, items: Iterator[T], idle: T) -> Iterator[T]:
+    """The items, then `idle` until the other ranks have none left either: for loops whose bodies are collective."""
     while True:
         item = next(items, None)
-        if not group.largest(int(item is not None)):
+        if not group.all_reduce(np.array(item is not None, np.int8), "max"):
             return
         yield idle if item is None else item

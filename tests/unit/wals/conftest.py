@@ -27,7 +27,7 @@ rank, size, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 task = RankTask.from_json(sys.argv[4])
 kill_rank, kill_after = int(sys.argv[5]), int(sys.argv[6])
 turn = 0
-def share_text(text):
+def all_gather_text(text):
     global turn
     turn += 1
     import time
@@ -42,7 +42,7 @@ def share_text(text):
 def after_half(half):
     if rank == kill_rank and half == kill_after:
         os.kill(os.getpid(), signal.SIGKILL)
-with process_group(rank, size, share_text, timeout_s=60) as group:
+with process_group(rank, size, all_gather_text, timeout_s=60) as group:
     result = run(task, group, after_half)
 if rank == 0:
     import json

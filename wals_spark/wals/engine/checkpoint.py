@@ -12,7 +12,6 @@ ranks, so a training may resume with another one.
 
 from __future__ import annotations
 
-import json
 import logging
 import posixpath
 import zlib
@@ -128,7 +127,7 @@ def save(
             storage.write_bytes(storage.join(here, name), content)
             path = posixpath.join(posixpath.basename(here), name)
             entries.append({"side": side, "path": path, "bytes": len(content), "crc32": zlib.crc32(content)})
-    shards = [entry for text in group.gather_text(json.dumps(entries)) for entry in json.loads(text)]
+    shards = [entry for part in group.all_gather_object(entries) for entry in part]
     if group.rank != 0:
         return
     for side in SIDES:

@@ -1,6 +1,6 @@
-"""What the ranks tell each other in a half-step: sums over all rows, solved rows, losses.
+"""Collectives of a half-step: chunked sums over all rows, and solved rows and losses of all ranks.
 
-Sums go over `PIECES` parts of the rows in a fixed order.
+Sums go over `SUM_CHUNKS` chunks of the rows in a fixed order, so that they do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -11,71 +11,85 @@ from itertools import pairwise
 
 import numpy as np
 
-from wals_spark.cluster import process_group as messages
+from wals_spark.cluster import process_group
 from wals_spark.cluster.process_group import Group
 
-PIECES = 16
+SUM_CHUNKS = 16
 
 
-def pieces(size: int, ranks: int = 1) -> list[slice]:
-    """Ranges that cover 0 .. size - 1: `PIECES` of them, or a rank's part of so many."""
-    bounds = np.linspace(0, size, -(-PIECES // ranks) + 1).astype(np.int64)
+def row_chunks(size: int, ranks: int = 1) -> list[slice]:
+    """Ranges that cover 0 .. size - 1: ``ceil(SUM_CHUNKS / ranks)`` of them, what one of `ranks` ranks adds up."""
+    bounds = np.linspace(0, size, -(-SUM_CHUNKS // ranks) + 1).astype(np.int64)
     return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
 
 
-def over_pieces(
+def all_gather_chunks(
     group: Group,
     own: Sequence[slice],
     shape: tuple[int, ...],
-    part: Callable[[slice], np.ndarray],
+    function: Callable[[slice], np.ndarray],
     threads: int = 1,
 ) -> list[np.ndarray]:
-    """``part(piece)`` of the pieces of all ranks, dealt in turn: first the first of each rank.
+    """``function(chunk)`` of the chunks of all ranks, in turn: first the first chunk of each rank, then the second.
 
-    With the pieces of one list dealt to the ranks (``own = pieces(n)[rank::size]``) the list does not depend on the
-    number of ranks.
+    With the chunks of one list dealt to the ranks (``own = row_chunks(n)[rank::size]``) the list does not depend on
+    the number of ranks.
 
     Parameters
     ----------
     group : Group
     own : sequence of slice
-        At most ``ceil(PIECES / ranks)``.
-    shape : tuple
-        Of what `part` returns, as float64.
-    part : callable
+        At most ``ceil(SUM_CHUNKS / ranks)``.
+    shape : tuple of int
+        Of what `function` returns, as float64.
+    function : callable
     threads : int
+
+    Returns
+    -------
+    list of float64 array
+        ``ceil(SUM_CHUNKS / ranks)`` per rank, zeros for chunks that a rank does not have.
     """
-    turns = -(-PIECES // group.size)
+    turns = -(-SUM_CHUNKS // group.size)
     mine = np.zeros((turns, *shape))
     with ThreadPoolExecutor(threads) as pool:
-        for turn, value in enumerate(pool.map(part, own)):
+        for turn, value in enumerate(pool.map(function, own)):
             mine[turn] = value
-    gathered = group.gather(mine)
+    gathered = group.all_gather(mine)
     return [gathered[rank][turn] for turn in range(turns) for rank in range(group.size)]
 
 
-def publish(group: Group, owner: np.ndarray, rows: np.ndarray, solved: np.ndarray, full: np.ndarray) -> None:
-    """Write the rows that every rank has solved into `full` on every rank, a bounded message at a time.
+def all_gather_rows(group: Group, owner: np.ndarray, rows: np.ndarray, own: np.ndarray, full: np.ndarray) -> None:
+    """Write the own rows of every rank into `full` on every rank, a bounded message at a time.
 
     Parameters
     ----------
+    group : Group
     owner : int32 array of shape (size,)
-    rows : int64 array of shape (r,), the own rows
-    solved : array of shape (r, ...)
-    full : array of shape (size, ...), written
+        The rank that owns each row.
+    rows : int64 array of shape (r,)
+        Ids of the own rows, rising.
+    own : array of shape (r, ...)
+        What this rank has of them.
+    full : array of shape (size, ...)
+        Written.
+
+    Returns
+    -------
+    None
     """
     if group.size == 1:
-        full[rows] = solved
+        full[rows] = own
         return
     ids = np.argsort(owner, kind="stable")
     begin = np.searchsorted(owner[ids], np.arange(group.size + 1))
-    row_bytes = solved.itemsize * int(np.prod(solved.shape[1:], dtype=np.int64))
+    row_bytes = own.itemsize * int(np.prod(own.shape[1:], dtype=np.int64))
     most = int(np.diff(begin).max())
-    at_once = max(1, messages.LARGEST_MESSAGE // row_bytes)
+    at_once = max(1, process_group.MAX_MESSAGE_BYTES // row_bytes)
     for start in range(0, most, at_once):
-        part = solved[start : start + at_once]
-        padded = np.zeros((min(at_once, most - start), *solved.shape[1:]), solved.dtype)
+        part = own[start : start + at_once]
+        padded = np.zeros((min(at_once, most - start), *own.shape[1:]), own.dtype)
         padded[: len(part)] = part
-        for rank, received in enumerate(group.gather(padded)):
+        for rank, received in enumerate(group.all_gather(padded)):
             where = ids[begin[rank] : begin[rank + 1]][start : start + at_once]
             full[where] = received[: len(where)]

@@ -89,7 +89,7 @@ def rank_main(context: RankContext, payload: str) -> str:
         torch.cuda.set_device(device)
     try:
         with process_group(
-            context.rank, context.size, context.share_text, timeout_s=facts["timeout_s"], cuda_device=device
+            context.rank, context.size, context.all_gather_text, timeout_s=facts["timeout_s"], cuda_device=device
         ) as group:
             return json.dumps(run(task, group))
     finally:

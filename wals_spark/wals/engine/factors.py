@@ -19,7 +19,7 @@ import numpy as np
 
 from wals_spark.cluster.process_group import Group
 from wals_spark.matrix.array_file import read_ahead
-from wals_spark.wals.engine.collectives import PIECES, over_pieces, pieces, publish
+from wals_spark.wals.engine.collectives import SUM_CHUNKS, all_gather_chunks, all_gather_rows, row_chunks
 from wals_spark.wals.partition.side import SIDES, Side
 from wals_spark.wals.solvers import cache_lines
 from wals_spark.wals.solvers.system import FixedFactors
@@ -163,7 +163,7 @@ class Replicated(Model):
         return self.arrays[side][self.sides[side].rows]
 
     def put(self, side: str, solved: np.ndarray) -> None:
-        publish(self.group, self.sides[side].owner, self.sides[side].rows, solved, self.arrays[side])
+        all_gather_rows(self.group, self.sides[side].owner, self.sides[side].rows, solved, self.arrays[side])
 
     def mine(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         x = self.arrays[side]
@@ -179,11 +179,11 @@ class Replicated(Model):
     def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
         x = self.arrays[side]
 
-        def piece(where: slice) -> np.ndarray:
+        def chunk(where: slice) -> np.ndarray:
             return part(x[where], np.arange(where.start, where.stop))
 
-        own = pieces(len(x))[self.group.rank :: self.group.size]
-        return over_pieces(self.group, own, shape, piece, threads)[:PIECES]
+        own = row_chunks(len(x))[self.group.rank :: self.group.size]
+        return all_gather_chunks(self.group, own, shape, chunk, threads)[:SUM_CHUNKS]
 
 
 class Sharded(Model):
@@ -209,7 +209,7 @@ class Sharded(Model):
         for block in self.sides[side].blocks():
             assert block.needs is not None
             wanted = np.split(block.needs.asked, np.cumsum(block.needs.counts)[:-1])
-            received = self.group.exchange([x[rows] for rows in wanted])
+            received = self.group.all_to_all([x[rows] for rows in wanted])
             fetched = cache_lines.zeros(len(block.needs.ids), x.shape[1], x.dtype)
             np.concatenate(received, out=fetched)
             z = self.coordinates.features(fetched)
@@ -218,7 +218,7 @@ class Sharded(Model):
     def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
         x, ids = self.arrays[side], self.sides[side].rows
 
-        def piece(where: slice) -> np.ndarray:
+        def chunk(where: slice) -> np.ndarray:
             return part(x[where], ids[where])
 
-        return over_pieces(self.group, pieces(len(x), self.group.size), shape, piece, threads)
+        return all_gather_chunks(self.group, row_chunks(len(x), self.group.size), shape, chunk, threads)

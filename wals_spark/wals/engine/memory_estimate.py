@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from wals_spark.cluster import process_group as messages
+from wals_spark.cluster import process_group
 from wals_spark.errors import ConfigError
 from wals_spark.matrix import cells as portions
 from wals_spark.wals.engine import checkpoint
@@ -119,7 +119,7 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
     else:
         loading = own * (LOADING_BYTES + EXCHANGE_BYTES * several) + (problem.layouts - 1) * own * cell
         matrix = problem.layouts * own * cell
-    message = (problem.ranks + 1) * min(messages.LARGEST_MESSAGE, own_rows) * several
+    message = (problem.ranks + 1) * min(process_group.MAX_MESSAGE_BYTES, own_rows) * several
     shard = 3 * min(checkpoint.SHARD_BYTES, own_rows)
     start = min(checkpoint.SHARD_BYTES, 6 * 8 // problem.itemsize * own_rows)
     # The solvers may keep a turned copy of the fixed side, and one in whole lines.

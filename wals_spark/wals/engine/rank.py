@@ -6,7 +6,6 @@ rows to everyone, the loss. All decisions are taken from numbers that are equal 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import resource
@@ -25,7 +24,7 @@ from wals_spark.errors import InputError, TransientError, WalsSparkError
 from wals_spark.factors import gauge
 from wals_spark.matrix.cells import Cells, portions, read_portions, read_share
 from wals_spark.wals.engine import checkpoint
-from wals_spark.wals.engine.collectives import publish
+from wals_spark.wals.engine.collectives import all_gather_rows
 from wals_spark.wals.engine.factors import Coordinates, Model, Replicated, Sharded
 from wals_spark.wals.engine.initial_factors import initial_factors
 from wals_spark.wals.engine.memory_estimate import choose, machine_memory
@@ -114,13 +113,13 @@ def settle(task: RankTask, group: Group) -> RankTask:
     """Decide how matrix and factors are held, from the memory of the poorest rank; the same on every rank."""
     if task.holding.settled:
         return task
-    hosts = group.gather_text(socket.gethostname())
+    hosts = group.all_gather_object(socket.gethostname())
     memory = machine_memory() // hosts.count(hosts[group.rank])
     if task.device == "cuda":
         import torch
 
         memory = min(memory, torch.cuda.mem_get_info()[0])
-    memory = min(int(least[0]) for least in group.gather(np.array([memory])))
+    memory = min(group.all_gather_object(memory))
     cells = sum(portion.rows for portion in portions(task.files))
     holding, _ = choose(task.problem(cells, group.size), task.holding, memory)
     return replace(task, holding=holding)
@@ -156,7 +155,7 @@ def _start(task: RankTask, model: Model) -> tuple[int, list[float]]:
     """Factors of the newest checkpoint, or starting factors; returns the half-sweeps done and their losses."""
     group = model.group
     state = checkpoint.load(task.checkpoints, task.facts, {side: model.ids(side) for side in SIDES})
-    reached = [int(half[0]) for half in group.gather(np.array([state.half if state else 0]))]
+    reached = group.all_gather_object(state.half if state else 0)
     if len(set(reached)) > 1:
         raise TransientError(
             f"the ranks see different checkpoints in {task.checkpoints} (half-sweeps {reached}); that directory must "
@@ -248,7 +247,7 @@ def _alternate(
         else:
             with phases("exchange"):
                 all_losses = np.zeros(side.size)
-                publish(group, side.owner, side.rows, row_loss, all_losses)
+                all_gather_rows(group, side.owner, side.rows, row_loss, all_losses)
                 loss = float(all_losses.sum()) + model.regularization(fixed)
         half += 1
         _check_loss(loss, losses, task, half)
@@ -274,7 +273,7 @@ def _look(model: Model, curved: Curved, name: str, fixed: str) -> float:
     side = model.sides[name]
     sums = curved.look(side, model.arrays[fixed], model.own(name), model.sides[fixed])
     everywhere = np.zeros((side.size, sums.shape[1]))
-    publish(model.group, side.owner, side.rows, sums, everywhere)
+    all_gather_rows(model.group, side.owner, side.rows, sums, everywhere)
     return curved.loss(everywhere) + model.regularization(name) + model.regularization(fixed)
 
 
@@ -396,7 +395,7 @@ def _write_sides(task: RankTask, model: Model, t_u: np.ndarray, t_v: np.ndarray)
             path = storage.join(task.result, f"{side}-{rank:05d}-{number:03d}.parquet")
             storage.write_bytes(path, encode_result(ids[part], vectors, bias.astype(np.float32)))
             entries.append({"side": side, "path": path, "rows": len(vectors)})
-    return [entry for text in model.group.gather_text(json.dumps(entries)) for entry in json.loads(text)]
+    return [entry for part in model.group.all_gather_object(entries) for entry in part]
 
 
 def _triangular_factor(model: Model, side: str, threads: int) -> np.ndarray:

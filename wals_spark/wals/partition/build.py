@@ -86,7 +86,7 @@ def _marginals(
     row_sums, row_cells = _sums(group, objective, rows)
     if symmetric:
         parts = [sum_by(csr.indices, csr.values, len(rows.owner)) for _, csr in rows.parts]
-        seen = group.sum(np.sum(parts, axis=0))
+        seen = group.all_reduce(np.sum(parts, axis=0))
         if not np.array_equal(seen, row_sums) and not np.allclose(seen, row_sums, rtol=1e-9, atol=0):
             worst = int(np.argmax(np.abs(seen - row_sums)))
             raise InputError(
@@ -112,7 +112,7 @@ def _sums(group: Group, objective: Objective, own: OwnRows) -> tuple[np.ndarray,
         counted[ids] = csr.lengths if which.all() else np.bincount(numbers[which], minlength=len(ids))
     sums = np.zeros(len(own.owner), parts[0].dtype)
     sums[own.rows] = np.concatenate(parts)
-    return group.sum(sums), group.sum(counted)
+    return group.all_reduce(sums), group.all_reduce(counted)
 
 
 def _side(

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from wals_spark.cluster.process_group import Group, in_step
+from wals_spark.cluster.process_group import Group, lockstep
 from wals_spark.wals.partition.side import Needs
 
 Piece = tuple[int, Sequence[np.ndarray]]
@@ -44,7 +44,7 @@ def with_needs(
     own = np.flatnonzero(owner == group.rank)
     nothing = np.zeros(0, dtype)
     idle: Piece = (0, (np.zeros(1, np.int64), np.zeros(0, np.int32), nothing, nothing))
-    for first, (indptr, indices, m, d) in in_step(group, pieces, idle):
+    for first, (indptr, indices, m, d) in lockstep(group, pieces, idle):
         named = np.zeros(len(owner), bool)
         named[indices] = True
         ids = np.flatnonzero(named)
@@ -52,7 +52,7 @@ def with_needs(
         place = np.zeros(len(owner), np.int32)
         place[ids] = np.arange(len(ids), dtype=np.int32)
         bounds = np.searchsorted(owner[ids], np.arange(1, group.size))
-        asked = group.exchange(np.split(ids, bounds))
+        asked = group.all_to_all(np.split(ids, bounds))
         counts = np.array([len(part) for part in asked], np.int64)
         needs = Needs(ids, np.searchsorted(own, np.concatenate(asked)), counts)
         yield (first, (indptr, place[indices], m, d)), needs

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from wals_spark.cluster.process_group import Group, in_step
+from wals_spark.cluster.process_group import Group, lockstep
 from wals_spark.matrix.array_file import ArrayFile, read_ahead
 from wals_spark.matrix.cells import Cells
 from wals_spark.matrix.csr import Csr, build_csr
@@ -38,7 +38,7 @@ class OwnRows:
 
 def collect(group: Group, cells: Cells, size: int, k: int, duplicates: str) -> OwnRows:
     """Through memory: the own rows are one part."""
-    counts = group.sum(np.bincount(cells.rows, minlength=size).astype(np.int64))
+    counts = group.all_reduce(np.bincount(cells.rows, minlength=size).astype(np.int64))
     owner = assign_rows(counts, k, group.size)
     cells = _to_owners(group, owner, cells)
     rows, place = _own(group, owner)
@@ -66,14 +66,14 @@ def collect_filed(group: Group, portions: Portions, size: int, k: int, duplicate
     counts = np.zeros(size, np.int64)
     for cells in portions():
         counts += np.bincount(cells.rows, minlength=size)
-    counts = group.sum(counts)
+    counts = group.all_reduce(counts)
     owner = assign_rows(counts, k, group.size)
     rows, place = _own(group, owner)
     starts = cut_rows(np.concatenate([[0], np.cumsum(counts[rows])]), holding.block_cells)
     arrived = ArrayFile(holding.scratch)
     records: list[list[int]] = [[] for _ in starts[1:]]
     nothing = Cells(*(column[:0] for column in next(portions()).columns))
-    for sent in in_step(group, portions(), nothing):
+    for sent in lockstep(group, portions(), nothing):
         cells = _to_owners(group, owner, sent)
         where = place[cells.rows]
         part = np.searchsorted(starts, where, side="right") - 1
@@ -142,4 +142,4 @@ def _to_owners(group: Group, owner: np.ndarray, cells: Cells) -> Cells:
     destination = owner[cells.rows].astype(np.int16)
     order = np.argsort(destination, kind="stable")
     bounds = np.searchsorted(destination[order], np.arange(1, group.size))
-    return Cells(*(np.concatenate(group.exchange(np.split(column[order], bounds))) for column in cells.columns))
+    return Cells(*(np.concatenate(group.all_to_all(np.split(column[order], bounds))) for column in cells.columns))
