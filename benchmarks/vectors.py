@@ -31,6 +31,7 @@ from scipy.sparse.linalg import svds
 from wals_spark import schemas
 from wals_spark.cluster.process_group import LocalGroup
 from wals_spark.evaluate.intrinsic import Analogy, score_vectors
+from wals_spark.matrix.list_column import lists_to_matrix
 from wals_spark.objective import make_objective
 from wals_spark.runs import ManifestStore
 from wals_spark.tables import open_tables
@@ -79,7 +80,7 @@ class Words:
             )
             run(task, LocalGroup())
             result = Path(task.result)
-            return read_side(result, "row", k), read_side(result, "col", k)
+            return read_side(result, "row"), read_side(result, "col")
 
     def ppmi(self) -> csr_matrix:
         """max(PMI, 0) as a sparse matrix."""
@@ -93,10 +94,10 @@ class Words:
         return matrix
 
 
-def read_side(directory: Path, side: str, k: int) -> np.ndarray:
+def read_side(directory: Path, side: str) -> np.ndarray:
     """Vectors of a side of a result, (n, k)."""
     table = pq.read_table(sorted(map(str, directory.glob(f"{side}-*.parquet"))), partitioning=None)
-    return table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, k)
+    return lists_to_matrix(table["vector"])
 
 
 def sgns(texts: list[str], k: int, threads: int) -> tuple[list[str], np.ndarray]:

@@ -27,6 +27,7 @@ from scipy.sparse import csr_matrix
 from wals import largest_cells
 
 from wals_spark import WALS
+from wals_spark.matrix.list_column import lists_to_matrix
 
 REG_PARAM, ALPHA = 0.01, 1.0
 ESTIMATORS = {"mllib": (ALS, 2), "wals": (WALS, 11)}
@@ -42,7 +43,7 @@ def vectors(frame: Any, size: int, k: int) -> np.ndarray:
     """Factors as an array, rows without any being zero."""
     table = frame.toArrow()
     out = np.zeros((size, k))
-    out[table["id"].to_numpy()] = np.stack(table["features"].to_numpy())
+    out[table["id"].to_numpy()] = lists_to_matrix(table["features"], "features")
     return out
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from wals_spark import schemas
 from wals_spark.errors import InputError
+from wals_spark.matrix.list_column import lists_to_matrix
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -168,7 +169,7 @@ def _search_batch(
     if len(ids) == 0:
         return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
     counts = batch.column("count").to_numpy(zero_copy_only=False)
-    matrix = batch.column("vector").flatten().to_numpy(zero_copy_only=False).reshape(len(ids), -1)  # (b, k)
+    matrix = lists_to_matrix(batch.column("vector"))  # (b, k)
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
     exclude = np.full(len(queries), -1, np.int64)

@@ -8,6 +8,7 @@ import numpy as np
 
 from wals_spark import schemas
 from wals_spark.errors import InputError
+from wals_spark.matrix.list_column import lists_to_matrix
 from wals_spark.tables import TableStore
 
 COMBINE = ("u", "v", "sum", "concat")
@@ -61,12 +62,11 @@ def read_side(tables: TableStore, run_id: str, side: str) -> Vectors:
         raise InputError(f"run {run_id!r} has no factors of side {side!r} in {tables.warehouse}")
     ids, tokens, counts, vectors, biases = [], [], [], [], []
     for data_file in files:
-        part = data_file.read(columns).combine_chunks()
+        part = data_file.read(columns)
         ids.append(part["token_id"].to_numpy())
         tokens += part["token"].to_pylist()
         counts.append(part["count"].to_numpy())
-        flat = part["vector"].combine_chunks().flatten().to_numpy()
-        vectors.append(flat.reshape(len(part), -1))  # (rows, k)
+        vectors.append(lists_to_matrix(part["vector"]))  # (rows, k)
         biases.append(part["bias"].to_numpy())
     token_id = np.concatenate(ids)
     order = np.argsort(token_id, kind="stable")

@@ -17,6 +17,7 @@ from wals_spark.checkpoints.checkpoint import open_checkpoint
 from wals_spark.checkpoints.raw_tensor import gather_rows
 from wals_spark.inject import align
 from wals_spark.inject.gate import FoldSums
+from wals_spark.matrix.list_column import lists_to_matrix
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +83,7 @@ def _task(
         if batch.num_rows == 0:
             continue
         ids = batch.column(0).to_numpy(zero_copy_only=False)
-        U = batch.column(1).flatten().to_numpy().reshape(len(ids), -1)
+        U = lists_to_matrix(batch.column(1))
         k = U.shape[1]
         place = np.minimum(np.searchsorted(u_rows, ids), len(u_rows) - 1)
         paired = np.flatnonzero(u_rows[place] == ids)

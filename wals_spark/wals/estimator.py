@@ -56,6 +56,7 @@ from wals_spark.cluster.preflight import preflight
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.foldin import fold_in
 from wals_spark.matrix.csr import build_csr
+from wals_spark.matrix.list_column import lists_of_length, lists_to_matrix, matrix_to_lists
 from wals_spark.objective import Marginals, Objective, make_objective
 from wals_spark.wals.engine.driver import train
 from wals_spark.wals.engine.rank import check_shape
@@ -546,8 +547,7 @@ class WALSModel(Model, _ModelParams, MLReadable["WALSModel"], MLWritable):
                 pairs = pa.StructArray.from_arrays(
                     [pa.array(ids[numbers].reshape(-1)), pa.array(ratings.reshape(-1))], [other, "rating"]
                 )
-                offsets = pa.array(np.arange(len(users) + 1, dtype=np.int32) * numbers.shape[1])
-                lists = pa.ListArray.from_arrays(offsets, pairs)
+                lists = lists_of_length(pairs, numbers.shape[1], len(users))
                 yield pa.RecordBatch.from_arrays([pa.array(own_ids), lists], [own, "recommendations"])
 
         return queries.select("id", "features", "bias").mapInArrow(recommend, schema)
@@ -566,7 +566,6 @@ class WALSModel(Model, _ModelParams, MLReadable["WALSModel"], MLWritable):
             _ids(user, dataset).alias("user"), _ids(item, dataset).alias("item"), value.alias("value")
         ).repartition("user")
         path, objective = storage.join(self._directory, "col"), self._objective()
-        rank = self.rank
 
         def solve(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             tables = [pa.Table.from_batches([batch]) for batch in batches if batch.num_rows]
@@ -590,9 +589,8 @@ class WALSModel(Model, _ModelParams, MLReadable["WALSModel"], MLWritable):
             ones = np.ones(len(ids))
             marginals = Marginals(ones, ones, ones.astype(np.int64), ones.astype(np.int64))
             u, _ = fold_in(rows, vectors, objective, marginals, c=bias)
-            flat = pa.array(u.astype(np.float32).reshape(-1))
-            lists = pa.ListArray.from_arrays(pa.array(np.arange(len(u) + 1, dtype=np.int32) * rank), flat)
-            yield pa.RecordBatch.from_arrays([pa.array(users), lists], ["id", "features"])
+            columns = [pa.array(users), matrix_to_lists(u.astype(np.float32))]
+            yield pa.RecordBatch.from_arrays(columns, ["id", "features"])
 
         return cells.mapInArrow(solve, "id bigint, features array<float>")
 
@@ -625,10 +623,7 @@ def read_factors(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def factor_arrays(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """See `read_factors`."""
-    table = table.combine_chunks()
-    ids = table["id"].to_numpy()
-    flat = table["features"].combine_chunks().flatten().to_numpy()
-    vectors = flat.reshape(len(ids), len(flat) // max(1, len(ids)))
+    ids, vectors = table["id"].to_numpy(), lists_to_matrix(table["features"], "features")
     return ids, vectors.astype(np.float32, copy=False), table["bias"].to_numpy().astype(np.float32, copy=False)
 
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from wals_spark import storage
 from wals_spark.cluster.process_group import Group
 from wals_spark.errors import InputError
+from wals_spark.matrix.list_column import lists_to_matrix, matrix_to_lists
 from wals_spark.wals.partition.side import SIDES
 from wals_spark.wals.solvers import cache_lines
 
@@ -70,9 +71,7 @@ def directory_of(directory: str, half: int) -> str:
 
 def encode_shard(ids: np.ndarray, vectors: np.ndarray) -> bytes:
     """Rows of factors as a Parquet file of (id int64, vector list<float or double>)."""
-    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * np.int32(vectors.shape[1]))
-    table = pa.table({"id": ids.astype(np.int64), "vector": pa.ListArray.from_arrays(offsets, flat)})
+    table = pa.table({"id": ids.astype(np.int64), "vector": matrix_to_lists(vectors)})
     sink = pa.BufferOutputStream()
     # Factors are noise to a compressor and to a dictionary.
     pq.write_table(table, sink, compression="none", use_dictionary=False)
@@ -81,10 +80,8 @@ def encode_shard(ids: np.ndarray, vectors: np.ndarray) -> bytes:
 
 def decode_shard(content: bytes) -> Rows:
     """Ids and vectors of a shard."""
-    table = pq.read_table(pa.BufferReader(content)).combine_chunks()
-    ids = table["id"].to_numpy()
-    flat = table["vector"].combine_chunks().flatten().to_numpy()
-    return ids, flat.reshape(len(ids), -1 if len(ids) else 0)
+    table = pq.read_table(pa.BufferReader(content))
+    return table["id"].to_numpy(), lists_to_matrix(table["vector"])
 
 
 def slices(rows: int, row_bytes: int) -> list[slice]:

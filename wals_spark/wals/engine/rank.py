@@ -23,6 +23,7 @@ from wals_spark.cluster.process_group import Group
 from wals_spark.errors import InputError, TransientError, WalsSparkError
 from wals_spark.factors import gauge
 from wals_spark.matrix.cells import Cells, portions, read_portions, read_share
+from wals_spark.matrix.list_column import lists_to_matrix, matrix_to_lists
 from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.engine.collectives import all_gather_rows
 from wals_spark.wals.engine.factors import Coordinates, Model, Replicated, Sharded
@@ -206,11 +207,9 @@ def read_vectors(path: str, k: int, size: int) -> Iterator[tuple[np.ndarray, np.
     for batch in dataset.to_batches(columns=["id", "vector"], batch_size=VECTORS_AT_ONCE):
         if not len(batch):
             continue
-        ids, lists = batch["id"].to_numpy(), batch["vector"]
-        lengths = lists.value_lengths().to_numpy()
-        if (lengths != k).any():
-            raise InputError(f"initial factors have {int(lengths[0])} numbers per vector, but k is {k}")
-        vectors = lists.flatten().to_numpy().reshape(len(ids), k)
+        ids, vectors = batch["id"].to_numpy(), lists_to_matrix(batch["vector"])
+        if vectors.shape[1] != k:
+            raise InputError(f"initial factors have {vectors.shape[1]} numbers per vector, but k is {k}")
         if ids.min() < 0 or ids.max() >= size or not np.isfinite(vectors).all():
             raise InputError(f"initial factors at {path}: ids outside 0 .. {size - 1}, or numbers that are not finite")
         yield ids, vectors
@@ -409,8 +408,7 @@ def encode_result(ids: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> byt
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    width = vectors.shape[1]
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width).cast(pa.list_(pa.float32()))
+    lists = matrix_to_lists(vectors.astype(np.float32, copy=False))
     sink = pa.BufferOutputStream()
     table = pa.table({"token_id": pa.array(ids.astype(np.int32)), "vector": lists, "bias": pa.array(bias)})
     pq.write_table(table, sink, compression="none", use_dictionary=False)
