@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wals_spark.cluster import class_archive
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError
 
@@ -98,8 +99,9 @@ def open_session(config: Config, name: str = "wals_spark") -> SparkSession:
 
 def driver_conf(config: Config) -> dict[str, str]:
     """Properties of a driver's JVM that is started here."""
-    options = QUIET if config.table_format == "delta" else f"{QUIET} {LIGHT}"
-    return {"spark.driver.extraJavaOptions": options}
+    light = "" if config.table_format == "delta" else LIGHT
+    options = (QUIET, light, class_archive.java_options())
+    return {"spark.driver.extraJavaOptions": " ".join(option for option in options if option)}
 
 
 def session_conf(config: Config) -> dict[str, str]:
