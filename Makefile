@@ -34,7 +34,6 @@ lint:
 	@scripts/install.sh dev
 	@$(RUN) ruff format --check .
 	@$(RUN) ruff check .
-	@$(RUN) python scripts/check_docstrings.py
 	@$(RUN) mypy
 
 format:

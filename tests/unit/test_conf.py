@@ -16,8 +16,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.yaml")), ids=lambda path: path.name)
-def test_pipeline_configurations_validate(path):
-    assert load_config(path).train.k >= 1
+def test_pipeline_configurations_say_what_they_set(path):
+    """Every value of the file is the value of the resolved configuration: no key is ignored or overridden."""
+    resolved = load_config(path).model_dump(mode="json")
+    written = yaml.safe_load(path.read_text())
+    assert written
+    for section, value in written.items():
+        for key, expected in value.items() if isinstance(value, dict) else [(None, value)]:
+            found = resolved[section] if key is None else resolved[section][key]
+            if isinstance(found, list) and not isinstance(expected, list):
+                expected = [expected]
+            assert found == expected, (section, key)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.conf")), ids=lambda path: path.name)
@@ -59,6 +68,9 @@ def test_airflow_example_parses_and_names_jobs_that_exist():
 def test_compose_file_is_yaml_with_a_master_and_workers():
     services = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
     assert set(services) == {"master", "worker", "driver"}
+    assert len({service["image"] for service in services.values()}) == 1
+    shared = [{mount.partition(":")[2] for mount in service["volumes"]} for service in services.values()]
+    assert set.intersection(*shared), "driver and workers share no directory for the warehouse"
 
 
 @pytest.mark.parametrize("script", ["scripts/install.sh", "scripts/run.sh", "docker/getGpusResources.sh", ".ci/run"])
