@@ -15,23 +15,23 @@ from wals_spark.stage import Context, Stage, run_stage
 logger = logging.getLogger(__name__)
 
 STAGES: dict[str, tuple[str, str]] = {
-    "corpus": ("wals_spark.corpus.stages", "CORPUS"),
-    "vocabulary": ("wals_spark.corpus.stages", "VOCABULARY"),
-    "cooccurrence": ("wals_spark.cooccurrence.stages", "COOCCURRENCE"),
-    "train": ("wals_spark.wals.stages", "TRAIN"),
-    "export": ("wals_spark.factors.stages", "EXPORT"),
-    "neighbours": ("wals_spark.factors.stages", "NEIGHBOURS"),
-    "inject": ("wals_spark.inject.stages", "INJECT"),
-    "verify": ("wals_spark.inject.stages", "VERIFY"),
-    "evaluate": ("wals_spark.evaluate.stages", "EVALUATE"),
+    "corpus": ("wals_spark.corpus.stages", "CorpusStage"),
+    "vocabulary": ("wals_spark.corpus.stages", "VocabularyStage"),
+    "cooccurrence": ("wals_spark.cooccurrence.stages", "CooccurrenceStage"),
+    "train": ("wals_spark.wals.stages", "TrainStage"),
+    "export": ("wals_spark.factors.stages", "ExportStage"),
+    "neighbours": ("wals_spark.factors.stages", "NeighboursStage"),
+    "inject": ("wals_spark.inject.stages", "InjectStage"),
+    "verify": ("wals_spark.inject.stages", "VerifyStage"),
+    "evaluate": ("wals_spark.evaluate.stages", "EvaluateStage"),
 }
-"""Name -> where its `Stage` is; in the order in which the pipeline runs them."""
+"""Name -> module and class of the stage, in the order in which the pipeline runs them."""
 
 
 def load_stage(name: str) -> Stage:
     """The stage of a name; imports its package only now, so that ``--help`` stays quick."""
-    module, attribute = STAGES[name]
-    stage = getattr(importlib.import_module(module), attribute)
+    module, class_name = STAGES[name]
+    stage = getattr(importlib.import_module(module), class_name)()
     assert isinstance(stage, Stage)
     return stage
 

@@ -1,8 +1,8 @@
-"""What a stage is, and the one door through which every stage runs.
+"""What a stage is, and the one function through which every stage runs.
 
 `run_stage` decides whether there is anything to do, marks the output as unfinished, runs the stage,
-writes its metrics, and marks the output as complete. Stages only move data from their inputs to their
-outputs; skipping, resuming, fingerprints and locks are not their business.
+writes its metrics, and marks the output as complete. A `Stage` only turns its inputs into its
+outputs; skipping, resuming, fingerprints and locks are the work of `run_stage`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from wals_spark import schemas, storage
 from wals_spark.cluster.failures import translated
 from wals_spark.config import Config, fingerprint
-from wals_spark.errors import GateError, InputError
+from wals_spark.errors import GateError
 from wals_spark.runs import Manifest, ManifestStore, Run, RunLock, now, package_versions
 from wals_spark.tables import TableStore, open_tables
 
@@ -61,18 +62,21 @@ class Outcome:
 
 
 class Context:
-    """What a stage may use: configuration, run, tables, session, inputs.
+    """What every part of a command shares: configuration, run, manifests, tables, session.
+
+    Parameters
+    ----------
+    config : Config
+    session : callable, optional
+        Gives the Spark session; None = one is opened from the configuration when first needed.
 
     Attributes
     ----------
     config : Config
+        With the absolute path of the warehouse.
     run : Run
     manifests : ManifestStore
     tables : TableStore
-    inputs : mapping of (stage, key) to Manifest
-        The complete manifests of the stages that this one reads.
-    fingerprint : str
-        Of the output being made; a checkpoint that carries another one must not be resumed.
     """
 
     def __init__(self, config: Config, session: Callable[[], SparkSession] | None = None) -> None:
@@ -83,8 +87,6 @@ class Context:
         self._open = session
         self._spark: SparkSession | None = None
         self.tables: TableStore = open_tables(config.table_format, warehouse, lambda: self.spark)
-        self.inputs: Mapping[tuple[str, str], Manifest] = {}
-        self.fingerprint = ""
 
     @property
     def spark(self) -> SparkSession:
@@ -98,16 +100,6 @@ class Context:
                 self._spark = open_session(self.config)
         return self._spark
 
-    def input(self, stage: str) -> Manifest:
-        """The only input manifest of a stage."""
-        found = [manifest for (name, _), manifest in self.inputs.items() if name == stage]
-        assert len(found) == 1, f"{len(found)} inputs of {stage}"
-        return found[0]
-
-    def inputs_of(self, stage: str) -> list[Manifest]:
-        """All input manifests of a stage, by key."""
-        return [manifest for (name, _), manifest in sorted(self.inputs.items()) if name == stage]
-
     def table_output(self, table: schemas.Table, where: Mapping[str, str]) -> dict[str, Any]:
         """The entry of ``Outcome.outputs["tables"]`` for a slice just written."""
         return {table.name: {"where": dict(where), "version": self.tables.version(table, where)}}
@@ -116,7 +108,7 @@ class Context:
     def scratch(self, name: str) -> Iterator[str]:
         """A directory of the warehouse that is gone afterwards; what a killed command left there goes first.
 
-        `name` stands for one output of one stage, whose lock the caller holds.
+        `name` identifies one output of one stage, whose lock the caller has.
         """
         base = storage.join(self.manifests.warehouse, "_scratch", name)
         storage.remove(base)
@@ -134,44 +126,73 @@ class Context:
             self._spark = None
 
 
-def _nothing(config: Config) -> None:
-    return None
-
-
 @dataclass(frozen=True)
-class Stage:
-    """A stage of the pipeline.
+class StageRun:
+    """One run of a stage: the shared context and what belongs to this run alone.
+
+    Attributes
+    ----------
+    context : Context
+    inputs : mapping of (str, str) to Manifest
+        (stage, key) -> complete manifest, of all outputs that this stage reads.
+    fingerprint : str
+        Of the output being made; a checkpoint that carries another one must not be resumed.
+    """
+
+    context: Context
+    inputs: Mapping[tuple[str, str], Manifest]
+    fingerprint: str
+
+    def input(self, stage: str) -> Manifest:
+        """The only input manifest of a stage."""
+        found = [manifest for (name, _), manifest in self.inputs.items() if name == stage]
+        assert len(found) == 1, f"{len(found)} inputs of {stage}"
+        return found[0]
+
+    def inputs_of(self, stage: str) -> list[Manifest]:
+        """All input manifests of a stage, by key."""
+        return [manifest for (name, _), manifest in sorted(self.inputs.items()) if name == stage]
+
+
+class Stage(ABC):
+    """A stage of the pipeline; subclasses live in the module ``stages`` of their package.
 
     Attributes
     ----------
     name : str
     sections : tuple of str
         Configuration sections whose keys determine the output; ``seed`` and ``table_format`` always do.
-    key : callable
-        Which of its outputs this configuration makes: a batch id, a run id or "current".
-    inputs : callable
-        (config, manifests) -> the (stage, key) pairs it reads.
-    run : callable
-        Context -> Outcome.
-    check : callable
-        Config -> None; raises before any stage starts when the configuration or an input cannot work.
-    identity : callable
-        Config -> identities of external inputs (paths with sizes and times, hashes), part of the fingerprint.
-    enabled : callable
-        Config -> whether the pipeline runs it.
-    label : callable
-        Config -> value of the ``stage`` column of its metrics; None = the name.
     """
 
-    name: str
-    sections: tuple[str, ...]
-    key: Callable[[Config], str]
-    inputs: Callable[[Config, ManifestStore], Sequence[tuple[str, str]]]
-    run: Callable[[Context], Outcome]
-    check: Callable[[Config], None] = _nothing
-    identity: Callable[[Config], Any] = _nothing
-    enabled: Callable[[Config], bool] = lambda config: True
-    label: Callable[[Config], str | None] = _nothing
+    name: ClassVar[str]
+    sections: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def key(self, config: Config) -> str:
+        """Which of its outputs this configuration makes: a batch id, a run id or an injection."""
+
+    @abstractmethod
+    def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+        """The (stage, key) pairs of the outputs it reads."""
+
+    @abstractmethod
+    def run(self, stage_run: StageRun) -> Outcome:
+        """Make the output."""
+
+    def check(self, config: Config) -> None:  # noqa: B027  # most stages need no check
+        """Raise, before any stage starts, when the configuration or an external input cannot work."""
+
+    def identity(self, config: Config) -> Any:
+        """The identities of external inputs (paths with sizes and times, hashes), part of the fingerprint."""
+        return None
+
+    def enabled(self, config: Config) -> bool:
+        """Whether the pipeline runs it."""
+        return True
+
+    def label(self, config: Config) -> str:
+        """The value of the column ``stage`` of its metrics."""
+        return self.name
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The part of the configuration that determines the output."""
@@ -182,7 +203,7 @@ class Stage:
         }
 
     def fingerprint(self, context: Context, inputs: Mapping[tuple[str, str], Manifest]) -> str:
-        """Of all that determines the output."""
+        """The hash of all that determines the output: settings, inputs, external identities."""
         return fingerprint(
             {
                 "stage": self.name,
@@ -254,17 +275,16 @@ def _run(
     )
     context.manifests.write(manifest)
     context.run.status(stage=stage.name, state="running")
-    context.inputs, context.fingerprint = inputs, expected
     logger.info("%s: starting", stage.name)
     try:
         with translated(), storage.explained(stage.name):
-            outcome = stage.run(context)
+            outcome = stage.run(StageRun(context, inputs, expected))
     except GateError as error:
         refused = {"refused": str(error), **error.details}
         context.manifests.write(replace(manifest, state="refused", outputs=refused))
         raise
     seconds = round(time.monotonic() - started, 3)
-    write_metrics(context, stage.label(context.config) or stage.name, [*outcome.metrics, Metric("seconds", seconds)])
+    write_metrics(context, stage.label(context.config), [*outcome.metrics, Metric("seconds", seconds)])
     manifest = replace(manifest, state="complete", outputs=outcome.outputs, finished_at=now(), seconds=seconds)
     context.manifests.write(manifest)
     for line in outcome.lines:
@@ -296,9 +316,3 @@ def output_lock(context: Context, stage: str, key: str) -> Iterator[None]:
     directory = storage.join(context.manifests.warehouse, "_locks", f"{stage}.{key}")
     with RunLock(directory, f"{stage} {key!r} of {context.manifests.warehouse}"):
         yield
-
-
-def require_path(path: str, key: str) -> None:
-    """`InputError` when a path that the configuration names is not there."""
-    if not storage.exists(path):
-        raise InputError(f"{key}: there is nothing at {path}; give an existing file or directory")

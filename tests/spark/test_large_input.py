@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from wals_spark import schemas
-from wals_spark.cooccurrence.stages import COOCCURRENCE
-from wals_spark.corpus.stages import CORPUS, VOCABULARY
+from wals_spark.cooccurrence.stages import CooccurrenceStage
+from wals_spark.corpus.stages import CorpusStage, VocabularyStage
 from wals_spark.errors import InputError
 from wals_spark.stage import run_stage
 
@@ -27,7 +27,7 @@ def empty_documents(path, texts):
 def test_a_million_empty_documents_are_dropped_and_counted(make_context, tmp_path):
     source = tmp_path / "empty.parquet"
     empty_documents(source, [""] * 600_000 + ["one document"] + [" \n"] * 400_000)
-    manifest, _ = run_stage(make_context(corpus__path=str(source), corpus__held_out_fraction=0.0), CORPUS)
+    manifest, _ = run_stage(make_context(corpus__path=str(source), corpus__held_out_fraction=0.0), CorpusStage())
     assert manifest.outputs["documents"] == 1
     assert manifest.outputs["dropped"] == {"empty": 1_000_000}
 
@@ -36,7 +36,7 @@ def test_nothing_but_a_million_empty_documents_is_refused_with_their_number(make
     source = tmp_path / "empty.parquet"
     empty_documents(source, [""] * 1_000_000)
     with pytest.raises(InputError, match=r"1 files with 1,000,000 documents \(1,000,000 empty\)"):
-        run_stage(make_context(corpus__path=str(source)), CORPUS)
+        run_stage(make_context(corpus__path=str(source)), CorpusStage())
 
 
 def cyclic_pairs(tokens, window):
@@ -67,7 +67,9 @@ def test_a_document_of_100_megabytes_is_counted_exactly(make_context, tmp_path):
         cooccurrence__window_left=10,
         cooccurrence__window_right=10,
     )
-    corpus, vocabulary, counts = (run_stage(context, stage)[0] for stage in (CORPUS, VOCABULARY, COOCCURRENCE))
+    corpus, vocabulary, counts = (
+        run_stage(context, stage)[0] for stage in (CorpusStage(), VocabularyStage(), CooccurrenceStage())
+    )
     tokens = turns * len(WORDS)
     assert corpus.outputs["text_bytes"] == turns * len(turn)
     assert vocabulary.outputs["tokens"] == counts.outputs["tokens"] == tokens

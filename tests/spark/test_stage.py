@@ -4,36 +4,51 @@ import pyarrow as pa
 import pytest
 
 from wals_spark import schemas
+from wals_spark.config import Config
 from wals_spark.errors import InputError, TransientError
-from wals_spark.runs import RunLock
-from wals_spark.stage import Context, Metric, Outcome, Stage, run_stage
+from wals_spark.runs import ManifestStore, RunLock
+from wals_spark.stage import Metric, Outcome, Stage, StageRun, run_stage
 
 pytestmark = pytest.mark.spark
 
 
-def make_stage(calls: list[str], name: str = "train", after: tuple[str, ...] = (), **replace: object) -> Stage:
-    def run(context: Context) -> Outcome:
-        calls.append(name)
+class ToyStage(Stage):
+    """Writes one row; `calls` gets its name each time it runs."""
+
+    sections = ("train",)
+
+    def __init__(self, calls: list[str], name: str = "train", after: tuple[str, ...] = ()) -> None:
+        self.calls, self.after = calls, after
+        self.name = name
+
+    def key(self, config: Config) -> str:
+        return config.run_id
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> list[tuple[str, str]]:
+        return [(other, config.run_id) for other in self.after]
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        self.calls.append(self.name)
+        context = stage_run.context
         row = {"token_id": [0], "token": ["a"], "count": [1], "document_count": [1], "is_special": [False]}
         context.tables.replace_rows(schemas.VOCABULARY, pa.table(row), {})
         return Outcome(
             outputs={"tables": context.table_output(schemas.VOCABULARY, {})}, metrics=[Metric("loss", 2.5, step=1)]
         )
 
-    values = {
-        "name": name,
-        "sections": ("train",),
-        "key": lambda config: config.run_id,
-        "inputs": lambda config, manifests: [(other, config.run_id) for other in after],
-        "run": run,
-        **replace,
-    }
-    return Stage(**values)
+
+class ExportOfToys(ToyStage):
+    sections = ("export",)
+
+
+class FailingStage(ToyStage):
+    def run(self, stage_run: StageRun) -> Outcome:
+        raise ZeroDivisionError
 
 
 def test_second_run_does_nothing(make_context):
     calls: list[str] = []
-    stage = make_stage(calls)
+    stage = ToyStage(calls)
     assert run_stage(make_context(), stage)[1] is True
     assert run_stage(make_context(), stage)[1] is False
     assert calls == ["train"]
@@ -41,7 +56,7 @@ def test_second_run_does_nothing(make_context):
 
 def test_changed_key_of_its_section_runs_it_again_and_others_do_not(make_context):
     calls: list[str] = []
-    stage = make_stage(calls)
+    stage = ToyStage(calls)
     run_stage(make_context(), stage)
     assert run_stage(make_context(export__combine="v", train__workers=2), stage)[1] is False
     assert run_stage(make_context(train__k=3), stage)[1] is True
@@ -49,7 +64,7 @@ def test_changed_key_of_its_section_runs_it_again_and_others_do_not(make_context
 
 def test_changed_stage_runs_those_after_it(make_context):
     calls: list[str] = []
-    first, second = make_stage(calls, "train"), make_stage(calls, "export", ("train",), sections=("export",))
+    first, second = ToyStage(calls, "train"), ExportOfToys(calls, "export", ("train",))
     for context in (make_context(), make_context(train__k=3)):
         run_stage(context, first)
         run_stage(context, second)
@@ -58,20 +73,16 @@ def test_changed_stage_runs_those_after_it(make_context):
 
 def test_interrupted_stage_is_not_trusted(make_context):
     calls: list[str] = []
-
-    def fail(context: Context) -> Outcome:
-        raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
-        run_stage(make_context(), make_stage(calls, run=fail))
+        run_stage(make_context(), FailingStage(calls))
     with pytest.raises(InputError, match="not finished"):
-        run_stage(make_context(), make_stage(calls, "export", ("train",)))
-    assert run_stage(make_context(), make_stage(calls))[1] is True
+        run_stage(make_context(), ToyStage(calls, "export", ("train",)))
+    assert run_stage(make_context(), ToyStage(calls))[1] is True
 
 
 def test_output_that_was_removed_is_made_again(make_context):
     calls: list[str] = []
-    stage = make_stage(calls)
+    stage = ToyStage(calls)
     context = make_context()
     run_stage(context, stage)
     context.tables.drop(schemas.VOCABULARY, {})
@@ -79,7 +90,7 @@ def test_output_that_was_removed_is_made_again(make_context):
 
 
 def test_metrics_of_a_stage_are_replaced_not_added(make_context):
-    stage = make_stage([])
+    stage = ToyStage([])
     run_stage(make_context(), stage)
     run_stage(make_context(), stage, force=True)
     rows = make_context().tables.read(schemas.METRICS, {"run_id": "default", "stage": "train"}).collect()
@@ -93,4 +104,21 @@ def test_output_being_written_by_another_command_is_refused(make_context):
         RunLock(f"{context.config.warehouse}/_locks/train.default", "train 'default'"),
         pytest.raises(TransientError, match="being worked on"),
     ):
-        run_stage(context, make_stage([]))
+        run_stage(context, ToyStage([]))
+
+
+def test_inputs_and_fingerprint_belong_to_one_run(make_context):
+    seen: list[StageRun] = []
+
+    class Recorder(ToyStage):
+        def run(self, stage_run: StageRun) -> Outcome:
+            seen.append(stage_run)
+            return super().run(stage_run)
+
+    context = make_context()
+    first, _ = run_stage(context, Recorder([]))
+    second, _ = run_stage(context, Recorder([], "export", ("train",)))
+    assert [stage_run.fingerprint for stage_run in seen] == [first.fingerprint, second.fingerprint]
+    assert not seen[0].inputs
+    assert seen[1].input("train").fingerprint == first.fingerprint
+    assert [manifest.key for manifest in seen[1].inputs_of("train")] == ["default"]

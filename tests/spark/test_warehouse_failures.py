@@ -11,8 +11,10 @@ import pyarrow as pa
 import pytest
 
 from wals_spark import schemas
+from wals_spark.config import Config
 from wals_spark.errors import InputError, TransientError
-from wals_spark.stage import Context, Outcome, Stage, run_stage
+from wals_spark.runs import ManifestStore
+from wals_spark.stage import Outcome, Stage, StageRun, run_stage
 
 pytestmark = pytest.mark.spark
 
@@ -25,12 +27,25 @@ def vocabulary(rows: int = 1, **values: object) -> pa.Table:
     return pa.table(columns)
 
 
-def stage(rows: pa.Table) -> Stage:
-    def run(context: Context) -> Outcome:
-        context.tables.replace_rows(schemas.VOCABULARY, rows, {})
-        return Outcome(outputs={"tables": context.table_output(schemas.VOCABULARY, {})})
+class TableStage(Stage):
+    """Writes `rows` as the vocabulary."""
 
-    return Stage("vocabulary", ("train",), lambda config: config.run_id, lambda config, manifests: [], run)
+    name = "vocabulary"
+    sections = ("train",)
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows = rows
+
+    def key(self, config: Config) -> str:
+        return config.run_id
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> list[tuple[str, str]]:
+        return []
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        context = stage_run.context
+        context.tables.replace_rows(schemas.VOCABULARY, self.rows, {})
+        return Outcome(outputs={"tables": context.table_output(schemas.VOCABULARY, {})})
 
 
 @pytest.fixture
@@ -47,10 +62,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk_is_transient_and_the_old_table_stays(make_context, small_disk):
     warehouse = str(small_disk / "warehouse")
-    run_stage(make_context(warehouse=warehouse), stage(vocabulary()))
+    run_stage(make_context(warehouse=warehouse), TableStage(vocabulary()))
     noise = [os.urandom(512).hex() for _ in range(1000)]
     with pytest.raises(TransientError, match="no space left"):
-        run_stage(make_context(warehouse=warehouse, train__k=3), stage(vocabulary(1000, token=noise)))
+        run_stage(make_context(warehouse=warehouse, train__k=3), TableStage(vocabulary(1000, token=noise)))
     tables = make_context(warehouse=warehouse).tables
     assert [data_file.rows for data_file in tables.files(schemas.VOCABULARY)] == [1]
 
@@ -58,17 +73,17 @@ def test_full_disk_is_transient_and_the_old_table_stays(make_context, small_disk
 def test_read_only_warehouse_is_refused_with_the_reason(make_context, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(InputError, match="able to read and write"):
-        run_stage(make_context(warehouse=str(small_disk / "warehouse")), stage(vocabulary()))
+        run_stage(make_context(warehouse=str(small_disk / "warehouse")), TableStage(vocabulary()))
 
 
 def test_warehouse_below_a_file_is_refused(make_context, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="able to read and write"):
-        run_stage(make_context(warehouse=str(tmp_path / "file" / "warehouse")), stage(vocabulary()))
+        run_stage(make_context(warehouse=str(tmp_path / "file" / "warehouse")), TableStage(vocabulary()))
 
 
 def test_file_of_a_table_that_was_lost_is_named(make_context):
-    run_stage(make_context(), stage(vocabulary()))
+    run_stage(make_context(), TableStage(vocabulary()))
     tables = make_context().tables
     lost = tables.files(schemas.VOCABULARY)[0].path
     os.unlink(lost)

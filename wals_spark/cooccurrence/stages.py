@@ -18,7 +18,7 @@ from wals_spark.errors import InputError
 from wals_spark.heartbeat import Watch, time_left
 from wals_spark.progress import Progress
 from wals_spark.runs import ManifestStore
-from wals_spark.stage import Context, Metric, Outcome, Stage
+from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
 from wals_spark.tables.parquet import ParquetTables
 from wals_spark.tables.vocabulary import Vocabulary, read_vocabulary
 from wals_spark.token_shards import list_shards
@@ -31,18 +31,38 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
-    return [("vocabulary", config.corpus.batch_id)]
+class CooccurrenceStage(Stage):
+    """Encoded documents of a batch to its slice of the co-occurrence table and its marginals."""
+
+    name = "cooccurrence"
+    sections = ("cooccurrence",)
+
+    def key(self, config: Config) -> str:
+        """The batch id."""
+        return config.corpus.batch_id
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+        """The encoded documents of the batch."""
+        return [("vocabulary", config.corpus.batch_id)]
+
+    def check(self, config: Config) -> None:
+        """Raise where the batch is part of a folded one, or is one."""
+        refuse_folded(ManifestStore(storage.absolute(config.warehouse)), config.corpus.batch_id)
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        """Count the batch exactly and write its cells and marginals."""
+        return _run(stage_run)
 
 
-def _run(context: Context) -> Outcome:
+def _run(stage_run: StageRun) -> Outcome:
     from wals_spark.cooccurrence import counting
     from wals_spark.cooccurrence.plan import blocks_by_rank, make_plan
     from wals_spark.cooccurrence.semantics import semantics_of
 
+    context = stage_run.context
     config = context.config
     settings = config.cooccurrence
-    vocabulary_facts = context.input("vocabulary").outputs
+    vocabulary_facts = stage_run.input("vocabulary").outputs
     vocabulary = read_vocabulary(context.tables)
     semantics = semantics_of(settings, config.seed)
     semantics.check_head_room(int(vocabulary.counts.max(initial=0)))
@@ -238,17 +258,3 @@ def _outcome(
         share = pruned_units / max(pruned_units + total_units, 1)
         lines.append(f"min_pair_count dropped {pruned_cells:,} pairs with {share:.2%} of the weight")
     return Outcome(outputs, metrics, lines)
-
-
-def _check(config: Config) -> None:
-    refuse_folded(ManifestStore(storage.absolute(config.warehouse)), config.corpus.batch_id)
-
-
-COOCCURRENCE = Stage(
-    name="cooccurrence",
-    sections=("cooccurrence",),
-    key=lambda config: config.corpus.batch_id,
-    inputs=_inputs,
-    run=_run,
-    check=_check,
-)

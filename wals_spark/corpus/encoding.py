@@ -74,15 +74,15 @@ def tokenizer_identity(config: Config) -> Any:
     return {"vocabulary_hash": loaded.hash, "rules": fingerprint(json.loads(loaded.tokenizer.to_str()))}
 
 
-def run(context: Context) -> Outcome:
-    """Encode and count the documents of the batch that are not held out."""
+def run(context: Context, text_bytes: float) -> Outcome:
+    """Encode and count the documents of the batch that are not held out, about `text_bytes` bytes of text."""
     directory = versions.root(context)
     # Ids are given once and for all: two batches must not do so at the same time.
     with RunLock(directory, f"the vocabulary of {context.manifests.warehouse}"):
-        return _run(context, directory)
+        return _run(context, directory, text_bytes)
 
 
-def _run(context: Context, directory: str) -> Outcome:
+def _run(context: Context, directory: str, text_bytes: float) -> Outcome:
     config = context.config
     others = versions.other_batches(context)
     settings = _settings(config)
@@ -92,7 +92,7 @@ def _run(context: Context, directory: str) -> Outcome:
         tasks = plan(context)
         staging = storage.join(scratch, "encoded")
         work = Work(tasks, staging, scratch, min(len(tasks), context.spark.sparkContext.defaultParallelism))
-        with text_progress("vocabulary", scratch, _text_bytes(context)):
+        with text_progress("vocabulary", scratch, text_bytes):
             made = (
                 _encode_words(context, work, known)
                 if config.vocabulary.kind == "words"
@@ -135,12 +135,6 @@ def _run(context: Context, directory: str) -> Outcome:
             f"{outputs['new_tokens']:,} new words with ids from {len(known):,} on, the most frequent: {examples}"
         )
     return Outcome(outputs, metrics, lines)
-
-
-def _text_bytes(context: Context) -> float:
-    """About how much text there is to encode."""
-    found = context.input("corpus").outputs
-    return float(found["text_bytes"]) * (1 - found["held_out"] / found["documents"])
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from wals_spark.config import Config
 from wals_spark.corpus import documents, encoding
-from wals_spark.stage import Stage
+from wals_spark.runs import ManifestStore
+from wals_spark.stage import Outcome, Stage, StageRun
 
-CORPUS = Stage(
-    name="corpus",
-    sections=("corpus",),
-    key=lambda config: config.corpus.batch_id,
-    inputs=lambda config, manifests: (),
-    run=documents.run,
-    check=documents.check,
-    identity=documents.source_identity,
-)
 
-VOCABULARY = Stage(
-    name="vocabulary",
-    sections=("vocabulary",),
-    key=lambda config: config.corpus.batch_id,
-    inputs=lambda config, manifests: (("corpus", config.corpus.batch_id),),
-    run=encoding.run,
-    check=encoding.check,
-    identity=encoding.tokenizer_identity,
-)
+class CorpusStage(Stage):
+    """Source files to a batch of the table ``documents``."""
+
+    name = "corpus"
+    sections = ("corpus",)
+
+    def key(self, config: Config) -> str:
+        """The batch id."""
+        return config.corpus.batch_id
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+        """None: all it reads is external."""
+        return ()
+
+    def check(self, config: Config) -> None:
+        """Raise for what can be known without reading the corpus: paths, formats, columns."""
+        documents.check(config)
+
+    def identity(self, config: Config) -> Any:
+        """Paths, sizes and times of the source files."""
+        return documents.source_identity(config)
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        """Read, clean, refuse or drop duplicates, write the batch."""
+        return documents.run(stage_run.context)
+
+
+class VocabularyStage(Stage):
+    """Documents of a batch to token ids, and the vocabulary after the batch."""
+
+    name = "vocabulary"
+    sections = ("vocabulary",)
+
+    def key(self, config: Config) -> str:
+        """The batch id."""
+        return config.corpus.batch_id
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+        """The documents of the batch."""
+        return (("corpus", config.corpus.batch_id),)
+
+    def check(self, config: Config) -> None:
+        """Raise where the tokenizer is missing or is none."""
+        encoding.check(config)
+
+    def identity(self, config: Config) -> Any:
+        """Hash of the tokenizer's tokens and of all its rules."""
+        return encoding.tokenizer_identity(config)
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        """Encode and count the documents of the batch that are not held out."""
+        corpus = stage_run.input("corpus").outputs
+        text_bytes = float(corpus["text_bytes"]) * (1 - corpus["held_out"] / corpus["documents"])
+        return encoding.run(stage_run.context, text_bytes)

@@ -13,7 +13,7 @@ import numpy as np
 from wals_spark import schemas
 from wals_spark.errors import InputError
 from wals_spark.matrix import cells
-from wals_spark.stage import Context
+from wals_spark.stage import StageRun
 
 SVD_CELLS = 100_000_000
 """The SVD control is held by the driver: about 16 bytes per cell; larger matrices are refused."""
@@ -64,7 +64,7 @@ def truncated_svd(matrix: Any, k: int, seed: int) -> np.ndarray:
     return np.asarray((basis @ u[:, :k]) * np.sqrt(s[:k]), np.float32)
 
 
-def svd(context: Context, k: int) -> np.ndarray:
+def svd(stage_run: StageRun, k: int) -> np.ndarray:
     """`truncated_svd` of the `ppmi` of the counts that the factors were trained on.
 
     Raises
@@ -72,7 +72,7 @@ def svd(context: Context, k: int) -> np.ndarray:
     InputError
         More than `SVD_CELLS` cells.
     """
-    train = context.input("train")
+    context, train = stage_run.context, stage_run.input("train")
     files = [
         data_file
         for batch in train.outputs["batches"]

@@ -33,7 +33,7 @@ from wals_spark.mlm.data import encode, pack, special_ids
 from wals_spark.mlm.loss import fresh_masked_lm, load_masked_lm
 from wals_spark.mlm.statistics import Interval
 from wals_spark.runs import Manifest, ManifestStore, now, package_versions
-from wals_spark.stage import Context, Metric, Outcome, Stage, write_metrics
+from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun, write_metrics
 from wals_spark.tokenizer import load_tokenizer
 
 PRETRAIN_PREFIX = "pretrain."
@@ -42,24 +42,56 @@ DIFFERENCE_PREFIX = "difference."
 BEFORE, AFTER = "before", "after"
 
 
-def _label(config: Config) -> str | None:
-    return None if config.inject.mode == "none" else f"evaluate.{config.inject.mode}"
+class EvaluateStage(Stage):
+    """Vectors on rated files, checkpoints before and after, one report."""
+
+    name = "evaluate"
+    sections = ("evaluate",)
+
+    def key(self, config: Config) -> str:
+        """The run id, and the mode of injection where there is one."""
+        return config.injection
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+        """The factors and the corpus; neighbours, injection and its proof where they are there."""
+        found = [("train", config.run_id), *(("corpus", batch) for batch in batches(config, manifests))]
+        if config.run_id in manifests.keys("neighbours"):
+            found.append(("neighbours", config.run_id))
+        if config.inject.mode != "none":
+            found.append(("inject", config.injection))
+            if config.injection in manifests.keys("verify"):
+                found.append(("verify", config.injection))
+        return found
+
+    def check(self, config: Config) -> None:
+        """Raise where a file cannot be read, or two checkpoints cannot be compared on held-out text."""
+        _check(config)
+
+    def identity(self, config: Config) -> Any:
+        """Hashes of the rated files, and files of the further checkpoints."""
+        files = {
+            path: hashlib.sha256(storage.read_bytes(path)).hexdigest()
+            for path in (*config.evaluate.similarity, *config.evaluate.analogies)
+        }
+        checkpoints = {
+            name: [(info.path, info.size, info.mtime_ns) for info in storage.list_files(path)]
+            for name, path in config.evaluate.checkpoints.items()
+            if storage.exists(path)
+        }
+        return {"files": files, "checkpoints": checkpoints}
+
+    def label(self, config: Config) -> str:
+        """The name, and the mode of injection where there is one."""
+        return self.name if config.inject.mode == "none" else f"{self.name}.{config.inject.mode}"
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        """Measure, write the report, and refuse a clear regression where ``evaluate.gate`` asks for it."""
+        return _run(stage_run, self.label(stage_run.context.config))
 
 
 def batches(config: Config, manifests: ManifestStore) -> list[str]:
     """The batches whose held-out documents are used: those that were trained on."""
     return manifests.keys("corpus") if "all" in config.train.batches else list(config.train.batches)
-
-
-def _inputs(config: Config, manifests: ManifestStore) -> list[tuple[str, str]]:
-    found = [("train", config.run_id), *(("corpus", batch) for batch in batches(config, manifests))]
-    if config.run_id in manifests.keys("neighbours"):
-        found.append(("neighbours", config.run_id))
-    if config.inject.mode != "none":
-        found.append(("inject", config.injection))
-        if config.injection in manifests.keys("verify"):
-            found.append(("verify", config.injection))
-    return found
 
 
 def _compares_models(config: Config) -> bool:
@@ -92,19 +124,6 @@ def _check(config: Config) -> None:
             "set it to 0.02, or set evaluate.masked_lm to false"
         )
     special_ids(load_tokenizer(config.vocabulary.tokenizer))
-
-
-def _identity(config: Config) -> Any:
-    files = {
-        path: hashlib.sha256(storage.read_bytes(path)).hexdigest()
-        for path in (*config.evaluate.similarity, *config.evaluate.analogies)
-    }
-    checkpoints = {
-        name: [(info.path, info.size, info.mtime_ns) for info in storage.list_files(path)]
-        for name, path in config.evaluate.checkpoints.items()
-        if storage.exists(path)
-    }
-    return {"files": files, "checkpoints": checkpoints}
 
 
 def held_out_texts(context: Context, limit: int) -> list[str]:
@@ -203,15 +222,16 @@ def score_files(
     return similarities, analogies, geometry(unit, vectors.matrix, vectors.counts, config.seed)
 
 
-def make_controls(context: Context, vectors: Vectors) -> dict[str, np.ndarray]:
+def make_controls(stage_run: StageRun, vectors: Vectors) -> dict[str, np.ndarray]:
     """The control vectors that the configuration names; none where there is no file to try them on."""
-    section, seed = context.config.evaluate, context.config.seed
+    config = stage_run.context.config
+    section, seed = config.evaluate, config.seed
     if not (section.similarity or section.analogies):
         return {}
     makers: dict[str, Callable[[], np.ndarray]] = {
         "permuted": lambda: controls.permuted(vectors.matrix, vectors.counts, seed),
         "random": lambda: controls.random(vectors.matrix, vectors.counts, seed),
-        "svd": lambda: controls.svd(context, vectors.matrix.shape[1]),
+        "svd": lambda: controls.svd(stage_run, vectors.matrix.shape[1]),
     }
     return {name: makers[name]() for name in section.controls}
 
@@ -232,12 +252,13 @@ def regressions(result: MaskedResult, margin: float) -> list[str]:
     return found
 
 
-def _run(context: Context) -> Outcome:
+def _run(stage_run: StageRun, label: str) -> Outcome:
+    context = stage_run.context
     config = context.config
     vectors = read_vectors(context.tables, config.run_id, config.evaluate.combine)
-    similarities, analogies, shape = score_files(config, vectors, make_controls(context, vectors))
+    similarities, analogies, shape = score_files(config, vectors, make_controls(stage_run, vectors))
     masked = compare_models(context, vectors.counts) if _compares_models(config) else None
-    data = report_data(context, vectors, similarities, analogies, shape, masked)
+    data = report_data(stage_run, vectors, similarities, analogies, shape, masked)
     name = "report.html" if config.inject.mode == "none" else f"report-{config.inject.mode}.html"
     path = context.run.path(name)
     storage.write_bytes(path, render(data).encode())
@@ -245,7 +266,7 @@ def _run(context: Context) -> Outcome:
     summary = summary_lines(similarities, analogies, masked)
     worse = regressions(masked, config.evaluate.gate_margin) if masked and config.evaluate.gate else []
     if worse:
-        write_metrics(context, _label(config) or "evaluate", metrics)
+        write_metrics(context, label, metrics)
         raise GateError(
             f"evaluate: {model_directory(context)} is worse than {config.inject.checkpoint}: {'; '.join(worse)}. "
             f"Figures: {path}. Set evaluate.gate_margin to what is acceptable, or evaluate.gate to false",
@@ -362,7 +383,7 @@ def _points(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
 
 
 def report_data(
-    context: Context,
+    stage_run: StageRun,
     vectors: Vectors,
     similarities: Sequence[Similarity],
     analogies: Sequence[Analogy],
@@ -370,6 +391,7 @@ def report_data(
     masked: MaskedResult | None,
 ) -> ReportData:
     """Gather what the page shows from the manifests, the metrics and the results."""
+    context = stage_run.context
     config = context.config
     metrics = read_metrics(context)
     trained = {name: rows for name, rows in sorted(metrics.items()) if name.startswith(PRETRAIN_PREFIX)}
@@ -380,15 +402,15 @@ def report_data(
         if row["name"].startswith(DIFFERENCE_PREFIX)
     ]
     neighbours = context.run.path(NEIGHBOURS_FILE)
-    inject = next((manifest for (name, _), manifest in context.inputs.items() if name == "inject"), None)
+    inject = next((manifest for (name, _), manifest in stage_run.inputs.items() if name == "inject"), None)
     return ReportData(
         run_id=config.run_id,
         mode=config.inject.mode,
         made_at=_when(now()),
         fingerprint=config.fingerprint,
-        subtitle=_subtitle(context, vectors),
+        subtitle=_subtitle(stage_run, vectors),
         loss=_points(metrics.get("train", [])),
-        objective=_objective(context),
+        objective=_objective(stage_run),
         trainings=[Training(name.removeprefix(PRETRAIN_PREFIX), _points(rows)) for name, rows in trained.items()],
         training_differences=differences,
         similarity=similarities,
@@ -404,16 +426,18 @@ def report_data(
     )
 
 
-def _objective(context: Context) -> str:
+def _objective(stage_run: StageRun) -> str:
     """The preset that the factors were trained with."""
-    return str(context.input("train").config.get("train", {}).get("objective", context.config.train.objective))
+    default = stage_run.context.config.train.objective
+    return str(stage_run.input("train").config.get("train", {}).get("objective", default))
 
 
-def _subtitle(context: Context, vectors: Vectors) -> str:
+def _subtitle(stage_run: StageRun, vectors: Vectors) -> str:
+    config = stage_run.context.config
     rows, k = vectors.matrix.shape
-    text = f"{rows:,} vectors of {k} numbers by WALS, objective {_objective(context)}"
-    if context.config.inject.mode != "none":
-        text += f"; {context.config.inject.mode} of {context.config.inject.checkpoint}"
+    text = f"{rows:,} vectors of {k} numbers by WALS, objective {_objective(stage_run)}"
+    if config.inject.mode != "none":
+        text += f"; {config.inject.mode} of {config.inject.checkpoint}"
     return f"{text}."
 
 
@@ -474,15 +498,3 @@ def _stage_times(context: Context) -> list[StageTime]:
         )
         for manifest in done
     ]
-
-
-EVALUATE = Stage(
-    name="evaluate",
-    sections=("evaluate",),
-    key=lambda config: config.injection,
-    inputs=_inputs,
-    run=_run,
-    check=_check,
-    identity=_identity,
-    label=_label,
-)

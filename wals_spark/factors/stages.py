@@ -15,25 +15,63 @@ from wals_spark.factors.neighbours import distributed, top_k
 from wals_spark.factors.store import read_vectors
 from wals_spark.factors.words import WordIndex, readable
 from wals_spark.runs import ManifestStore
-from wals_spark.stage import Context, Outcome, Stage
+from wals_spark.stage import Context, Outcome, Stage, StageRun
 from wals_spark.tables import TableStore
 
 NEIGHBOURS_FILE = "neighbours.json"
 SHOWN_BY_DEFAULT = 10
 
 
-def _key(config: Config) -> str:
-    return config.run_id
+class ExportStage(Stage):
+    """Factors in the formats of other tools."""
+
+    name = "export"
+    sections = ("export",)
+
+    def key(self, config: Config) -> str:
+        """The run id."""
+        return config.run_id
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+        """The factors of the run."""
+        return [("train", config.run_id)]
+
+    def check(self, config: Config) -> None:
+        """Raise where no format is named."""
+        if not config.export.formats:
+            raise InputError(
+                "export.formats is empty: name at least one of word2vec, word2vec_binary, safetensors, npy"
+            )
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        """Write the factors in every format that is named."""
+        return _run_export(stage_run)
 
 
-def _inputs(config: Config, manifests: ManifestStore) -> list[tuple[str, str]]:
-    return [("train", config.run_id)]
+class NeighboursStage(Stage):
+    """Nearest neighbours of some tokens, to read."""
+
+    name = "neighbours"
+    sections = ("neighbours",)
+
+    def key(self, config: Config) -> str:
+        """The run id."""
+        return config.run_id
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+        """The factors of the run."""
+        return [("train", config.run_id)]
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        """Write the neighbours of every query token to a file of the run."""
+        return _run_neighbours(stage_run.context)
 
 
-def _run_export(context: Context) -> Outcome:
+def _run_export(stage_run: StageRun) -> Outcome:
+    context = stage_run.context
     section = context.config.export
     vectors = read_vectors(context.tables, context.config.run_id, section.combine)
-    train = context.input("train")
+    train = stage_run.input("train")
     metadata = {
         "format": "wals_spark factors",
         "run_id": context.config.run_id,
@@ -57,11 +95,6 @@ def _run_export(context: Context) -> Outcome:
         outputs={"paths": paths, "rows": rows, "k": k, "sha256": digests},
         lines=[f"{rows:,} vectors of {k} as {', '.join(sorted(digests))} in {directory}"],
     )
-
-
-def _check_export(config: Config) -> None:
-    if not config.export.formats:
-        raise InputError("export.formats is empty: name at least one of word2vec, word2vec_binary, safetensors, npy")
 
 
 def read_tokens(tables: TableStore, run_id: str) -> tuple[list[str], np.ndarray]:
@@ -149,7 +182,3 @@ def _run_neighbours(context: Context) -> Outcome:
     storage.write_json(path, {"run_id": run_id, "combine": section.combine, "style": index.style, "lists": lists})
     lines = [f"{item['shown']}: {', '.join(n['shown'] for n in item['neighbours'])}" for item in lists]
     return Outcome(outputs={"paths": [path], "queries": len(lists)}, lines=lines)
-
-
-EXPORT = Stage(name="export", sections=("export",), key=_key, inputs=_inputs, run=_run_export, check=_check_export)
-NEIGHBOURS = Stage(name="neighbours", sections=("neighbours",), key=_key, inputs=_inputs, run=_run_neighbours)

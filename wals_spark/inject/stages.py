@@ -25,7 +25,7 @@ from wals_spark.inject.gate import FoldSums
 from wals_spark.inject.prepare import Text, check_vocabulary, extended_tokenizer, init_tokenizer, prepare, source_of
 from wals_spark.objective import Objective
 from wals_spark.runs import ManifestStore, Run
-from wals_spark.stage import Context, Metric, Outcome, Stage
+from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
 from wals_spark.tables.vocabulary import read_vocabulary
 from wals_spark.tokenizer import load_tokenizer, vocabulary_hash
 
@@ -35,19 +35,89 @@ SHIFT_MIN_COUNT = 5
 """Tokens that the domain has less often do not shift."""
 
 
+class InjectStage(Stage):
+    """Factors into the input embeddings of a RoBERTa checkpoint."""
+
+    name = "inject"
+    sections = ("inject",)
+
+    def key(self, config: Config) -> str:
+        """The run id and the mode."""
+        return config.injection
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+        """The factors, and the encoded text that strengths are chosen on; of ``trim`` the vocabulary alone."""
+        if config.inject.mode == "trim":
+            return [("vocabulary", config.corpus.batch_id)]
+        found = [("train", config.run_id)]
+        train = manifests.find("train", config.run_id)
+        if train is not None and config.inject.mode in ("blend", "replace"):
+            found += [("vocabulary", batch) for batch in train.outputs.get("batches", ())]
+        return found
+
+    def check(self, config: Config) -> None:
+        """Raise where the checkpoint, its tokenizer and the keys of ``inject`` do not fit each other."""
+        _check(config)
+
+    def identity(self, config: Config) -> dict[str, Any]:
+        """The checkpoint, the directory asked for, and the file of exposures."""
+        return injection_identity(config)
+
+    def enabled(self, config: Config) -> bool:
+        """Whether ``inject.mode`` is set."""
+        return config.inject.mode != "none"
+
+    def label(self, config: Config) -> str:
+        """The name and the mode: every mode of a run has metrics of its own."""
+        return f"{self.name}.{config.inject.mode}"
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        """Write the injected checkpoint."""
+        return _run(stage_run)
+
+
+class VerifyStage(Stage):
+    """A proof of what an injection changed, and that it changed nothing else."""
+
+    name = "verify"
+    sections = ()
+
+    def key(self, config: Config) -> str:
+        """The run id and the mode."""
+        return config.injection
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+        """The injected checkpoint."""
+        return [("inject", config.injection)]
+
+    def check(self, config: Config) -> None:
+        """Raise where the checkpoint before the injection cannot be read."""
+        source = source_of(config)
+        init = config.inject.mode == "init"
+        ckpt.read_config(ckpt.locate(source, weights=not init), head=init)
+
+    def identity(self, config: Config) -> dict[str, Any]:
+        """That of the injection."""
+        return injection_identity(config)
+
+    def enabled(self, config: Config) -> bool:
+        """Whether ``inject.mode`` is set."""
+        return config.inject.mode != "none"
+
+    def label(self, config: Config) -> str:
+        """The name and the mode."""
+        return f"{self.name}.{config.inject.mode}"
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        """Check the injected checkpoint against the one before."""
+        return _run_verify(stage_run)
+
+
 def output_directory(config: Config) -> str:
     """Where the injected checkpoint goes."""
     if config.inject.output is not None:
         return storage.absolute(config.inject.output)
     return Run(storage.absolute(config.warehouse), config.run_id).path(f"model-{config.inject.mode}")
-
-
-def _label(name: str) -> Any:
-    return lambda config: f"{name}.{config.inject.mode}"
-
-
-def _enabled(config: Config) -> bool:
-    return config.inject.mode != "none"
 
 
 def _check(config: Config) -> None:
@@ -99,17 +169,8 @@ def _may_replace(config: Config) -> bool:
     return False
 
 
-def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
-    if config.inject.mode == "trim":
-        return [("vocabulary", config.corpus.batch_id)]
-    found = [("train", config.run_id)]
-    train = manifests.find("train", config.run_id)
-    if train is not None and config.inject.mode in ("blend", "replace"):
-        found += [("vocabulary", batch) for batch in train.outputs.get("batches", ())]
-    return found
-
-
-def _identity(config: Config) -> dict[str, Any]:
+def injection_identity(config: Config) -> dict[str, Any]:
+    """Identities of the external inputs of an injection."""
     source = source_of(config)
     found: dict[str, Any] = {
         "checkpoint": ckpt.identity(source, weights=config.inject.mode != "init"),
@@ -123,18 +184,19 @@ def _identity(config: Config) -> dict[str, Any]:
     return found
 
 
-def _run(context: Context) -> Outcome:
+def _run(stage_run: StageRun) -> Outcome:
+    context = stage_run.context
     config = context.config
     described: dict[str, Any] = {
         "mode": config.inject.mode,
         "parameters": {"seed": config.seed, **config.inject.result_keys()},
         "factors": None,
-        "run": {"run_id": config.run_id, "stage": config.injection, "fingerprint": context.fingerprint},
+        "run": {"run_id": config.run_id, "stage": config.injection, "fingerprint": stage_run.fingerprint},
     }
     if config.inject.mode == "trim":
         base, change, factors = prepare(config, _counted(context))
     else:
-        train = context.input("train")
+        train = stage_run.input("train")
         vectors = read_vectors(context.tables, config.run_id, config.inject.combine)
         found, recorded = vocabulary_hash(vectors.tokens), train.outputs.get("vocabulary_hash")
         if found != recorded:
@@ -142,7 +204,7 @@ def _run(context: Context) -> Outcome:
                 f"the factors of run {config.run_id!r} have tokens of the hash {found}, the train manifest says "
                 f"{recorded}: run `wals-spark train --force`"
             )
-        base, change, factors = prepare(config, vectors, _text(context), _sums(context, len(vectors.tokens)))
+        base, change, factors = prepare(config, vectors, _text(stage_run), _sums(context, len(vectors.tokens)))
         described["factors"] = {
             "run_id": config.run_id,
             "train_fingerprint": train.fingerprint,
@@ -173,10 +235,11 @@ def _counted(context: Context) -> Vectors:
     return Vectors(tokens, counts, np.zeros((len(tokens), 0), np.float32), np.zeros(len(tokens), np.float32))
 
 
-def _text(context: Context) -> Text:
+def _text(stage_run: StageRun) -> Text:
     """Encoded text of the factorised batches, general ones apart."""
+    context = stage_run.context
     wanted = set(context.config.inject.general_batches)
-    batches = {manifest.key: manifest.outputs["encoded"] for manifest in context.inputs_of("vocabulary")}
+    batches = {manifest.key: manifest.outputs["encoded"] for manifest in stage_run.inputs_of("vocabulary")}
     unknown = sorted(wanted - batches.keys())
     if unknown:
         raise InputError(
@@ -187,13 +250,14 @@ def _text(context: Context) -> Text:
     if wanted and not domain:
         raise InputError("inject.general_batches names every batch: none is left to be the domain")
     general = tuple(path for key, path in sorted(batches.items()) if key in wanted)
-    return Text(general, domain, _delta(context, domain) if context.config.inject.shift != 0 else None)
+    return Text(general, domain, _delta(stage_run, domain) if context.config.inject.shift != 0 else None)
 
 
-def _delta(context: Context, domain: tuple[str, ...]) -> np.ndarray:
+def _delta(stage_run: StageRun, domain: tuple[str, ...]) -> np.ndarray:
     """How the domain uses each token differently: `wals_spark.inject.domain_shift`."""
+    context = stage_run.context
     config = context.config
-    train = context.input("train").outputs
+    train = stage_run.input("train").outputs
     batches, size = list(train["batches"]), int(train["vocabulary_size"])
     unit = int(context.manifests.require("cooccurrence", batches[0]).outputs["unit"])
     found = frequency.count_encoded(domain, size)
@@ -238,10 +302,6 @@ def _outcome(output: str, manifest: dict[str, Any], change: EmbeddingEdit) -> Ou
     )
 
 
-def _verify_inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
-    return [("inject", config.injection)]
-
-
 @contextmanager
 def _local(directory: str) -> Iterator[Path]:
     if storage.is_local(directory):
@@ -253,9 +313,9 @@ def _local(directory: str) -> Iterator[Path]:
         yield Path(name)
 
 
-def _run_verify(context: Context) -> Outcome:
-    config = context.config
-    directory = context.input("inject").outputs["directory"]
+def _run_verify(stage_run: StageRun) -> Outcome:
+    config = stage_run.context.config
+    directory = stage_run.input("inject").outputs["directory"]
     with _local(directory) as local:
         report = verify(local, source_of(config))
     for line in report.lines():
@@ -271,34 +331,3 @@ def _run_verify(context: Context) -> Outcome:
         [Metric("checks_passed", len(report.checks)), Metric("rows_changed", report.facts["rows_changed"])],
         [f"all {len(report.checks)} checks passed, {report.facts['rows_changed']:,} rows changed: {directory}"],
     )
-
-
-def _check_verify(config: Config) -> None:
-    source = source_of(config)
-    init = config.inject.mode == "init"
-    ckpt.read_config(ckpt.locate(source, weights=not init), head=init)
-
-
-INJECT = Stage(
-    name="inject",
-    sections=("inject",),
-    key=lambda config: config.injection,
-    inputs=_inputs,
-    run=_run,
-    check=_check,
-    identity=_identity,
-    enabled=_enabled,
-    label=_label("inject"),
-)
-
-VERIFY = Stage(
-    name="verify",
-    sections=(),
-    key=lambda config: config.injection,
-    inputs=_verify_inputs,
-    run=_run_verify,
-    check=_check_verify,
-    identity=_identity,
-    enabled=_enabled,
-    label=_label("verify"),
-)

@@ -13,7 +13,7 @@ from wals_spark.errors import ConfigError, InputError
 from wals_spark.matrix.cells import portions
 from wals_spark.objective import from_config
 from wals_spark.runs import Manifest, ManifestStore
-from wals_spark.stage import Context, Metric, Outcome, Stage
+from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
 from wals_spark.tables.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -24,23 +24,50 @@ logger = logging.getLogger(__name__)
 AGREED = ("unit", "symmetric", "semantics")
 
 
-def _check(config: Config) -> None:
-    objective = from_config(config.train)
-    if not objective.is_quadratic and (config.train.exchange == "sharded" or config.train.matrix == "streamed"):
-        raise ConfigError(
-            f"train.objective {objective.name} needs all factors and all cells in memory; remove train.exchange and "
-            "train.matrix"
-        )
-    if (objective.weight == "column") != bool(config.train.cells):
-        raise ConfigError(
-            "train.objective custom needs train.cells, Parquet files of (row_id, col_id, target, weight)"
-            if not config.train.cells
-            else f"train.cells is set, but the objective {objective.name} is made from counts; use the objective custom"
-        )
-    _cells_identity(config)
+class TrainStage(Stage):
+    """Co-occurrence counts in, factors out."""
+
+    name = "train"
+    sections = ("train",)
+
+    def key(self, config: Config) -> str:
+        """The run id."""
+        return config.run_id
+
+    def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
+        """The counts of every batch to train on."""
+        batches = config.train.batches
+        if batches == ("all",):
+            batches = tuple(manifests.keys("cooccurrence")) or (config.corpus.batch_id,)
+        return [("cooccurrence", batch) for batch in batches]
+
+    def check(self, config: Config) -> None:
+        """Raise where the keys of ``train`` contradict each other, or a file of given cells is missing."""
+        objective = from_config(config.train)
+        if not objective.is_quadratic and (config.train.exchange == "sharded" or config.train.matrix == "streamed"):
+            raise ConfigError(
+                f"train.objective {objective.name} needs all factors and all cells in memory; remove train.exchange "
+                "and train.matrix"
+            )
+        if (objective.weight == "column") != bool(config.train.cells):
+            raise ConfigError(
+                "train.objective custom needs train.cells, Parquet files of (row_id, col_id, target, weight)"
+                if not config.train.cells
+                else f"train.cells is set, but the objective {objective.name} is made from counts; use the "
+                "objective custom"
+            )
+        cells_identity(config)
+
+    def identity(self, config: Config) -> Any:
+        """Paths, sizes and times of the files of given cells."""
+        return cells_identity(config)
+
+    def run(self, stage_run: StageRun) -> Outcome:
+        """Factorise the counts and write the factors."""
+        return _run(stage_run)
 
 
-def _cells_identity(config: Config) -> Any:
+def cells_identity(config: Config) -> Any:
     """Paths, sizes and times of the files of given cells."""
     found = []
     for path in config.train.cells:
@@ -52,14 +79,7 @@ def _cells_identity(config: Config) -> Any:
     return found
 
 
-def _inputs(config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
-    batches = config.train.batches
-    if batches == ("all",):
-        batches = tuple(manifests.keys("cooccurrence")) or (config.corpus.batch_id,)
-    return [("cooccurrence", batch) for batch in batches]
-
-
-def _run(context: Context) -> Outcome:
+def _run(stage_run: StageRun) -> Outcome:
     from wals_spark.cluster.preflight import preflight
     from wals_spark.wals.engine.driver import train
     from wals_spark.wals.engine.memory_estimate import choose, machine_memory
@@ -67,11 +87,12 @@ def _run(context: Context) -> Outcome:
     from wals_spark.wals.engine.task import RankTask
     from wals_spark.wals.partition.memory_plan import Holding
 
+    context = stage_run.context
     config = context.config.train
-    counts = agreed_facts(context.inputs_of("cooccurrence"), read_vocabulary(context.tables))
+    counts = agreed_facts(stage_run.inputs_of("cooccurrence"), read_vocabulary(context.tables))
     size = int(counts["vocabulary_size"])
     check_shape(config.k, (size, size))
-    batches = [manifest.key for manifest in context.inputs_of("cooccurrence")]
+    batches = [manifest.key for manifest in stage_run.inputs_of("cooccurrence")]
     files = [file for batch in batches for file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": batch})]
     given: dict[str, Any] = {
         "files": tuple(file.path for file in files),
@@ -85,7 +106,7 @@ def _run(context: Context) -> Outcome:
         cells = sum(portion.rows for portion in portions(config.cells))
     placement = preflight(context.spark, workers=config.workers, device=config.device)
     objective = from_config(config)
-    directory = _directory(context)
+    directory = _directory(stage_run)
     task = RankTask(
         **given,
         shape=(size, size),
@@ -95,7 +116,7 @@ def _run(context: Context) -> Outcome:
         tolerance=config.tolerance,
         seed=context.config.seed,
         directory=directory,
-        facts={"fingerprint": context.fingerprint},
+        facts={"fingerprint": stage_run.fingerprint},
         precision=config.precision,
         gauge_power=config.gauge_power,
         device=placement.device,
@@ -156,15 +177,15 @@ def _run(context: Context) -> Outcome:
     return Outcome(outputs, metrics, lines)
 
 
-def _directory(context: Context) -> str:
+def _directory(stage_run: StageRun) -> str:
     """Where this training keeps its checkpoints; those of trainings with another fingerprint are removed."""
-    root = context.run.path("train")
+    root = stage_run.context.run.path("train")
     for info in storage.list_files(root):
         name = info.path.rstrip("/").rpartition("/")[2]
-        if name != context.fingerprint:
+        if name != stage_run.fingerprint:
             logger.info("train: removing the checkpoints of another configuration, %s", info.path)
             storage.remove(storage.join(root, name))
-    return storage.join(root, context.fingerprint)
+    return storage.join(root, stage_run.fingerprint)
 
 
 def agreed_facts(manifests: Sequence[Manifest], vocabulary: Vocabulary) -> dict[str, Any]:
@@ -212,14 +233,3 @@ def factors_frame(context: Context, result: dict[str, Any], size: int) -> DataFr
         sides.append(vectors.withColumn("side", F.lit(side)))
     frame = sides[0].unionByName(sides[1]).join(vocabulary, "token_id")
     return frame.select("token_id", "token", "count", "vector", "bias", "side").repartition(1, "side")
-
-
-TRAIN = Stage(
-    name="train",
-    sections=("train",),
-    key=lambda config: config.run_id,
-    inputs=_inputs,
-    run=_run,
-    check=_check,
-    identity=_cells_identity,
-)

@@ -13,7 +13,7 @@ from wals_spark import schemas
 from wals_spark.config import CooccurrenceConfig
 from wals_spark.cooccurrence import batches
 from wals_spark.cooccurrence.semantics import semantics_of
-from wals_spark.cooccurrence.stages import COOCCURRENCE
+from wals_spark.cooccurrence.stages import CooccurrenceStage
 from wals_spark.errors import InputError
 from wals_spark.stage import run_stage
 
@@ -44,7 +44,7 @@ def three(make_context, encode):
         for seed, name in enumerate("abc"):
             context = make_context(corpus__batch_id=name, **options)
             encode(context, documents_of(seed), SIZE)
-            run_stage(context, COOCCURRENCE)
+            run_stage(context, CooccurrenceStage())
         return make_context(**options)
 
     return make
@@ -111,10 +111,10 @@ def test_a_folded_batch_is_not_counted_again(three, make_context):
     context = three()
     batches.compact(context, "a", ["a", "b"])
     with pytest.raises(InputError, match="counting it again would lose them"):
-        COOCCURRENCE.check(make_context(corpus__batch_id="a").config)
+        CooccurrenceStage().check(make_context(corpus__batch_id="a").config)
     with pytest.raises(InputError, match="would count its documents twice"):
-        COOCCURRENCE.check(make_context(corpus__batch_id="b").config)
-    COOCCURRENCE.check(make_context(corpus__batch_id="d").config)
+        CooccurrenceStage().check(make_context(corpus__batch_id="b").config)
+    CooccurrenceStage().check(make_context(corpus__batch_id="d").config)
 
 
 def test_folding_refuses_what_it_cannot_mean(three):

@@ -21,7 +21,7 @@ import yaml
 
 from wals_spark import schemas, storage
 from wals_spark.cooccurrence import batches
-from wals_spark.cooccurrence.stages import COOCCURRENCE
+from wals_spark.cooccurrence.stages import CooccurrenceStage
 from wals_spark.errors import InputError
 from wals_spark.stage import run_stage
 
@@ -154,11 +154,11 @@ class Reader(threading.Thread):
 def test_counting_that_is_killed_ends_with_the_same_table(warehouse, command, table_format, step):
     undisturbed, encode = warehouse("undisturbed", "b", table_format)
     encode(2)
-    run_stage(undisturbed, COOCCURRENCE)
+    run_stage(undisturbed, CooccurrenceStage())
     new = digest(undisturbed, "b")
     context, encode = warehouse("killed", "b", table_format)
     encode(1)
-    run_stage(context, COOCCURRENCE)
+    run_stage(context, CooccurrenceStage())
     old = digest(context, "b")
     encode(2)
     reader = Reader(context)
@@ -171,7 +171,7 @@ def test_counting_that_is_killed_ends_with_the_same_table(warehouse, command, ta
     assert reader.seen <= {old, new}
     assert digest(context, "b") in {old, new}
     assert not context.manifests.find("cooccurrence", "b").complete
-    manifest, _ = run_stage(context, COOCCURRENCE)
+    manifest, _ = run_stage(context, CooccurrenceStage())
     assert digest(context, "b") == new
     assert manifest.complete
     assert not storage.list_files(storage.join(context.config.warehouse, "_scratch"))
@@ -182,10 +182,10 @@ def test_tasks_that_outlive_their_driver_do_no_harm(warehouse, command):
     context, encode = warehouse("killed", "b", "parquet")
     encode(2)
     kill_at(command(context, "cooccurrence", "--batch-id", "b"), context, STAGED, driver_only=True)
-    run_stage(context, COOCCURRENCE)
+    run_stage(context, CooccurrenceStage())
     undisturbed, encode = warehouse("undisturbed", "b", "parquet")
     encode(2)
-    run_stage(undisturbed, COOCCURRENCE)
+    run_stage(undisturbed, CooccurrenceStage())
     assert digest(context, "b") == digest(undisturbed, "b")
 
 
@@ -194,7 +194,7 @@ def test_folding_that_is_killed_ends_with_the_exact_sum(warehouse, command, tabl
     for seed, name in enumerate("abc"):
         context, encode = warehouse("killed", name, table_format)
         encode(seed)
-        run_stage(context, COOCCURRENCE)
+        run_stage(context, CooccurrenceStage())
     total = digest(context, "a", "b", "c")
     kill_at(command(context, "compact", "--into", "b", "--batches", "a,b,c"), context, step)
     assert digest(context, *context.tables.values(schemas.COOCCURRENCE)) == total

@@ -16,7 +16,7 @@ from wals_spark.cooccurrence import plan
 from wals_spark.cooccurrence.count_matrix import read_matrix
 from wals_spark.cooccurrence.explain import explain
 from wals_spark.cooccurrence.semantics import semantics_of
-from wals_spark.cooccurrence.stages import COOCCURRENCE
+from wals_spark.cooccurrence.stages import CooccurrenceStage
 from wals_spark.errors import InputError
 from wals_spark.stage import run_stage
 
@@ -48,7 +48,7 @@ def test_counts_equal_brute_force(make_context, encode, read_pairs, table_format
     context = make_context(table_format=table_format)
     documents = random_documents(1)
     encode(context, documents, SIZE)
-    manifest, ran = run_stage(context, COOCCURRENCE)
+    manifest, ran = run_stage(context, CooccurrenceStage())
     assert ran
     pairs = expected(documents)
     assert read_pairs(context) == pairs
@@ -59,14 +59,14 @@ def test_counts_equal_brute_force(make_context, encode, read_pairs, table_format
     assert manifest.outputs["tokens"] == sum(map(len, documents))
     assert manifest.outputs["documents"] == len(documents)
     assert manifest.outputs["work"]["shuffled"] == (way == "shuffled")
-    assert not run_stage(context, COOCCURRENCE)[1]
+    assert not run_stage(context, CooccurrenceStage())[1]
 
 
 @pytest.mark.parametrize("table_format", FORMATS)
 def test_a_row_lies_in_one_block_and_files_are_sorted(make_context, encode, table_format, way):
     context = make_context(table_format=table_format, cooccurrence__blocks=5)
     encode(context, random_documents(2), SIZE)
-    run_stage(context, COOCCURRENCE)
+    run_stage(context, CooccurrenceStage())
     block_of = {}
     for data_file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": "default"}):
         table = pq.ParquetFile(data_file.path).read()
@@ -84,7 +84,7 @@ def test_marginals(make_context, encode, table_format, way):
     context = make_context(table_format=table_format, **{f"cooccurrence__{k}": v for k, v in options.items()})
     documents = random_documents(3)
     encode(context, documents, SIZE)
-    manifest, _ = run_stage(context, COOCCURRENCE)
+    manifest, _ = run_stage(context, CooccurrenceStage())
     assert not manifest.outputs["symmetric"]
     rows, cols = Counter(), Counter()
     for (i, j), units in expected(documents, **options).items():
@@ -101,14 +101,14 @@ def test_any_number_of_shards_and_blocks_gives_the_same(make_context, encode, re
     for shards, blocks in ((1, 1), (3, 7)):
         context = make_context(cooccurrence__blocks=blocks)
         encode(context, documents, SIZE, shards=shards)
-        run_stage(context, COOCCURRENCE, force=True)
+        run_stage(context, CooccurrenceStage(), force=True)
         assert read_pairs(context) == expected(documents)
 
 
 def test_documents_without_pairs_give_an_empty_matrix(make_context, encode, way):
     context = make_context()
     encode(context, [[1], [], [2], [-1]], SIZE)
-    manifest, _ = run_stage(context, COOCCURRENCE)
+    manifest, _ = run_stage(context, CooccurrenceStage())
     assert manifest.outputs["nnz"] == 0
     assert context.tables.read(schemas.COOCCURRENCE, {"batch_id": "default"}).count() == 0
 
@@ -116,31 +116,31 @@ def test_documents_without_pairs_give_an_empty_matrix(make_context, encode, way)
 def test_a_batch_with_other_semantics_is_refused(make_context, encode, read_pairs):
     first = make_context(corpus__batch_id="a")
     encode(first, random_documents(5), SIZE)
-    run_stage(first, COOCCURRENCE)
+    run_stage(first, CooccurrenceStage())
     second = make_context(corpus__batch_id="b", cooccurrence__window_left=5)
     encode(second, random_documents(6), SIZE)
     with pytest.raises(InputError, match="window_left is 5 here and 10 there"):
-        run_stage(second, COOCCURRENCE)
+        run_stage(second, CooccurrenceStage())
     assert read_pairs(first, "a") == expected(random_documents(5))
 
 
 def test_a_batch_with_another_vocabulary_is_refused(make_context, encode):
     first = make_context(corpus__batch_id="a")
     encode(first, random_documents(5), SIZE)
-    run_stage(first, COOCCURRENCE)
+    run_stage(first, CooccurrenceStage())
     second = make_context(corpus__batch_id="b")
     encode(second, random_documents(6), SIZE, tokens=[f"other{i}" for i in range(SIZE)])
     with pytest.raises(InputError, match=r"the vocabulary is .* here and .* there"):
-        run_stage(second, COOCCURRENCE)
+        run_stage(second, CooccurrenceStage())
 
 
 def test_a_vocabulary_that_only_grew_is_the_same(make_context, encode):
     first = make_context(corpus__batch_id="a")
     encode(first, random_documents(5), SIZE)
-    run_stage(first, COOCCURRENCE)
+    run_stage(first, CooccurrenceStage())
     second = make_context(corpus__batch_id="b")
     encode(second, random_documents(6), SIZE + 4)
-    assert run_stage(second, COOCCURRENCE)[1]
+    assert run_stage(second, CooccurrenceStage())[1]
 
 
 def test_a_batch_counted_after_the_vocabulary_grew_carries_the_grown_one(make_context, encode):
@@ -148,7 +148,7 @@ def test_a_batch_counted_after_the_vocabulary_grew_carries_the_grown_one(make_co
     first, second = make_context(corpus__batch_id="a"), make_context(corpus__batch_id="b")
     encode(first, random_documents(5), SIZE)
     encode(second, random_documents(6), SIZE + 4)
-    counted = [run_stage(context, COOCCURRENCE)[0].outputs for context in (first, second)]
+    counted = [run_stage(context, CooccurrenceStage())[0].outputs for context in (first, second)]
     assert [outputs["vocabulary_size"] for outputs in counted] == [SIZE + 4, SIZE + 4]
     assert counted[0]["vocabulary_hash"] == counted[1]["vocabulary_hash"]
 
@@ -158,7 +158,7 @@ def test_counts_that_could_overflow_are_refused(make_context, encode):
     documents = [[0] * 60_000]
     encode(context, documents, 1)
     with pytest.raises(InputError, match=r"counts could overflow.*unit_bits"):
-        run_stage(context, COOCCURRENCE)
+        run_stage(context, CooccurrenceStage())
 
 
 @pytest.mark.parametrize("table_format", FORMATS)
@@ -166,7 +166,7 @@ def test_the_matrix_without_spark(make_context, encode, table_format):
     context = make_context(table_format=table_format)
     documents = random_documents(7)
     encode(context, documents, SIZE)
-    run_stage(context, COOCCURRENCE)
+    run_stage(context, CooccurrenceStage())
     matrix = read_matrix(context.config.warehouse)
     assert matrix.tokens[:2] == ["t0", "t1"]
     assert matrix.counts.shape == (SIZE, SIZE)
@@ -198,7 +198,7 @@ def test_a_document_of_many_pieces_counts_as_a_whole(make_context, encode, read_
     rng = np.random.default_rng(9)
     documents = [rng.integers(-1, SIZE, 1000).tolist()]
     encode(context, documents, SIZE, shards=1)
-    manifest, _ = run_stage(context, COOCCURRENCE)
+    manifest, _ = run_stage(context, CooccurrenceStage())
     assert manifest.outputs["work"]["tasks"] == 2
     assert manifest.outputs["documents"] == 1
     assert read_pairs(context) == expected(documents, oov="close_gap")
@@ -209,7 +209,7 @@ def test_plain_readers_see_the_table(make_context, encode, spark):
     context = make_context()
     documents = random_documents(10)
     encode(context, documents, SIZE)
-    run_stage(context, COOCCURRENCE)
+    run_stage(context, CooccurrenceStage())
     path = context.tables.path(schemas.COOCCURRENCE)
     pairs = expected(documents)
     spark.read.parquet(path).where("batch_id = 'default'").createOrReplaceTempView("x")

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wals_spark import storage
-from wals_spark.corpus.stages import CORPUS, VOCABULARY
+from wals_spark.corpus.stages import CorpusStage, VocabularyStage
 from wals_spark.schemas import DOCUMENTS, METRICS
 from wals_spark.stage import run_stage
 from wals_spark.token_shards import list_shards, read_shards
@@ -71,7 +71,7 @@ def test_the_first_of_equal_or_similar_texts_stays_whatever_the_tasks(make_conte
                 with_copies, corpus__partitions=tasks, corpus__batch_id=f"b{tasks}", corpus__duplicate_texts=mode
             )
         )
-        manifest, _ = run_stage(context, CORPUS)
+        manifest, _ = run_stage(context, CorpusStage())
         assert set(stored(context)) == set(first.values())
         assert manifest.outputs["dropped"] == {"duplicate_texts": dropped}
         assert storage.list_files(storage.join(context.config.warehouse, "_scratch")) == []
@@ -89,7 +89,7 @@ def test_boilerplate_and_length_filters_are_counted(make_context, tmp_path):
             corpus__partitions=3,
         )
     )
-    manifest, _ = run_stage(context, CORPUS)
+    manifest, _ = run_stage(context, CorpusStage())
     assert stored(context) == {f"d{n}": f"text number {n}" for n in range(10)}
     assert manifest.outputs["dropped"] == {"empty": 1, "too_long": 1, "too_short": 1}
     files = context.tables.files(METRICS, {"run_id": "default", "stage": "corpus"})
@@ -106,15 +106,15 @@ def test_a_delta_warehouse_holds_the_same_documents_and_vocabulary(make_context,
         vocabulary__kind="words",
         **settings(write(tmp_path / "source", texts), corpus__duplicate_texts="keep"),
     )
-    run_stage(context, CORPUS)
-    manifest, _ = run_stage(context, VOCABULARY)
+    run_stage(context, CorpusStage())
+    manifest, _ = run_stage(context, VocabularyStage())
     assert {row.doc_id: row.text for row in context.tables.read(DOCUMENTS).collect()} == texts
     assert manifest.outputs["tokens"] == 30 * 5
     assert (
         sum(len(chunk.tokens) for chunk in read_shards(s.path for s in list_shards(manifest.outputs["encoded"]))) == 150
     )
-    assert not run_stage(context, CORPUS)[1]
-    assert not run_stage(context, VOCABULARY)[1]
+    assert not run_stage(context, CorpusStage())[1]
+    assert not run_stage(context, VocabularyStage())[1]
 
 
 @pytest.mark.slow
@@ -126,8 +126,8 @@ def test_one_document_of_a_hundred_megabytes(make_context, tmp_path):
     context = make_context(
         corpus__path=str(root), corpus__held_out_fraction=0, vocabulary__kind="words", vocabulary__pattern="[a-z]+"
     )
-    run_stage(context, CORPUS)
-    manifest, _ = run_stage(context, VOCABULARY)
+    run_stage(context, CorpusStage())
+    manifest, _ = run_stage(context, VocabularyStage())
     tokens = 9 * 23 * (100_000_000 // len(line))
     assert manifest.outputs["tokens"] == tokens
     shards = list_shards(manifest.outputs["encoded"])

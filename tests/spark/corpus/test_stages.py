@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from wals_spark import storage
 from wals_spark.corpus import documents, encoding
-from wals_spark.corpus.stages import CORPUS, VOCABULARY
+from wals_spark.corpus.stages import CorpusStage, VocabularyStage
 from wals_spark.errors import InputError
 from wals_spark.schemas import DOCUMENTS, METRICS
 from wals_spark.schemas import VOCABULARY as VOCABULARY_TABLE
@@ -43,7 +43,7 @@ def source(tmp_path):
 
 
 def run_both(context):
-    return run_stage(context, CORPUS)[0], run_stage(context, VOCABULARY)[0]
+    return run_stage(context, CorpusStage())[0], run_stage(context, VocabularyStage())[0]
 
 
 def stored(context):
@@ -84,7 +84,7 @@ def words_of(text):
 
 def test_documents_hold_the_source_and_what_is_held_out_by_hash(make_context, source, small_tasks):
     context = make_context(corpus__path=str(source), corpus__id_column="doc_id", corpus__held_out_fraction=0.3)
-    manifest, ran = run_stage(context, CORPUS)
+    manifest, ran = run_stage(context, CorpusStage())
     found = stored(context)
     assert {name: text for name, (text, _) in found.items()} == TEXTS
     held_out = {name for name, (_, held) in found.items() if held}
@@ -97,10 +97,10 @@ def test_documents_hold_the_source_and_what_is_held_out_by_hash(make_context, so
 
 def test_a_second_run_does_nothing_and_a_changed_file_runs_again(make_context, source):
     context = make_context(corpus__path=str(source), corpus__id_column="doc_id")
-    assert run_stage(context, CORPUS)[1]
-    assert not run_stage(context, CORPUS)[1]
+    assert run_stage(context, CorpusStage())[1]
+    assert not run_stage(context, CorpusStage())[1]
     pq.write_table(pa.table({"doc_id": ["x"], "text": ["y"]}), source / "b.parquet")
-    assert run_stage(context, CORPUS)[0].outputs["documents"] == 61
+    assert run_stage(context, CorpusStage())[0].outputs["documents"] == 61
 
 
 def test_all_formats_in_one_corpus(make_context, tmp_path):
@@ -110,7 +110,7 @@ def test_all_formats_in_one_corpus(make_context, tmp_path):
     (root / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a line"}\n{"text": "  "}\n'))
     pq.write_table(pa.table({"text": ["a row"]}), root / "c.parquet")
     context = make_context(corpus__path=str(root), corpus__held_out_fraction=0)
-    manifest, _ = run_stage(context, CORPUS)
+    manifest, _ = run_stage(context, CorpusStage())
     assert {name: text for name, (text, _) in stored(context).items()} == {
         "a.txt": "a file",
         "b.jsonl.gz:0": "a line",
@@ -134,7 +134,7 @@ def with_duplicates(tmp_path):
 def test_duplicate_ids_across_files_are_refused_by_name_and_number(make_context, with_duplicates, small_tasks):
     context = make_context(corpus__path=str(with_duplicates), corpus__id_column="id")
     with pytest.raises(InputError, match=r"20 documents have an id that another .*'id-\d+', 'id-\d+'.*keep_first"):
-        run_stage(context, CORPUS)
+        run_stage(context, CorpusStage())
     assert context.tables.values(DOCUMENTS) == []
 
 
@@ -151,7 +151,7 @@ def test_the_first_of_duplicate_ids_is_kept_whatever_the_tasks(make_context, wit
             corpus__partitions=tasks,
             corpus__batch_id=f"b{tasks}",
         )
-        manifest, _ = run_stage(context, CORPUS)
+        manifest, _ = run_stage(context, CorpusStage())
         assert {name: text for name, (text, _) in stored(context).items()} == expected
         assert manifest.outputs["documents"] == 40
         assert manifest.outputs["dropped"] == {"duplicate_ids": 20}
@@ -163,7 +163,7 @@ def test_an_empty_corpus_is_refused(make_context, tmp_path):
     (root / "a.txt").write_text(" \n")
     context = make_context(corpus__path=str(root))
     with pytest.raises(InputError, match=r"the corpus is empty: 1 files with 1 documents \(1 empty\)"):
-        run_stage(context, CORPUS)
+        run_stage(context, CorpusStage())
 
 
 def test_bytes_that_are_not_utf8_are_counted_or_refused_from_the_task(make_context, tmp_path):
@@ -172,11 +172,11 @@ def test_bytes_that_are_not_utf8_are_counted_or_refused_from_the_task(make_conte
     (root / "a.txt").write_bytes("schön\nfine\n".encode("latin-1"))
     refused = make_context(corpus__path=str(root), corpus__format="text")
     with pytest.raises(InputError, match=r"document 'a.txt:0' is not UTF-8 at its byte 3"):
-        run_stage(refused, CORPUS)
+        run_stage(refused, CorpusStage())
     context = make_context(
         corpus__path=str(root), corpus__format="text", corpus__encoding_errors="skip", corpus__held_out_fraction=0
     )
-    manifest, _ = run_stage(context, CORPUS)
+    manifest, _ = run_stage(context, CorpusStage())
     assert manifest.outputs["dropped"] == {"not_utf8_skipped": 1}
     assert list(stored(context)) == ["a.txt:6"]
 
@@ -226,7 +226,7 @@ def test_words_that_share_a_hash_are_counted_again_with_another_seed(make_contex
     # 15 words and 64 values of the hash: some seed collides, and some does not.
     monkeypatch.setattr(encoding, "HASH_BITS", 6)
     monkeypatch.setattr(encoding, "HASH_SEEDS", 200)
-    again, _ = run_stage(context, VOCABULARY, force=True)
+    again, _ = run_stage(context, VocabularyStage(), force=True)
     assert encoded_words(context, again) == whole
     assert vocabulary(context) == rows
 
@@ -235,18 +235,18 @@ def test_hashes_that_always_collide_are_refused(make_context, source, monkeypatc
     monkeypatch.setattr(encoding, "HASH_BITS", 2)
     monkeypatch.setattr(encoding, "HASH_SEEDS", 2)
     context = make_context(corpus__path=str(source), corpus__id_column="doc_id", vocabulary__kind="words")
-    run_stage(context, CORPUS)
+    run_stage(context, CorpusStage())
     with pytest.raises(InputError, match="share a hash with each of 2 seeds"):
-        run_stage(context, VOCABULARY)
+        run_stage(context, VocabularyStage())
 
 
 def test_a_count_that_no_word_reaches_is_refused(make_context, source):
     context = make_context(
         corpus__path=str(source), corpus__id_column="doc_id", vocabulary__kind="words", vocabulary__min_count=10_000
     )
-    run_stage(context, CORPUS)
+    run_stage(context, CorpusStage())
     with pytest.raises(InputError, match=r"occurs 10000 times \(\d+ words occur at all\)"):
-        run_stage(context, VOCABULARY)
+        run_stage(context, VocabularyStage())
     left = storage.list_files(storage.join(context.config.warehouse, "_encoded"))
     assert [storage.posixpath.basename(info.path) for info in left] == ["_lock"]
 
@@ -305,9 +305,9 @@ def test_special_tokens_in_the_text_are_neither_counted_nor_lost(make_context, t
 
 def test_a_missing_tokenizer_is_found_before_anything_runs(make_config):
     with pytest.raises(InputError, match=r"vocabulary\.tokenizer is not set"):
-        VOCABULARY.check(make_config())
+        VocabularyStage().check(make_config())
     with pytest.raises(InputError, match="there is no tokenizer at"):
-        VOCABULARY.check(make_config(vocabulary__tokenizer="./absent.json"))
+        VocabularyStage().check(make_config(vocabulary__tokenizer="./absent.json"))
 
 
 def test_a_changed_tokenizer_runs_the_vocabulary_again(make_context, source, tokenizer_file):
@@ -315,11 +315,11 @@ def test_a_changed_tokenizer_runs_the_vocabulary_again(make_context, source, tok
         corpus__path=str(source), corpus__id_column="doc_id", vocabulary__tokenizer=str(tokenizer_file)
     )
     run_both(context)
-    assert not run_stage(context, VOCABULARY)[1]
+    assert not run_stage(context, VocabularyStage())[1]
     content = json.loads(tokenizer_file.read_text())
     content["model"]["merges"].pop()
     tokenizer_file.write_text(json.dumps(content))
-    assert run_stage(context, VOCABULARY)[1]
+    assert run_stage(context, VocabularyStage())[1]
 
 
 def test_everything_held_out_is_refused(make_context, tmp_path):
@@ -327,9 +327,9 @@ def test_everything_held_out_is_refused(make_context, tmp_path):
     root.mkdir()
     (root / "a.txt").write_text("a a a a a a")
     context = make_context(corpus__path=str(root), corpus__held_out_fraction=0.999999, vocabulary__kind="words")
-    run_stage(context, CORPUS)
+    run_stage(context, CorpusStage())
     with pytest.raises(InputError, match="all are held out"):
-        run_stage(context, VOCABULARY)
+        run_stage(context, VocabularyStage())
 
 
 def test_enwiki_figures(make_context, data):

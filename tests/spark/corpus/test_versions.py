@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wals_spark import storage
-from wals_spark.corpus.stages import CORPUS, VOCABULARY
+from wals_spark.corpus.stages import CorpusStage, VocabularyStage
 from wals_spark.errors import InputError, TransientError
 from wals_spark.runs import RunLock
 from wals_spark.schemas import VOCABULARY as TABLE
@@ -30,8 +30,8 @@ def encode(make_context, tmp_path):
             corpus__held_out_fraction=0,
             **values,
         )
-        run_stage(context, CORPUS)
-        manifest, ran = run_stage(context, VOCABULARY)
+        run_stage(context, CorpusStage())
+        manifest, ran = run_stage(context, VocabularyStage())
         rows = [row for file in context.tables.files(TABLE) for row in pq.read_table(file.path).to_pylist()]
         table = {row["token"]: (row["token_id"], row["count"], row["document_count"]) for row in rows}
         return context, manifest, ran, table

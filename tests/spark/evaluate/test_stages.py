@@ -8,7 +8,7 @@ import pytest
 
 from wals_spark import schemas
 from wals_spark.errors import ConfigError, GateError, InputError
-from wals_spark.evaluate.stages import EVALUATE, held_out_texts, read_metrics
+from wals_spark.evaluate.stages import EvaluateStage, held_out_texts, read_metrics
 from wals_spark.runs import Manifest
 from wals_spark.stage import Metric, run_stage, write_metrics
 
@@ -65,7 +65,7 @@ def context(make_context, tiny_tokenizer, saved_tokenizer):
 def test_the_report_of_a_run_without_a_checkpoint(context, tmp_path):
     (tmp_path / "pairs.txt").write_text("the cat 1\ncat dog 2\nred old 3\ncat unheard 3\n")
     made = context(evaluate__similarity=(str(tmp_path / "pairs.txt"),))
-    manifest, _ = run_stage(made, EVALUATE)
+    manifest, _ = run_stage(made, EvaluateStage())
     page = Path(made.run.path("report.html")).read_text()
     assert manifest.key == "default.none"
     assert "3 of 4 pairs" in page
@@ -80,7 +80,7 @@ def test_training_runs_in_the_metrics_are_shown(context):
     curve = [Metric("loss", 9.0 - step / 10, 8.8 - step / 10, 9.2 - step / 10, step) for step in (0, 10)]
     write_metrics(made, "pretrain.random", curve)
     write_metrics(made, "pretrain.factors", [*curve, Metric("difference.random", -0.5, -0.6, -0.4)])
-    run_stage(made, EVALUATE)
+    run_stage(made, EvaluateStage())
     page = Path(made.run.path("report.html")).read_text()
     assert "Training from factors" in page
     assert "factors − random" in page
@@ -96,13 +96,13 @@ def test_before_and_after_of_an_injected_checkpoint(context, tiny_model, tmp_pat
     tiny_model.save_pretrained(after)
     made = context(inject__mode="blend", inject__checkpoint=before, inject__output=after)
     made.manifests.write(Manifest("inject", "default.blend", "complete", "i", "default", outputs={"rows": 18}))
-    manifest, _ = run_stage(made, EVALUATE)
+    manifest, _ = run_stage(made, EvaluateStage())
     rows = {row["name"]: row for row in read_metrics(made)["evaluate.blend"]}
     change = rows["masked_lm.after-before.nll"]
     assert 0 < change["low"] < change["value"] < change["high"]
     assert manifest.outputs["report"].endswith("report-blend.html")
     assert 'class="chip worse">worse' in Path(manifest.outputs["report"]).read_text()
-    assert run_stage(made, EVALUATE)[1] is False
+    assert run_stage(made, EvaluateStage())[1] is False
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def injected(context, before, after, **values):
 def test_the_gate_refuses_what_is_worse_and_leaves_report_and_figures(context, worse):
     made = injected(context, *worse, evaluate__gate=True)
     with pytest.raises(GateError, match=r"masked-LM loss \+\d") as error:
-        run_stage(made, EVALUATE)
+        run_stage(made, EvaluateStage())
     assert error.value.exit_code == 3
     assert Path(made.run.path("report-blend.html")).is_file()
     assert "masked_lm.after-before.nll" in {row["name"] for row in read_metrics(made)["evaluate.blend"]}
@@ -138,13 +138,13 @@ def test_the_gate_refuses_what_is_worse_and_leaves_report_and_figures(context, w
 
 def test_the_gate_lets_pass_what_is_no_worse_than_its_margin(context, worse):
     before, after = worse
-    assert run_stage(injected(context, *worse, evaluate__gate=True, evaluate__gate_margin=20.0), EVALUATE)[1]
-    assert run_stage(injected(context, after, before, evaluate__gate=True), EVALUATE)[1]
+    assert run_stage(injected(context, *worse, evaluate__gate=True, evaluate__gate_margin=20.0), EvaluateStage())[1]
+    assert run_stage(injected(context, after, before, evaluate__gate=True), EvaluateStage())[1]
 
 
 def test_further_checkpoints_are_measured_on_the_same_masks(context, worse):
     made = injected(context, *worse, evaluate__checkpoints={"control": worse[0]})
-    run_stage(made, EVALUATE)
+    run_stage(made, EvaluateStage())
     rows = {row["name"]: row["value"] for row in read_metrics(made)["evaluate.blend"]}
     assert rows["masked_lm.control.nll"] == rows["masked_lm.before.nll"]
     assert rows["masked_lm.control-before.nll"] == 0
@@ -154,15 +154,15 @@ def test_further_checkpoints_are_measured_on_the_same_masks(context, worse):
 def test_further_checkpoints_are_checked_before_anything_runs(make_config, saved_tokenizer):
     settings = {"inject__mode": "blend", "vocabulary__tokenizer": saved_tokenizer}
     with pytest.raises(InputError, match=r"evaluate\.checkpoints\.control: there is no checkpoint"):
-        EVALUATE.check(make_config(**settings, evaluate__checkpoints={"control": "/nowhere"}))
+        EvaluateStage().check(make_config(**settings, evaluate__checkpoints={"control": "/nowhere"}))
     with pytest.raises(ConfigError, match="before is the name of an arm"):
-        EVALUATE.check(make_config(**settings, evaluate__checkpoints={"before": "hub/name"}))
+        EvaluateStage().check(make_config(**settings, evaluate__checkpoints={"before": "hub/name"}))
 
 
 def test_vocabularies_that_differ_are_not_compared(context, worse):
     made = context(inject__mode="trim", inject__checkpoint=worse[0], inject__output=worse[1])
     made.manifests.write(Manifest("inject", "default.trim", "complete", "i", "default"))
-    manifest, _ = run_stage(made, EVALUATE)
+    manifest, _ = run_stage(made, EvaluateStage())
     assert "not compared: before and after have different tokens" in Path(manifest.outputs["report"]).read_text()
 
 
@@ -182,7 +182,7 @@ def test_controls_stand_beside_the_vectors(context, tmp_path):
     made.tables.replace_rows(schemas.COOCCURRENCE, cells, {"batch_id": "default", "row_block": "0"})
     outputs = {"batches": ["default"], "vocabulary_size": 23}
     made.manifests.write(Manifest("train", "default", "complete", "t", "default", outputs=outputs))
-    manifest, _ = run_stage(made, EVALUATE)
+    manifest, _ = run_stage(made, EvaluateStage())
     names = {row["name"] for row in read_metrics(made)["evaluate"]}
     assert {"similarity.pairs.permuted", "similarity.pairs.random", "similarity.pairs.svd"} <= names
     page = Path(manifest.outputs["report"]).read_text()
@@ -195,7 +195,7 @@ def test_init_is_compared_with_random_weights(context, tiny_model, tmp_path):
     tiny_model.save_pretrained(after)
     made = context(inject__mode="init", inject__checkpoint=start, inject__output=after)
     made.manifests.write(Manifest("inject", "default.init", "complete", "i", "default"))
-    run_stage(made, EVALUATE)
+    run_stage(made, EvaluateStage())
     rows = {row["name"]: row["value"] for row in read_metrics(made)["evaluate.init"]}
     assert rows["masked_lm.before.nll"] == pytest.approx(np.log(23), abs=0.2)
 
@@ -218,24 +218,24 @@ def test_no_held_out_document_is_an_input_error(context):
 
 def test_a_missing_rating_file_is_found_before_anything_runs(make_config):
     with pytest.raises(InputError, match=r"evaluate\.similarity: there is no file"):
-        EVALUATE.check(make_config(evaluate__similarity=("nowhere.txt",)))
+        EvaluateStage().check(make_config(evaluate__similarity=("nowhere.txt",)))
 
 
 def test_a_comparison_needs_the_tokenizer_and_held_out_documents(make_config, saved_tokenizer):
     words = make_config(inject__mode="blend", vocabulary__kind="words")
     with pytest.raises(ConfigError, match=r"evaluate\.masked_lm needs vocabulary\.kind: tokenizer"):
-        EVALUATE.check(words)
+        EvaluateStage().check(words)
     counted = make_config(inject__mode="blend", vocabulary__tokenizer=saved_tokenizer, corpus__held_out_fraction=0.0)
     with pytest.raises(ConfigError, match="held_out_fraction is 0"):
-        EVALUATE.check(counted)
-    EVALUATE.check(make_config(inject__mode="blend", vocabulary__kind="words", evaluate__masked_lm=False))
+        EvaluateStage().check(counted)
+    EvaluateStage().check(make_config(inject__mode="blend", vocabulary__kind="words", evaluate__masked_lm=False))
 
 
 def test_a_changed_rating_file_makes_the_stage_run_again(context, tmp_path):
     path = tmp_path / "pairs.txt"
     path.write_text("the cat 1\ncat dog 2\nred old 3\n")
     made = context(evaluate__similarity=(str(path),))
-    run_stage(made, EVALUATE)
-    assert run_stage(made, EVALUATE)[1] is False
+    run_stage(made, EvaluateStage())
+    assert run_stage(made, EvaluateStage())[1] is False
     path.write_text("the cat 1\ncat dog 2\nred old 5\n")
-    assert run_stage(made, EVALUATE)[1] is True
+    assert run_stage(made, EvaluateStage())[1] is True

@@ -7,7 +7,7 @@ import pytest
 from wals_spark import schemas, storage
 from wals_spark.errors import InputError
 from wals_spark.factors.neighbours import distributed, top_k
-from wals_spark.factors.stages import EXPORT, NEIGHBOURS, middle_tokens
+from wals_spark.factors.stages import ExportStage, NeighboursStage, middle_tokens
 from wals_spark.factors.store import combine
 from wals_spark.runs import Manifest
 from wals_spark.stage import run_stage
@@ -70,7 +70,7 @@ def test_an_unknown_id_is_refused_in_the_distributed_search(context):
 @pytest.mark.parametrize("driver_vectors", [0, 1_000_000])
 def test_the_stage_writes_readable_lists(context, driver_vectors):
     made = context(neighbours__driver_vectors=driver_vectors, neighbours__count=4)
-    manifest, ran = run_stage(made, NEIGHBOURS)
+    manifest, ran = run_stage(made, NeighboursStage())
     lists = read_neighbours(made)["lists"]
     assert ran
     assert manifest.outputs["queries"] == len(lists) == 10
@@ -84,20 +84,20 @@ def test_the_stage_writes_readable_lists(context, driver_vectors):
 
 def test_both_ways_have_the_same_fingerprint_and_lists(context):
     here = context(neighbours__driver_vectors=0)
-    run_stage(here, NEIGHBOURS)
+    run_stage(here, NeighboursStage())
     there = context(neighbours__driver_vectors=1000)
-    assert run_stage(there, NEIGHBOURS)[1] is False
+    assert run_stage(there, NeighboursStage())[1] is False
 
 
 def test_asked_for_words_and_exact_tokens_are_found(context):
     made = context(neighbours__tokens=("wordba", "Ġwordba", "wordaa"))
-    run_stage(made, NEIGHBOURS)
+    run_stage(made, NeighboursStage())
     assert [item["token"] for item in read_neighbours(made)["lists"]] == ["Ġwordba", "Ġwordba", "wordaa"]
 
 
 def test_an_unknown_word_is_refused_by_name(context):
     with pytest.raises(InputError, match="'unheardof' is not among the tokens"):
-        run_stage(context(neighbours__tokens=("unheardof",)), NEIGHBOURS)
+        run_stage(context(neighbours__tokens=("unheardof",)), NeighboursStage())
 
 
 def test_middle_tokens_are_plain_words_of_middle_frequency(context):
@@ -111,7 +111,7 @@ def test_middle_tokens_are_plain_words_of_middle_frequency(context):
 
 def test_export_writes_every_format_and_their_hashes(context):
     made = context(export__formats=("word2vec", "word2vec_binary", "safetensors", "npy"), export__combine="concat")
-    manifest, _ = run_stage(made, EXPORT)
+    manifest, _ = run_stage(made, ExportStage())
     assert manifest.outputs["k"] == 2 * K
     assert sorted(manifest.outputs["sha256"]) == [
         "tokens.json",
@@ -124,12 +124,12 @@ def test_export_writes_every_format_and_their_hashes(context):
 
 def test_a_removed_file_is_exported_again(context):
     made = context(export__formats=("npy",))
-    run_stage(made, EXPORT)
-    assert run_stage(made, EXPORT)[1] is False
+    run_stage(made, ExportStage())
+    assert run_stage(made, ExportStage())[1] is False
     storage.remove(made.run.path("export", "vectors-u.npy"))
-    assert run_stage(made, EXPORT)[1] is True
+    assert run_stage(made, ExportStage())[1] is True
 
 
 def test_factors_without_training_are_asked_for(make_context):
     with pytest.raises(InputError, match="run `wals-spark train`"):
-        run_stage(make_context(), EXPORT)
+        run_stage(make_context(), ExportStage())

@@ -9,7 +9,7 @@ from wals_spark.config import Config
 from wals_spark.factors.store import read_vectors
 from wals_spark.inject import align
 from wals_spark.inject.distributed import fold_sums, from_bytes, to_bytes
-from wals_spark.inject.stages import INJECT
+from wals_spark.inject.stages import InjectStage
 from wals_spark.stage import run_stage
 
 pytestmark = pytest.mark.spark
@@ -45,7 +45,7 @@ def test_an_injection_summed_in_spark_is_the_one_of_the_driver(context, tmp_path
     made = []
     for name, rows in (("driver", 10_000), ("spark", 0)):
         one = context(inject__driver_rows=rows, inject__output=str(tmp_path / name))
-        run_stage(one, INJECT, force=True)
+        run_stage(one, InjectStage(), force=True)
         made.append(read_manifest(tmp_path / name))
     rows = [open_checkpoint(str(tmp_path / name)).tensors[EMBEDDING].values() for name in ("driver", "spark")]
     np.testing.assert_allclose(rows[1], rows[0], rtol=1e-5, atol=1e-6)

@@ -7,7 +7,7 @@ from inject_models import train_tokenizer
 
 from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.errors import ConfigError, GateError, InputError
-from wals_spark.inject.stages import INJECT, VERIFY
+from wals_spark.inject.stages import InjectStage, VerifyStage
 from wals_spark.runs import Manifest
 from wals_spark.stage import run_stage
 
@@ -16,15 +16,15 @@ pytestmark = pytest.mark.spark
 
 def test_inject_then_verify_then_nothing(context):
     made = context()
-    INJECT.check(made.config)
-    manifest, ran = run_stage(made, INJECT)
-    verified, _ = run_stage(made, VERIFY)
+    InjectStage().check(made.config)
+    manifest, ran = run_stage(made, InjectStage())
+    verified, _ = run_stage(made, VerifyStage())
     assert ran
     assert manifest.outputs["gate"]["passed"]
     assert manifest.key == "default.blend"
     assert verified.outputs["rows_changed"] == manifest.outputs["rows_changed"] > 0
-    assert run_stage(made, INJECT)[1] is False
-    assert run_stage(made, VERIFY)[1] is False
+    assert run_stage(made, InjectStage())[1] is False
+    assert run_stage(made, VerifyStage())[1] is False
     recorded = read_manifest(Path(manifest.outputs["directory"]))
     assert recorded["run"]["fingerprint"] == manifest.fingerprint
 
@@ -32,25 +32,25 @@ def test_inject_then_verify_then_nothing(context):
 def test_a_refusal_stands_in_the_manifest_and_leaves_no_output(context):
     made = context(related=False)
     with pytest.raises(GateError, match="nothing was written"):
-        run_stage(made, INJECT)
+        run_stage(made, InjectStage())
     manifest = made.manifests.find("inject", "default.blend")
     assert manifest.state == "refused"
     assert "not above the margin" in manifest.outputs["refused"]
     assert manifest.outputs["gate"]["passed"] is False
     assert not Path(made.run.path("model-blend")).exists()
     with pytest.raises(InputError, match="refused by its quality gate"):
-        run_stage(made, VERIFY)
+        run_stage(made, VerifyStage())
 
 
 def test_force_writes_in_spite_of_the_gate(context):
     made = context(related=False, inject__force=True)
-    manifest, _ = run_stage(made, INJECT)
+    manifest, _ = run_stage(made, InjectStage())
     assert manifest.outputs["gate"]["passed"] is False
 
 
 def test_a_rerun_replaces_the_own_output_of_the_run(context):
-    first, _ = run_stage(context(), INJECT)
-    second, ran = run_stage(context(inject__b_max=0.1), INJECT)
+    first, _ = run_stage(context(), InjectStage())
+    second, ran = run_stage(context(inject__b_max=0.1), InjectStage())
     assert ran
     assert second.outputs["directory"] == first.outputs["directory"]
     assert second.outputs["injection_sha256"] != first.outputs["injection_sha256"]
@@ -59,29 +59,29 @@ def test_a_rerun_replaces_the_own_output_of_the_run(context):
 def test_an_output_that_exists_is_refused_in_check_unless_overwrite(context, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(InputError, match=r"mine exists"):
-        INJECT.check(context(inject__output=str(tmp_path / "mine")).config)
+        InjectStage().check(context(inject__output=str(tmp_path / "mine")).config)
     made = context(inject__output=str(tmp_path / "mine"), inject__overwrite=True)
-    INJECT.check(made.config)
-    manifest, _ = run_stage(made, INJECT)
+    InjectStage().check(made.config)
+    manifest, _ = run_stage(made, InjectStage())
     assert manifest.outputs["directory"] == str(tmp_path / "mine")
 
 
 def test_a_tampered_checkpoint_fails_the_verify_stage(context):
     made = context()
-    manifest, _ = run_stage(made, INJECT)
+    manifest, _ = run_stage(made, InjectStage())
     path = Path(manifest.outputs["directory"]) / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(GateError, match="failed 4 of"):
-        run_stage(made, VERIFY)
+        run_stage(made, VerifyStage())
 
 
 def test_factors_of_another_vocabulary_are_refused_at_start(context):
     made = context()
     made.manifests.write(Manifest("train", "default", "complete", "f", "default", outputs={"vocabulary_hash": "other"}))
     with pytest.raises(InputError, match="the train manifest says other"):
-        run_stage(made, INJECT)
+        run_stage(made, InjectStage())
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(make_config, make_chec
     if values.get("inject__checkpoint", "") is None:
         del settings["inject__checkpoint"]
     with pytest.raises(error, match=message):
-        INJECT.check(make_config(**settings))
+        InjectStage().check(make_config(**settings))
 
 
 def test_a_corpus_tokenizer_other_than_the_checkpoints_is_refused_before_anything_runs(
@@ -111,11 +111,11 @@ def test_a_corpus_tokenizer_other_than_the_checkpoints_is_refused_before_anythin
         inject__mode="blend", inject__checkpoint=str(make_checkpoint()), vocabulary__tokenizer=str(other)
     )
     with pytest.raises(InputError, match="rows would land on the wrong tokens"):
-        INJECT.check(config)
+        InjectStage().check(config)
 
 
 def test_a_head_bias_without_a_head_is_refused_before_anything_runs(make_config, make_checkpoint):
     directory = make_checkpoint(class_name="RobertaModel")
     config = make_config(inject__mode="blend", inject__checkpoint=str(directory), inject__head_bias=0.5)
     with pytest.raises(InputError, match="without a masked-LM head"):
-        INJECT.check(config)
+        InjectStage().check(config)

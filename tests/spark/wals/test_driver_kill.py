@@ -22,7 +22,7 @@ from wals_spark.factors.store import read_side
 from wals_spark.runs import Manifest
 from wals_spark.stage import run_stage
 from wals_spark.tokenizer import vocabulary_hash
-from wals_spark.wals.stages import TRAIN
+from wals_spark.wals.stages import TrainStage
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -54,7 +54,7 @@ def context(make_context: Callable[..., Any]) -> Any:
         "is_special": [False] * SIZE,
     }
     context.tables.replace_rows(schemas.VOCABULARY, pa.table(columns), {})
-    run_stage(context, TRAIN)
+    run_stage(context, TrainStage())
     return context
 
 

@@ -17,7 +17,7 @@ from wals_spark.objective import PRESETS
 from wals_spark.runs import Manifest
 from wals_spark.stage import run_stage
 from wals_spark.tokenizer import vocabulary_hash
-from wals_spark.wals.stages import TRAIN
+from wals_spark.wals.stages import TrainStage
 
 pytestmark = pytest.mark.spark
 SIZE, UNIT = 40, 2520
@@ -77,7 +77,7 @@ def test_factors_minimise_the_reference_objective(make_context: Any) -> None:
     context = make_context(train__k=6, train__sweeps=60, train__tolerance=0)
     counts = symmetric_counts()
     write_counts(context, "default", counts)
-    manifest, ran = run_stage(context, TRAIN)
+    manifest, ran = run_stage(context, TrainStage())
     assert ran
     u, v = (read_side(context.tables, "default", side) for side in ("row", "col"))
     problem = oracle.dense_problem(PRESETS["ppmi"], counts / UNIT)
@@ -90,7 +90,7 @@ def test_factors_minimise_the_reference_objective(make_context: Any) -> None:
     assert u.counts[3] == SIZE - 3
     assert not u.matrix[7].any()
     assert manifest.outputs["empty_rows"] == 1
-    assert not run_stage(context, TRAIN)[1]
+    assert not run_stage(context, TrainStage())[1]
 
 
 def test_batches_are_summed_exactly(make_context: Any) -> None:
@@ -98,10 +98,10 @@ def test_batches_are_summed_exactly(make_context: Any) -> None:
     context = make_context(train__k=4, train__sweeps=3, train__tolerance=0)
     write_counts(context, "a", first, blocks=2)
     write_counts(context, "b", second, blocks=3)
-    apart = run_stage(context, TRAIN)[0].outputs["loss"]
+    apart = run_stage(context, TrainStage())[0].outputs["loss"]
     whole = make_context(train__k=4, train__sweeps=3, train__tolerance=0, run_id="sum", train__batches=["s"])
     write_counts(whole, "s", first + second)
-    assert run_stage(whole, TRAIN)[0].outputs["loss"] == apart
+    assert run_stage(whole, TrainStage())[0].outputs["loss"] == apart
 
 
 def test_one_and_two_ranks_agree_bit_for_bit(make_context: Any) -> None:
@@ -111,7 +111,7 @@ def test_one_and_two_ranks_agree_bit_for_bit(make_context: Any) -> None:
             train__k=5, train__sweeps=4, train__tolerance=0, train__workers=workers, run_id=f"r{workers}"
         )
         write_counts(context, "default", symmetric_counts())
-        manifest, _ = run_stage(context, TRAIN)
+        manifest, _ = run_stage(context, TrainStage())
         assert manifest.outputs["ranks"] == workers
         losses.append((manifest.outputs["loss"], read_side(context.tables, f"r{workers}", "row").matrix.tobytes()))
     assert losses[0] == losses[1]
@@ -121,14 +121,14 @@ def test_more_factors_than_tokens_are_refused(make_context: Any) -> None:
     context = make_context(train__k=41)
     write_counts(context, "default", symmetric_counts())
     with pytest.raises(InputError, match=r"k is 41.*40 rows"):
-        run_stage(context, TRAIN)
+        run_stage(context, TrainStage())
 
 
 def test_more_workers_than_slots_are_refused(make_context: Any) -> None:
     context = make_context(train__k=4, train__workers=5)
     write_counts(context, "default", symmetric_counts())
     with pytest.raises(ConfigError, match=r"needs 5 concurrent tasks.*offers 2.*train.workers=2"):
-        run_stage(context, TRAIN)
+        run_stage(context, TrainStage())
 
 
 def test_negative_counts_name_the_file_and_the_rank(make_context: Any) -> None:
@@ -137,7 +137,7 @@ def test_negative_counts_name_the_file_and_the_rank(make_context: Any) -> None:
     counts[2, 4] = -5
     write_counts(context, "default", counts)
     with pytest.raises(InputError, match=r"1 values are negative \(the least is -5\).*rank \d of 2 on"):
-        run_stage(context, TRAIN)
+        run_stage(context, TrainStage())
 
 
 def test_batches_counted_differently_are_refused(make_context: Any) -> None:
@@ -146,7 +146,7 @@ def test_batches_counted_differently_are_refused(make_context: Any) -> None:
     other = context.manifests.require("cooccurrence", "a")
     context.manifests.write(Manifest(**{**other.__dict__, "key": "b", "outputs": {**other.outputs, "unit": 1}}))
     with pytest.raises(InputError, match=r"'a' and 'b' cannot be added: unit is 2520 and 1"):
-        run_stage(context, TRAIN)
+        run_stage(context, TrainStage())
 
 
 def test_given_targets_and_weights_take_the_place_of_the_counts(make_context: Any, tmp_path: Any) -> None:
@@ -161,17 +161,17 @@ def test_given_targets_and_weights_take_the_place_of_the_counts(make_context: An
     options["train__precision"] = "float64"
     context = make_context(**options, train__cells=path)
     write_counts(context, "default", symmetric_counts())
-    run_stage(context, TRAIN)
+    run_stage(context, TrainStage())
     where = {"run_id": context.config.run_id}
     left, right = (read_side(context.tables, where["run_id"], side).matrix for side in ("row", "col"))
     assert np.abs((left @ right.T - u @ v.T)[row, col]).max() < 0.01
     with pytest.raises(ConfigError, match=r"custom needs train\.cells"):
-        TRAIN.check(make_context(**options).config)
+        TrainStage().check(make_context(**options).config)
     with pytest.raises(ConfigError, match="there is no file at"):
-        run_stage(make_context(**options, train__cells=path + "x"), TRAIN)
+        run_stage(make_context(**options, train__cells=path + "x"), TrainStage())
     pq.write_table(pa.concat_tables([table, table]), path)
     with pytest.raises(InputError, match="occur more than once"):
-        run_stage(make_context(**options, train__cells=path), TRAIN)
+        run_stage(make_context(**options, train__cells=path), TrainStage())
 
 
 def test_how_matrix_and_factors_are_held_is_configured_and_recorded(make_context: Any) -> None:
@@ -181,7 +181,7 @@ def test_how_matrix_and_factors_are_held_is_configured_and_recorded(make_context
         context = make_context(run_id=name, train__k=6, train__sweeps=3, train__workers=2, **keys)
         if name == "auto":
             write_counts(context, "default", symmetric_counts())
-        outputs = run_stage(context, TRAIN)[0].outputs
+        outputs = run_stage(context, TrainStage())[0].outputs
         losses[name] = outputs["loss"]
         expected = ("replicated", "resident") if name == "auto" else ("sharded", "streamed")
         assert (outputs["exchange"], outputs["matrix"]) == expected
@@ -192,4 +192,4 @@ def test_a_training_beyond_its_memory_is_refused_before_it_starts(make_context: 
     context = make_context(train__k=6, train__workers=2, train__memory_bytes=1 << 20)
     write_counts(context, "default", symmetric_counts())
     with pytest.raises(ConfigError, match=r"GiB per rank, factors \w+ and matrix \w+ .*lower train\.k"):
-        run_stage(context, TRAIN)
+        run_stage(context, TrainStage())
