@@ -21,7 +21,6 @@ from wals_spark.cooccurrence.semantics import Semantics, semantics_from_facts
 from wals_spark.errors import InputError
 from wals_spark.runs import Manifest, now, package_versions
 from wals_spark.stage import Context, output_lock
-from wals_spark.tables.parquet import ParquetTables
 from wals_spark.tables.vocabulary import read_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -188,12 +187,12 @@ def _fold_cells(
     with context.scratch(f"{STAGE}.{where['batch_id']}") as scratch, counting.bounded_batches(context.spark):
         job = counting.Job(semantics, blocks_by_rank(counts, blocks), memory, scratch)
         packed = counting.by_block(counting.repacked_frame(context.spark, job, paths), blocks)
-        if isinstance(context.tables, ParquetTables):
-            with context.tables.staged(schemas.COOCCURRENCE, where, others) as directory:
+        with context.tables.staged_slice(schemas.COOCCURRENCE, where, instead_of=others) as directory:
+            if directory is not None:
                 counting.write_blocks(packed, job, directory)
-        else:
-            frame = counting.merged_cells(packed, job)
-            context.tables.replace(schemas.COOCCURRENCE, frame, where, instead_of=others)
+            else:
+                frame = counting.merged_cells(packed, job)
+                context.tables.replace(schemas.COOCCURRENCE, frame, where, instead_of=others)
 
 
 def _fold_marginals(

@@ -19,7 +19,6 @@ from wals_spark.heartbeat import Watch, time_left
 from wals_spark.progress import Progress
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
-from wals_spark.tables.parquet import ParquetTables
 from wals_spark.tables.vocabulary import Vocabulary, read_vocabulary
 from wals_spark.token_shards import list_shards
 from wals_spark.tokenizer import vocabulary_hash
@@ -106,12 +105,12 @@ def _count_directly(context: Context, job: Job, plan: Plan, where: dict[str, str
     from wals_spark.cooccurrence import counting
 
     direct = counting.Direct([span for task in plan.tasks for span in task], plan.direct, plan.blocks)
-    if isinstance(context.tables, ParquetTables):
-        with context.tables.staged(schemas.COOCCURRENCE, where) as directory:
+    with context.tables.staged_slice(schemas.COOCCURRENCE, where) as directory:
+        if directory is not None:
             counting.write_direct(context.spark, job, direct, directory)
-    else:
-        frame = counting.direct_cells(context.spark, job, direct)
-        context.tables.replace(schemas.COOCCURRENCE, frame, where)
+        else:
+            frame = counting.direct_cells(context.spark, job, direct)
+            context.tables.replace(schemas.COOCCURRENCE, frame, where)
 
 
 def _count_shuffled(context: Context, job: Job, plan: Plan, where: dict[str, str]) -> None:
@@ -120,11 +119,11 @@ def _count_shuffled(context: Context, job: Job, plan: Plan, where: dict[str, str
 
     with counting.bounded_batches(context.spark):
         packed = counting.by_block(counting.packed_frame(context.spark, job, plan.tasks), plan.blocks)
-        if isinstance(context.tables, ParquetTables):
-            with context.tables.staged(schemas.COOCCURRENCE, where) as directory:
+        with context.tables.staged_slice(schemas.COOCCURRENCE, where) as directory:
+            if directory is not None:
                 counting.write_blocks(packed, job, directory)
-        else:
-            context.tables.replace(schemas.COOCCURRENCE, counting.merged_cells(packed, job), where)
+            else:
+                context.tables.replace(schemas.COOCCURRENCE, counting.merged_cells(packed, job), where)
 
 
 @contextmanager

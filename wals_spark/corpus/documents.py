@@ -39,7 +39,6 @@ from wals_spark.heartbeat import Heartbeat, text_progress
 from wals_spark.schemas import DOCUMENTS
 from wals_spark.stage import Context, Metric, Outcome
 from wals_spark.tables.base import spark_path
-from wals_spark.tables.parquet import ParquetTables
 
 logger = logging.getLogger(__name__)
 
@@ -187,14 +186,16 @@ def plan(files: list[SourceFile], config: CorpusConfig, slots: int) -> list[list
 @contextmanager
 def _target(context: Context, where: dict[str, str]) -> Iterator[tuple[str, str]]:
     """A directory that tasks write the slice's files into, published at the end, and a working directory."""
-    with context.scratch(f"corpus.{where['batch_id']}") as work:
-        if isinstance(context.tables, ParquetTables):
-            with context.tables.staged(DOCUMENTS, where) as directory:
-                yield directory, work
-        else:
-            directory = storage.join(work, "documents")
+    with (
+        context.scratch(f"corpus.{where['batch_id']}") as work,
+        context.tables.staged_slice(DOCUMENTS, where) as directory,
+    ):
+        if directory is not None:
             yield directory, work
-            frame = context.spark.read.schema(DOCUMENTS.data_ddl).parquet(spark_path(directory))
+        else:
+            written = storage.join(work, "documents")
+            yield written, work
+            frame = context.spark.read.schema(DOCUMENTS.data_ddl).parquet(spark_path(written))
             context.tables.replace(DOCUMENTS, frame, where)
 
 

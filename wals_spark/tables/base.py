@@ -8,7 +8,8 @@ point and run again, sees the old slice or the new one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,34 @@ class TableStore(ABC):
     @abstractmethod
     def replace_rows(self, table: Table, rows: pa.Table, where: Slice, *, instead_of: Sequence[Slice] = ()) -> str:
         """Replace a slice by a small Arrow table held by the driver."""
+
+    @contextmanager
+    def staged_slice(self, table: Table, where: Slice, *, instead_of: Sequence[Slice] = ()) -> Iterator[str | None]:
+        """A directory for the Parquet files of a new slice, published when the block ends without an error.
+
+        None in a format whose files only Spark can write; the caller then calls `replace`.
+
+        Files go below the directory, in sub-directories for the partition columns that `where` does not fix.
+        Tasks may write there directly; the files are listed and checked at the end of the block, and names
+        that begin with ``_`` or ``.`` are removed.
+
+        Parameters
+        ----------
+        table : Table
+        where : mapping of str to str
+            The slice to replace.
+        instead_of : sequence of mapping of str to str
+            Other slices, removed in the same step.
+
+        Raises
+        ------
+        ConfigError
+            The warehouse is in an object store, which cannot rename directories.
+        InputError
+            A staged file has other columns than the table.
+        """
+        self._check_slice(table, where)
+        yield None
 
     @abstractmethod
     def read(self, table: Table, where: Slice | None = None) -> DataFrame:

@@ -61,25 +61,7 @@ class ParquetTables(TableStore):
         return storage.join(self.path(table), partition_directory(where) or "data")
 
     @contextmanager
-    def staged(self, table: Table, where: Slice, instead_of: Sequence[Slice] = ()) -> Iterator[str]:
-        """A directory to write a new slice into; leaving the block without an error publishes it.
-
-        Files go below the yielded directory, in sub-directories for the partition columns that `where`
-        does not fix. Tasks may write there directly; the files are listed and checked on leaving, and
-        names that begin with ``_`` or ``.`` are removed.
-
-        Parameters
-        ----------
-        instead_of : list of Slice
-            Other slices that go when this one comes.
-
-        Raises
-        ------
-        ConfigError
-            The warehouse is in an object store, which cannot rename directories.
-        InputError
-            A staged file has other columns than the table.
-        """
+    def staged_slice(self, table: Table, where: Slice, *, instead_of: Sequence[Slice] = ()) -> Iterator[str]:
         self._check_slice(table, where)
         if _NO_RENAME.match(self.warehouse):
             raise ConfigError(
@@ -168,7 +150,7 @@ class ParquetTables(TableStore):
     ) -> str:
         rest = [name for name in table.partitions if name not in where]
         expected = [name for name in table.names if name not in where]
-        with self.staged(table, where, instead_of) as staging:
+        with self.staged_slice(table, where, instead_of=instead_of) as staging:
             writer = frame.select(*expected).write.mode("overwrite").option("maxRecordsPerFile", rows_per_file)
             if rest:
                 writer = writer.partitionBy(*rest)
@@ -181,7 +163,7 @@ class ParquetTables(TableStore):
         if set(table.partitions) != set(where):
             raise InputError(f"table {table.name}: rows of the driver must fix all of {table.partitions}")
         data = rows.select(table.arrow(partitions=False).names).cast(table.arrow(partitions=False))
-        with self.staged(table, where, instead_of) as staging:
+        with self.staged_slice(table, where, instead_of=instead_of) as staging:
             fs, path = storage.filesystem(staging)
             pq.write_table(data, posixpath.join(path, "part-00000.parquet"), filesystem=fs, compression="zstd")
         version = self.version(table, where)

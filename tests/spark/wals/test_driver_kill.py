@@ -39,7 +39,7 @@ def context(make_context: Callable[..., Any]) -> Any:
     counts = np.random.default_rng(0).poisson(0.6, (SIZE, SIZE))
     rows, cols = np.nonzero(counts + counts.T)
     units = (counts + counts.T)[rows, cols].astype(np.int64)
-    with context.tables.staged(schemas.COOCCURRENCE, {"batch_id": "default"}) as staging:
+    with context.tables.staged_slice(schemas.COOCCURRENCE, {"batch_id": "default"}) as staging:
         Path(staging, "row_block=0").mkdir(parents=True)
         cells = {"row_id": rows.astype(np.int32), "col_id": cols.astype(np.int32), "units": units}
         pq.write_table(pa.table(cells), f"{staging}/row_block=0/part-00000.parquet")

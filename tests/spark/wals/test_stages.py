@@ -35,7 +35,7 @@ def symmetric_counts(seed: int = 0) -> np.ndarray:
 
 def write_counts(context: Any, batch: str, counts: np.ndarray, blocks: int = 3) -> None:
     """The tables and the manifest that the co-occurrence stage leaves."""
-    with context.tables.staged(schemas.COOCCURRENCE, {"batch_id": batch}) as staging:
+    with context.tables.staged_slice(schemas.COOCCURRENCE, {"batch_id": batch}) as staging:
         import os
 
         for block in range(blocks):

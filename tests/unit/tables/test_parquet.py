@@ -80,14 +80,14 @@ def test_drop(tables):
 
 def test_an_error_in_the_block_leaves_the_old_slice(tables):
     tables.replace_rows(TABLE, rows(1), {"batch_id": "a"})
-    with pytest.raises(RuntimeError, match="boom"), tables.staged(TABLE, {"batch_id": "a"}):
+    with pytest.raises(RuntimeError, match="boom"), tables.staged_slice(TABLE, {"batch_id": "a"}):
         raise RuntimeError("boom")
     assert read(tables, "a") == [1]
     assert storage.list_files(storage.join(tables.path(TABLE), STAGING)) == []
 
 
 def test_attempt_files_are_not_part_of_the_slice(tables):
-    with tables.staged(TABLE, {"batch_id": "a"}) as staging:
+    with tables.staged_slice(TABLE, {"batch_id": "a"}) as staging:
         table = rows(4).cast(TABLE.arrow(partitions=False))
         pq.write_table(table, f"{staging}/part-00000.parquet")
         pq.write_table(table, f"{staging}/_part-00000.parquet.123")
@@ -98,7 +98,7 @@ def test_attempt_files_are_not_part_of_the_slice(tables):
 def test_other_columns_are_refused(tables):
     with (
         pytest.raises(InputError, match=r"was staged with columns \['x'\]"),
-        tables.staged(TABLE, {"batch_id": "a"}) as at,
+        tables.staged_slice(TABLE, {"batch_id": "a"}) as at,
     ):
         pq.write_table(pa.table({"x": [1]}), f"{at}/part-00000.parquet")
     assert tables.values(TABLE) == []
@@ -119,7 +119,7 @@ def test_a_lost_and_a_cut_file_are_named(tables):
 def test_object_stores_without_rename_are_refused():
     with (
         pytest.raises(ConfigError, match="set table_format: delta"),
-        ParquetTables("s3://bucket/w", no_session).staged(TABLE, {"batch_id": "a"}),
+        ParquetTables("s3://bucket/w", no_session).staged_slice(TABLE, {"batch_id": "a"}),
     ):
         pass
 
