@@ -36,7 +36,7 @@ LEVELS = [
 ]
 PARTS = {
     "wals": [
-        {"partition.side", "partition.memory_plan", "solvers.cache_lines", "conventions", "recommend"},
+        {"partition.side", "partition.memory_plan", "solvers.cache_lines", "conventions"},
         {"partition.halo", "partition.redistribute", "solvers.system", "solvers.kernels"},
         {"partition.build", "solvers.cpu"},
         {"solvers.majorization", "solvers.gpu"},

@@ -16,7 +16,7 @@ import numpy as np
 
 from wals_spark import storage
 from wals_spark.errors import InputError
-from wals_spark.factors.neighbours import normalise
+from wals_spark.factors.top_k import unit_rows
 from wals_spark.factors.words import WordIndex
 from wals_spark.mlm.statistics import Clusters, Interval, percentile_interval
 
@@ -335,7 +335,7 @@ def score_vectors(
     search : tokens that analogy answers are sought among
     """
     index = WordIndex(tokens)
-    unit = normalise(matrix)
+    unit = unit_rows(matrix)
     order = np.arange(len(tokens)) if counts is None else np.argsort(-counts, kind="stable")
     results: list[Similarity | Analogy] = []
     for path in files:

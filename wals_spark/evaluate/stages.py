@@ -26,9 +26,9 @@ from wals_spark.evaluate.intrinsic import (
 )
 from wals_spark.evaluate.masked import POOL, MaskedResult, make_task, measure
 from wals_spark.evaluate.report import ReportData, StageTime, Training, between, plain, render, signed, verdict
-from wals_spark.factors.neighbours import normalise
 from wals_spark.factors.stages import NEIGHBOURS_FILE
 from wals_spark.factors.store import Vectors, read_vectors
+from wals_spark.factors.top_k import unit_rows
 from wals_spark.mlm.data import encode, pack, special_ids
 from wals_spark.mlm.loss import fresh_masked_lm, load_masked_lm
 from wals_spark.mlm.statistics import Interval
@@ -218,7 +218,7 @@ def score_files(
         else:
             accuracies = {name: found.add for name, found in beside.items() if isinstance(found, Analogy)}
             analogies.append(replace(item, controls=accuracies))
-    unit = normalise(vectors.matrix)
+    unit = unit_rows(vectors.matrix)
     return similarities, analogies, geometry(unit, vectors.matrix, vectors.counts, config.seed)
 
 

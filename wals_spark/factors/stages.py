@@ -11,8 +11,9 @@ from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.errors import InputError
 from wals_spark.factors.export import export, sha256
-from wals_spark.factors.neighbours import distributed, top_k
+from wals_spark.factors.neighbours import distributed
 from wals_spark.factors.store import read_vectors
+from wals_spark.factors.top_k import top_k
 from wals_spark.factors.words import WordIndex, readable
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Outcome, Stage, StageRun
@@ -158,7 +159,7 @@ def _run_neighbours(context: Context) -> Outcome:
     if len(tokens) <= section.driver_vectors:
         matrix = read_vectors(context.tables, run_id, section.combine).matrix
         allowed = counts >= section.min_count
-        ids, cosine = top_k(matrix, matrix[queries], section.count, allowed=allowed, exclude=queries)
+        ids, cosine = top_k(matrix[queries], matrix, section.count, cosine=True, allowed=allowed, exclude=queries)
     else:
         ids, cosine = distributed(
             context.tables, run_id, section.combine, queries, section.count, min_count=section.min_count

@@ -55,13 +55,13 @@ from wals_spark import storage
 from wals_spark.cluster.preflight import preflight
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.foldin import fold_in
+from wals_spark.factors.top_k import top_k
 from wals_spark.matrix.csr import build_csr
 from wals_spark.matrix.list_column import lists_of_length, lists_to_matrix, matrix_to_lists
 from wals_spark.objective import Marginals, Objective, make_objective
 from wals_spark.wals.engine.driver import train
 from wals_spark.wals.engine.rank import check_shape
 from wals_spark.wals.engine.task import RankTask
-from wals_spark.wals.recommend import top_products
 
 logger = logging.getLogger(__name__)
 
@@ -543,7 +543,7 @@ class WALSModel(Model, _ModelParams, MLReadable["WALSModel"], MLWritable):
                     continue
                 own_ids, own_vectors, own_bias = factor_arrays(pa.Table.from_batches([batch]))
                 users = np.hstack([own_vectors, np.ones((len(own_ids), 1), np.float32), own_bias[:, None]])
-                numbers, ratings = top_products(users, items, count, block)
+                numbers, ratings = top_k(users, items, min(count, len(items)), block=block)
                 pairs = pa.StructArray.from_arrays(
                     [pa.array(ids[numbers].reshape(-1)), pa.array(ratings.reshape(-1))], [other, "rating"]
                 )

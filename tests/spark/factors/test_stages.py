@@ -6,9 +6,10 @@ import pytest
 
 from wals_spark import schemas, storage
 from wals_spark.errors import InputError
-from wals_spark.factors.neighbours import distributed, top_k
+from wals_spark.factors.neighbours import distributed
 from wals_spark.factors.stages import ExportStage, NeighboursStage, middle_tokens
 from wals_spark.factors.store import combine
+from wals_spark.factors.top_k import top_k
 from wals_spark.runs import Manifest
 from wals_spark.stage import run_stage
 
@@ -56,7 +57,7 @@ def test_the_distributed_search_gives_what_the_driver_gives(context, how):
     made = context()
     matrix = combine(made.sides["row"], made.sides["col"], how)
     queries = np.array([3, 50, 239])
-    expected = top_k(matrix, matrix[queries], 7, allowed=made.counts >= 30, exclude=queries)
+    expected = top_k(matrix[queries], matrix, 7, cosine=True, allowed=made.counts >= 30, exclude=queries)
     found = distributed(made.tables, "default", how, queries, 7, min_count=30)
     assert np.array_equal(found[0], expected[0])
     assert np.allclose(found[1], expected[1], atol=1e-6, equal_nan=True)

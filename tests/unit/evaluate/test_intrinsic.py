@@ -17,7 +17,7 @@ from wals_spark.evaluate.intrinsic import (
     similarity,
     spearman,
 )
-from wals_spark.factors.neighbours import normalise
+from wals_spark.factors.top_k import unit_rows
 from wals_spark.factors.words import WordIndex
 
 
@@ -83,7 +83,7 @@ def test_similarity_counts_what_it_covers(tmp_path):
     path = write(tmp_path / "WS.txt", "cat dog 9\ncat car 1\ndog car 2\ncat unheard 5\ncat zero 3\n")
     tokens = ["Ġcat", "Ġdog", "Ġcar", "Ġzero", "cat"]
     matrix = np.array([[1, 0.1], [1, 0], [0.1, 1], [0, 0], [-1, -1]], np.float32)
-    result = similarity(path, WordIndex(tokens), normalise(matrix), resamples=100)
+    result = similarity(path, WordIndex(tokens), unit_rows(matrix), resamples=100)
     assert (result.name, result.pairs, result.covered) == ("WS", 5, 3)
     assert result.rho.value == pytest.approx(0.5)
 
@@ -92,7 +92,7 @@ def test_analogies_equal_the_definition(tmp_path):
     generator = np.random.default_rng(0)
     tokens = [f"w{i}" for i in range(60)]
     matrix = generator.normal(size=(60, 5)).astype(np.float32)
-    unit = normalise(matrix).astype(np.float64)
+    unit = unit_rows(matrix).astype(np.float64)
     quads = np.stack([generator.permutation(40)[:4] for _ in range(300)])
     lines = [" ".join(f"w{i}" for i in quad) for quad in quads]
     path = write(tmp_path / "q.txt", "\n".join(lines))
@@ -103,7 +103,7 @@ def test_analogies_equal_the_definition(tmp_path):
         shifted = (cos + 1) / 2
         add.append(max(free, key=lambda i: cos[i, b] - cos[i, a] + cos[i, c]) == d)
         mul.append(max(free, key=lambda i: shifted[i, b] * shifted[i, c] / (shifted[i, a] + 1e-3)) == d)
-    result = analogy(path, WordIndex(tokens), normalise(matrix), np.arange(60), search=50, resamples=100)
+    result = analogy(path, WordIndex(tokens), unit_rows(matrix), np.arange(60), search=50, resamples=100)
     assert result.covered == 300
     assert result.add.value == pytest.approx(np.mean(add))
     assert result.mul.value == pytest.approx(np.mean(mul))
@@ -114,9 +114,9 @@ def test_analogies_with_words_outside_the_search_vocabulary_are_not_covered(tmp_
     tokens = [f"w{i}" for i in range(9)]
     path = write(tmp_path / "q.txt", ": s\nw0 w1 w2 w3\nw0 w1 w2 w8\nw0 w1 w2 nothing\nw0 w1 w0 w1\n")
     matrix = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    result = analogy(path, WordIndex(tokens), normalise(matrix), np.arange(9), search=8, resamples=100)
+    result = analogy(path, WordIndex(tokens), unit_rows(matrix), np.arange(9), search=8, resamples=100)
     assert (result.questions, result.covered) == (4, 1)
-    none = analogy(path, WordIndex(tokens), normalise(matrix), np.arange(9), search=3, resamples=100)
+    none = analogy(path, WordIndex(tokens), unit_rows(matrix), np.arange(9), search=3, resamples=100)
     assert none.covered == 0
     assert math.isnan(none.add.value)
 
@@ -153,11 +153,11 @@ def test_geometry_of_an_isotropic_and_of_a_flat_cloud():
     generator = np.random.default_rng(0)
     counts = np.ones(3000)
     round_cloud = generator.normal(size=(3000, 10))
-    shape = geometry(normalise(round_cloud), round_cloud, counts)
+    shape = geometry(unit_rows(round_cloud), round_cloud, counts)
     assert abs(shape.mean_cosine) < 0.01
     assert shape.effective_rank == pytest.approx(10, abs=0.1)
     line = np.outer(np.ones(3000), np.arange(1.0, 11.0))
-    flat = geometry(normalise(line), line, counts)
+    flat = geometry(unit_rows(line), line, counts)
     assert flat.mean_cosine == pytest.approx(1, abs=1e-5)
     assert flat.effective_rank == pytest.approx(1, abs=1e-4)
     assert flat.first_share == pytest.approx(1)
