@@ -16,6 +16,7 @@ BASE_ORDER = [
     "errors",
     "compiled",
     "schemas",
+    "objective",
     "config",
     "storage",
     "runs",
@@ -26,7 +27,7 @@ BASE_ORDER = [
 ]
 LEVELS = [
     {*BASE_ORDER},
-    {"cluster", "tables", "matrix", "objective"},
+    {"cluster", "tables", "matrix"},
     {"stage"},
     {"factors", "mlm", "checkpoints"},
     {"corpus", "cooccurrence", "wals", "inject", "evaluate"},
@@ -35,6 +36,13 @@ LEVELS = [
     {"cli"},
 ]
 PARTS = {
+    "objective": [
+        {"keys", "marginals"},
+        {"targets", "weights"},
+        {"objective"},
+        {"presets"},
+        {"configuration"},
+    ],
     "wals": [
         {"partition.side", "partition.memory_plan", "solvers.cache_lines", "conventions"},
         {"partition.halo", "partition.redistribute", "solvers.system", "solvers.kernels"},
