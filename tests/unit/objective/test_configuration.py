@@ -7,7 +7,7 @@ import pytest
 from wals_spark.errors import ConfigError
 from wals_spark.objective import PRESETS, configuration_keys, make_objective
 
-KEYS_OF_NO_PRESET_BUT = {
+USERS_OF_KEYS = {
     "x_max": {"ppmi", "pu", "glove", "log_conditional", "log_conditional_smoothed", "squared_norm"},
     "weight_exponent": {"ppmi", "pu", "glove", "log_conditional", "log_conditional_smoothed", "squared_norm"},
     "context_smoothing": {"ppmi", "sppmi", "pu", "swivel_like"},
@@ -23,7 +23,7 @@ KEYS_OF_NO_PRESET_BUT = {
 @pytest.mark.parametrize("key", configuration_keys())
 def test_a_key_is_accepted_by_the_presets_that_use_it_and_by_no_other(key: str) -> None:
     users = {name for name, preset in PRESETS.items() if key in preset.keys}
-    assert users == KEYS_OF_NO_PRESET_BUT.get(key, set(PRESETS))
+    assert users == USERS_OF_KEYS.get(key, set(PRESETS))
     for name, preset in PRESETS.items():
         value = getattr(preset, key)
         if name in users:
@@ -38,7 +38,7 @@ def test_the_target_of_ials_follows_rho() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_known_names() -> None:
-    with pytest.raises(ConfigError, match="found 'als', expected one of ppmi, sppmi, .*, custom"):
+    with pytest.raises(ConfigError, match=r"found 'als', expected one of ppmi, sppmi, .*, custom"):
         make_objective("als")
 
 
