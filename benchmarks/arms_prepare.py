@@ -118,7 +118,7 @@ def extended_tokenizer(work: Path, config: Config, model: Path, domain: str) -> 
     if not (directory / "tokenizer.json").is_file():
         loaded = load_tokenizer(str(model))
         context = Context(config)
-        found = candidates.split_words(candidates.count_documents(context, [domain], 20), loaded)[:NEW_WORDS]
+        found = candidates.split_words(candidates.count_words_of_documents(context, [domain], 20), loaded)[:NEW_WORDS]
         context.stop()
         content = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
         pieces = [[loaded.tokens[index] for index in word.pieces] for word in found]
@@ -130,7 +130,7 @@ def extended_tokenizer(work: Path, config: Config, model: Path, domain: str) -> 
 
 def proposal_of(
     config: Config, context: Context
-) -> tuple[modes.Proposal, strength_search.Strengths, dict[str, np.ndarray]]:
+) -> tuple[modes.RowProposal, strength_search.Strengths, dict[str, np.ndarray]]:
     """What ``inject`` would do on this run: rows, strengths chosen on counted text, what scoring rebuilds them from."""
     opened = ckpt.open_checkpoint(str(config.inject.checkpoint))
     tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
@@ -139,12 +139,12 @@ def proposal_of(
     vectors = read_vectors(context.tables, config.run_id, "u")
     factors = TokenFactors(vectors.matrix, vectors.counts)
     encoded_in = {b: context.manifests.require("vocabulary", b).outputs["encoded"] for b in config.train.batches}
-    text = preparation.Text((encoded_in[GENERAL],), (encoded_in[config.run_id],))
-    seen = preparation.frequencies(config, factors, tokenizer, protected, text)
+    text = preparation.EncodedText((encoded_in[GENERAL],), (encoded_in[config.run_id],))
+    seen = preparation.token_frequencies(config, factors, tokenizer, protected, text)
     delta = differences(config, context, np.flatnonzero(seen.corpus >= SHIFT_MIN_COUNT), opened.size)
     context.stop()
-    proposal = modes.propose(factors, E, protected, seen, config.inject, config.seed, delta)
-    chosen = strength_search.on_text(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
+    proposal = modes.propose_rows(factors, E, protected, seen, config.inject, config.seed, delta)
+    chosen = strength_search.search_strengths(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
     alignment = proposal.fit.alignment
     moved = np.flatnonzero(delta.any(axis=1))
     assert proposal.shift_trust is not None
@@ -164,7 +164,7 @@ def proposal_of(
     }
     bias = opened.tensors[str(opened.head_bias)].values()
     for name, goal, strength in (("domain", seen, chosen.head_bias or HEAD_BIAS), ("sum", seen.towards("sum"), 1.0)):
-        moved_bias = modes.moved_head_bias(bias, goal, protected, strength)
+        moved_bias = modes.adjusted_head_bias(bias, goal, protected, strength)
         arrays[f"bias_{name}"] = moved_bias.astype(np.float32)
     return proposal, chosen, arrays
 
@@ -179,10 +179,12 @@ def differences(config: Config, context: Context, ids: np.ndarray, size: int) ->
     train = context.manifests.require("train", config.run_id).outputs
     unit = int(context.manifests.require("cooccurrence", GENERAL).outputs["unit"])
     total, general = (
-        domain_shift.counts_of(context.tables, batches, size, unit) for batches in (train["batches"], [GENERAL])
+        domain_shift.batch_counts(context.tables, batches, size, unit) for batches in (train["batches"], [GENERAL])
     )
     V = read_vectors(context.tables, config.run_id, "v").matrix
-    return domain_shift.differences(context.spark, ids, total, general, V, Objective(**train["objective"]), unit)
+    return domain_shift.fold_in_difference_in_spark(
+        context.spark, ids, total, general, V, Objective(**train["objective"]), unit
+    )
 
 
 def arms_of(chosen: strength_search.Strengths) -> dict[str, dict[str, Any]]:
@@ -224,7 +226,7 @@ def extended_rows(config: Config, context: Context) -> dict[str, np.ndarray]:
     for method in EXTENDED_ARMS.values():
         flags = {"mode": "extend", "extend_rows": method, "shift": 0.0, "head_bias": 0.0}
         inject = config.inject.model_copy(update=flags)
-        _, change, _ = preparation.prepare(config.model_copy(update={"inject": inject}), vectors)
+        _, change, _ = preparation.prepare_edit(config.model_copy(update={"inject": inject}), vectors)
         assert change.head_bias is not None
         arrays[f"extended_{method}"] = change.rows
         arrays["extended_bias"] = change.head_bias[change.ids].astype(np.float32)
@@ -385,7 +387,7 @@ def prepare(data: Path, work: Path, output: Path, domain: str, sequences: int) -
     report_rounding(directory, proposal, chosen)
 
 
-def report_rounding(directory: Path, proposal: modes.Proposal, chosen: strength_search.Strengths) -> None:
+def report_rounding(directory: Path, proposal: modes.RowProposal, chosen: strength_search.Strengths) -> None:
     """Say how far the rows that scoring rebuilds from 16-bit factors are from those that ``inject`` would write."""
     case = read_case(directory)
     E = case.base["roberta.embeddings.word_embeddings.weight"]

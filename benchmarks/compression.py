@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
 from wals_spark.compress import methods, quantise, text
-from wals_spark.compress.methods import PRESETS, Problem
-from wals_spark.compress.table import Errors
+from wals_spark.compress.methods import PRESETS, CompressionProblem
+from wals_spark.compress.table import ReconstructionErrors
 from wals_spark.mlm import data
 from wals_spark.mlm.loss import load_masked_lm, score
 from wals_spark.mlm.statistics import Clusters
@@ -61,10 +61,10 @@ def loss(options: argparse.Namespace) -> None:
 
     E = embedding_values(opened)
     counts = np.bincount(np.concatenate(data.encode(tokenizer, learn[::4])), minlength=len(E)) + 0.5
-    sensitivity = text.sensitivity(opened.directory, sample(learn[::8], options.sequences, 1))
-    problem = Problem(E, opened.tensors[opened.embedding].dtype, counts, sensitivity)
+    sensitivity = text.measure_sensitivity(opened.directory, sample(learn[::8], options.sequences, 1))
+    problem = CompressionProblem(E, opened.tensors[opened.embedding].dtype, counts, sensitivity)
     test = sample(held, options.test_sequences, 7)
-    errors = Errors(E, counts, sensitivity.second_moment)
+    errors = ReconstructionErrors(E, counts, sensitivity.second_moment)
     model = load_masked_lm(options.model)
     matrix = model.get_input_embeddings().weight
     clusters = Clusters(test.document, RESAMPLES, 0)
@@ -89,7 +89,7 @@ def loss(options: argparse.Namespace) -> None:
 
 
 def choices(
-    problem: Problem, forms: dict[str, methods.ClosedForm], rank: int, sweeps: int
+    problem: CompressionProblem, forms: dict[str, methods.ClosedForm], rank: int, sweeps: int
 ) -> Iterator[tuple[str, np.ndarray, int, int | None]]:
     """Name, matrix, bytes and rank of every choice in the bytes of a rank."""
     factors = None
@@ -99,7 +99,7 @@ def choices(
     assert factors is not None
     settings = replace(PRESETS["standard"], sweeps=sweeps)
     if sweeps:
-        fisher = methods.solve(problem, "fisher", rank, settings, forms["fisher"]).factors
+        fisher = methods.factorise_embedding(problem, "fisher", rank, settings, forms["fisher"]).factors
         yield "fisher", fisher.expand().values(), fisher.bytes, rank
     for control in quantise.controls(problem.E, factors.bytes):
         yield control.name, control.values, control.bytes, None
@@ -112,11 +112,11 @@ def speed(options: argparse.Namespace) -> None:
     E = (generator.standard_normal((options.rows, options.width), np.float32) * spectrum.astype(np.float32)).astype(
         np.float32
     )
-    problem = Problem(E, "F32")
+    problem = CompressionProblem(E, "F32")
     for name, preset in PRESETS.items():
         started = time.monotonic()
         form = problem.closed_forms()["svd"]
-        solution = methods.solve(problem, preset.method, preset.rank, preset, form)
+        solution = methods.factorise_embedding(problem, preset.method, preset.rank, preset, form)
         seconds = time.monotonic() - started
         solution.factors.expand()
         facts = {key: solution.facts[key] for key in ("error", "bound") if key in solution.facts}

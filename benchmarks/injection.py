@@ -41,7 +41,7 @@ def timed(times: dict[str, float], name: str) -> Iterator[None]:
 
 def random_checkpoint(directory: Path, tokenizer: Path) -> None:
     """A checkpoint of roberta-base's shape; only its size matters here."""
-    from wals_spark.checkpoints.raw_tensor import as_mapping, write_safetensors
+    from wals_spark.checkpoints.raw_tensor import from_numpy, write_raw_tensors
 
     generator = np.random.default_rng(0)
 
@@ -77,17 +77,17 @@ def random_checkpoint(directory: Path, tokenizer: Path) -> None:
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    write_safetensors(directory / "model.safetensors", as_mapping(tensors.items()), {})
+    write_raw_tensors(directory / "model.safetensors", from_numpy(tensors.items()), {})
 
 
 def speed(data: Path) -> None:
     """Align, blend, write and verify at roberta-base size."""
     from wals_spark.checkpoints import artifact, atomic_directory
     from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
-    from wals_spark.checkpoints.verify import verify
+    from wals_spark.checkpoints.verify import verify_checkpoint
     from wals_spark.config import load_config
     from wals_spark.factors.store import Vectors
-    from wals_spark.inject.prepare import prepare
+    from wals_spark.inject.prepare import prepare_edit
     from wals_spark.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory() as name:
@@ -105,14 +105,14 @@ def speed(data: Path) -> None:
         config = load_config(None, (), {**flags, "inject.exposure": "corpus", "inject.head_bias": 0.5})
         times: dict[str, float] = {}
         with timed(times, "align_and_blend"):
-            prepared, change, factors = prepare(config, vectors)
+            prepared, change, factors = prepare_edit(config, vectors)
         described = {"mode": "replace", "parameters": {"seed": 1, **config.inject.result_keys()}, "factors": None}
         with timed(times, "write"), atomic_directory.staged_directory(str(out), replace=False) as staging:
-            artifact.write(staging, prepared, change, factors, described)
+            artifact.write_artifact(staging, prepared, change, factors, described)
         changed = len(change.ids)
         del prepared, change, factors, vectors, U  # a stage of its own: verify starts with nothing in memory
         with timed(times, "verify"):
-            report = verify(out, str(base))
+            report = verify_checkpoint(out, str(base))
         size = (base / "model.safetensors").stat().st_size
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         emit(

@@ -114,7 +114,7 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
         from wals_spark.checkpoints import artifact, atomic_directory
         from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
         from wals_spark.factors.store import Vectors
-        from wals_spark.inject.prepare import prepare
+        from wals_spark.inject.prepare import prepare_edit
         from wals_spark.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(str(checkpoint))
@@ -133,7 +133,7 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
         config = make_config(inject__mode=mode, inject__checkpoint=str(checkpoint), **settings)
         bias = np.zeros(len(tokenizer.tokens), np.float32)
         vectors = Vectors(list(tokenizer.tokens), factors.counts, factors.matrix, bias)
-        base, change, used = prepare(config, vectors)
+        base, change, used = prepare_edit(config, vectors)
         described = {
             "mode": mode,
             "parameters": {"seed": config.seed, **config.inject.result_keys()},
@@ -141,7 +141,7 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
         }
         directory = tmp_path / name
         with atomic_directory.staged_directory(str(directory), replace=False) as staging:
-            manifest = artifact.write(staging, base, change, used, described)
+            manifest = artifact.write_artifact(staging, base, change, used, described)
         return directory, manifest
 
     return run
@@ -184,7 +184,7 @@ def marginals(x: np.ndarray) -> Any:
 @pytest.fixture
 def worlds(tmp_path: Path) -> Any:
     """General counts and the sum with a domain, as arrays and as files, and column factors."""
-    from wals_spark.inject.domain_shift import Counts
+    from wals_spark.inject.domain_shift import BatchCounts
 
     general, domain = matrix(0), matrix(1)
     total = general + domain
@@ -193,7 +193,7 @@ def worlds(tmp_path: Path) -> Any:
     return (
         general,
         total,
-        Counts(tuple(files[0] + files[1]), marginals(total)),
-        Counts(tuple(files[0]), marginals(general)),
+        BatchCounts(tuple(files[0] + files[1]), marginals(total)),
+        BatchCounts(tuple(files[0]), marginals(general)),
         V,
     )

@@ -178,7 +178,7 @@ def run(options: argparse.Namespace) -> int:
     if options.command == "compare":
         return _compare(options)
     if options.command == "compress":
-        from wals_spark.compress.command import run as compress
+        from wals_spark.compress.command import run_compress as compress
 
         return compress(options)
     if options.command == "verify" and (options.directory or options.base):
@@ -226,23 +226,23 @@ def _on_batches(options: argparse.Namespace, config: Config) -> int:
 
 
 def _verify_directory(options: argparse.Namespace) -> int:
-    from wals_spark.compress.verify import verify
+    from wals_spark.compress.verify import verify_any_format
 
     if not options.directory:
         raise ConfigError(
             "--base says what a directory was made from, but no directory is given: wals-spark verify DIR --base CKPT. "
             "Without both, the checkpoint of the run is verified against inject.checkpoint"
         )
-    report = verify(options.directory, options.base)
+    report = verify_any_format(options.directory, options.base)
     sys.stdout.write("\n".join(report.lines()) + "\n")
     return EXIT_DONE if report.passed else EXIT_GATE
 
 
 def _extend_tokenizer(options: argparse.Namespace, config: Config) -> int:
-    from wals_spark.inject.vocabulary.command import extend_from
+    from wals_spark.inject.vocabulary.command import run_extend_tokenizer
 
     batches = options.batches.split(",") if options.batches else [config.corpus.batch_id]
-    written = extend_from(
+    written = run_extend_tokenizer(
         config,
         options.output,
         most=options.words,
@@ -256,10 +256,10 @@ def _extend_tokenizer(options: argparse.Namespace, config: Config) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from wals_spark.checkpoints.outliers import compare_checkpoints, tokens_of
+    from wals_spark.checkpoints.outliers import checkpoint_tokens, compare_checkpoints
 
     found = compare_checkpoints(options.before, options.after)
-    lines = found.told(tokens_of(options.after))
+    lines = found.told(checkpoint_tokens(options.after))
     sys.stdout.write("\n".join([f"{found.changed:,} rows differ, {len(lines)} of them suspicious", *lines]) + "\n")
     return EXIT_GATE if lines else EXIT_DONE
 

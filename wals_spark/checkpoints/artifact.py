@@ -25,17 +25,17 @@ import numpy as np
 
 from wals_spark.checkpoints import model_card
 from wals_spark.checkpoints.checkpoint import WEIGHTS
-from wals_spark.checkpoints.edit import Base, EmbeddingEdit, TokenFactors, apply
+from wals_spark.checkpoints.edit import BaseCheckpoint, EmbeddingEdit, TokenFactors, apply_edit
 from wals_spark.checkpoints.raw_tensor import (
     RawTensor,
-    as_mapping,
     displacements,
     file_sha256,
+    from_numpy,
     gather_rows,
-    hash_all,
     row_hashes,
     row_lengths,
-    write_safetensors,
+    tensor_hashes,
+    write_raw_tensors,
 )
 from wals_spark.runs import now, package_versions
 
@@ -47,7 +47,7 @@ CARD = "README.md"
 
 
 @dataclass(frozen=True)
-class Stored:
+class FactorisedWeights:
     """A file that holds the embedding in parts instead of whole.
 
     Attributes
@@ -62,15 +62,15 @@ class Stored:
     parts: Mapping[str, RawTensor]
 
 
-def write(
+def write_artifact(
     directory: Path,
-    base: Base,
+    base: BaseCheckpoint,
     edit: EmbeddingEdit,
     factors: TokenFactors | None,
     described: Mapping[str, Any],
     *,
-    stored: Stored | None = None,
-    render: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = model_card.render,
+    stored: FactorisedWeights | None = None,
+    render: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = model_card.render_model_card,
 ) -> dict[str, Any]:
     """Write the artefact into an empty directory; returns the content of injection.json.
 
@@ -88,7 +88,7 @@ def write(
     render : callable
         Makes the model card of injection.json and config.json.
     """
-    tensors = apply(base, edit)
+    tensors = apply_edit(base, edit)
     for path in base.files:
         shutil.copyfile(path, directory / path.name)
     for name, content in base.texts.items():
@@ -96,7 +96,7 @@ def write(
     laid_down = dict(tensors)
     if stored is not None:
         laid_down = {name: tensor for name, tensor in tensors.items() if name != base.embedding} | dict(stored.parts)
-    write_safetensors(directory / (stored.file if stored else WEIGHTS), laid_down, base.metadata)
+    write_raw_tensors(directory / (stored.file if stored else WEIGHTS), laid_down, base.metadata)
 
     old, new = base.tensors[base.embedding], tensors[base.embedding]
     origin = np.arange(old.shape[0]) if edit.origin is None else edit.origin.astype(np.int64)
@@ -112,9 +112,9 @@ def write(
         **({"vectors": factors.matrix, "counts": factors.counts} if factors is not None else {}),
         **edit.map,
     }
-    write_safetensors(directory / FACTORS, as_mapping(arrays.items()), {"source": FORMAT})
+    write_raw_tensors(directory / FACTORS, from_numpy(arrays.items()), {"source": FORMAT})
 
-    base_hashes = hash_all(base.tensors)
+    base_hashes = tensor_hashes(base.tensors)
     unchanged = {name for name in tensors if tensors[name].data is base.tensors[name].data}
     hashes = {name: base_hashes[name] if name in unchanged else tensor.sha256 for name, tensor in tensors.items()}
     manifest: dict[str, Any] = {
@@ -133,8 +133,8 @@ def write(
             "dropped_rows": len(np.setdiff1d(np.arange(len(before)), origin)),
             "rows_changed": len(changed),
             "changed_ids_sha256": ids_sha256(changed),
-            "displacement": distribution(displacement[changed]),
-            "row_norm": distribution(row_lengths(old.values())),
+            "displacement": distribution_summary(displacement[changed]),
+            "row_norm": distribution_summary(row_lengths(old.values())),
             "protected": base.protected.tolist(),
         },
         "head_bias": {
@@ -147,7 +147,7 @@ def write(
         "tensors": hashes,
     }
     if stored is not None:
-        manifest["stored"] = {"file": stored.file, "parts": hash_all(stored.parts)}
+        manifest["stored"] = {"file": stored.file, "parts": tensor_hashes(stored.parts)}
     (directory / CARD).write_text(render(manifest, base.config), encoding="utf-8")
     manifest["files"] = {path.name: file_sha256(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST}
     manifest["sha256"] = manifest_sha256(manifest)
@@ -173,7 +173,7 @@ def ids_sha256(ids: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(ids, "<i8").tobytes()).hexdigest()
 
 
-def distribution(values: np.ndarray) -> dict[str, float]:
+def distribution_summary(values: np.ndarray) -> dict[str, float]:
     """Minimum, quartiles, 99th percentile, maximum and mean; zeros where there are no values."""
     if len(values) == 0:
         return dict.fromkeys(("min", "q25", "median", "q75", "q99", "max", "mean"), 0.0)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, from_torch, read_safetensors
+from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, from_torch, read_raw_tensors
 from wals_spark.errors import InputError
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
 
@@ -40,7 +40,7 @@ _UNUSED = re.compile(r"madeupword\d+|<\|endoftext\|>|\[unused\d+\]|<unused\d+>|<
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """Where a model family keeps what injection touches.
 
     Attributes
@@ -62,12 +62,12 @@ class Family:
 
 _LM_HEAD = ("lm_head.decoder.weight", "lm_head.bias", "lm_head.decoder.bias")
 _CLS = ("cls.predictions.decoder.weight", "cls.predictions.bias", "cls.predictions.decoder.bias")
-FAMILIES: dict[str, Family] = {
-    "roberta": Family("roberta.", *_LM_HEAD, "Roberta"),
-    "xlm-roberta": Family("roberta.", *_LM_HEAD, "XLMRoberta"),
-    "camembert": Family("roberta.", *_LM_HEAD, "Camembert"),
-    "bert": Family("bert.", *_CLS, "Bert"),
-    "distilbert": Family(
+FAMILIES: dict[str, ModelFamily] = {
+    "roberta": ModelFamily("roberta.", *_LM_HEAD, "Roberta"),
+    "xlm-roberta": ModelFamily("roberta.", *_LM_HEAD, "XLMRoberta"),
+    "camembert": ModelFamily("roberta.", *_LM_HEAD, "Camembert"),
+    "bert": ModelFamily("bert.", *_CLS, "Bert"),
+    "distilbert": ModelFamily(
         "distilbert.", "vocab_projector.weight", "vocab_projector.bias", "vocab_projector.bias", "DistilBert"
     ),
 }
@@ -101,7 +101,7 @@ class Checkpoint:
     source: str
     directory: Path
     config: Mapping[str, Any]
-    family: Family
+    family: ModelFamily
     tensors: Mapping[str, RawTensor]
     dropped: tuple[str, ...]
     metadata: Mapping[str, str]
@@ -124,7 +124,7 @@ class Checkpoint:
         return self.tensors[self.embedding].shape[1]
 
 
-def locate(source: str, key: str = "inject.checkpoint", *, weights: bool = True) -> Path:
+def locate_checkpoint(source: str, key: str = "inject.checkpoint", *, weights: bool = True) -> Path:
     """The local directory of a checkpoint: a path, or a hub name that is downloaded to the hub's cache.
 
     Raises
@@ -195,7 +195,7 @@ def open_checkpoint(source: str, key: str = "inject.checkpoint") -> Checkpoint:
         Anything that would make the result wrong: no weights, an unknown family, untied heads, an
         embedding that does not have the config's size, NaN; says what to do about it.
     """
-    directory = locate(source, key)
+    directory = locate_checkpoint(source, key)
     config = read_config(directory, head=False)
     family = FAMILIES[config["model_type"]]
     if not config.get("architectures"):
@@ -248,7 +248,7 @@ def read_weights(directory: Path) -> tuple[dict[str, RawTensor], dict[str, str]]
     metadata: dict[str, str] = {}
     for path in weight_files(directory):
         if path.suffix == ".safetensors":
-            part, metadata = read_safetensors(path)
+            part, metadata = read_raw_tensors(path)
         elif path.suffix == ".bin":
             part = _read_bin(path)
         else:
@@ -288,7 +288,7 @@ def _embedding_name(tensors: Mapping[str, RawTensor], directory: Path) -> str:
 
 
 def _untangle(
-    tensors: dict[str, RawTensor], embedding: str, family: Family, directory: Path
+    tensors: dict[str, RawTensor], embedding: str, family: ModelFamily, directory: Path
 ) -> tuple[dict[str, RawTensor], tuple[str, ...]]:
     """Drop stored copies of tied tensors.
 
@@ -377,9 +377,9 @@ def companion_files(directory: Path) -> list[Path]:
     return [directory / name for name in (*_CONFIG_FILES, *TOKENIZER_FILES) if (directory / name).is_file()]
 
 
-def identity(source: str, key: str = "inject.checkpoint", *, weights: bool = True) -> dict[str, Any]:
+def checkpoint_identity(source: str, key: str = "inject.checkpoint", *, weights: bool = True) -> dict[str, Any]:
     """What a stage's fingerprint needs of a checkpoint: names, sizes and times of its files."""
-    directory = locate(source, key, weights=weights)
+    directory = locate_checkpoint(source, key, weights=weights)
     files = companion_files(directory) + (weight_files(directory) if weights else [])
     return {
         "source": source,
@@ -392,6 +392,6 @@ def identity(source: str, key: str = "inject.checkpoint", *, weights: bool = Tru
     }
 
 
-def is_ours(directory: str | os.PathLike[str]) -> bool:
+def has_manifest(directory: str | os.PathLike[str]) -> bool:
     """Whether a directory was written by injection."""
     return (Path(directory) / "injection.json").is_file()

@@ -62,7 +62,7 @@ class EmbeddingEdit:
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseCheckpoint:
     """What the change is applied to.
 
     Attributes
@@ -98,7 +98,7 @@ class Base:
     source: Mapping[str, Any]
 
 
-def moved_base(base: Base, edit: EmbeddingEdit) -> dict[str, RawTensor]:
+def reindexed_tensors(base: BaseCheckpoint, edit: EmbeddingEdit) -> dict[str, RawTensor]:
     """The base with its rows where the result has them: row i is the base's row ``origin[i]``, zeros for a new one."""
     tensors = dict(base.tensors)
     if edit.origin is not None:
@@ -108,9 +108,9 @@ def moved_base(base: Base, edit: EmbeddingEdit) -> dict[str, RawTensor]:
     return tensors
 
 
-def apply(base: Base, edit: EmbeddingEdit) -> dict[str, RawTensor]:
+def apply_edit(base: BaseCheckpoint, edit: EmbeddingEdit) -> dict[str, RawTensor]:
     """The tensors of the result: declared rows and the head bias replaced, every other bit kept."""
-    tensors = moved_base(base, edit)
+    tensors = reindexed_tensors(base, edit)
     tensors[base.embedding] = replace_rows(tensors[base.embedding], edit.ids, edit.rows)
     if edit.head_bias is not None:
         assert base.head_bias is not None

@@ -53,7 +53,7 @@ def initial_rows(U: np.ndarray, counts: np.ndarray, d: int, scale: float, seed: 
     return (rows * (scale / size)).astype(np.float32)
 
 
-def initialise(directory: Path, seed: int) -> tuple[dict[str, RawTensor], dict[str, Any]]:
+def initialise_model(directory: Path, seed: int) -> tuple[dict[str, RawTensor], dict[str, Any]]:
     """The tensors of a masked-LM model as its class initialises them from the seed, and its config.json.
 
     Parameters

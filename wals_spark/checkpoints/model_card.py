@@ -17,7 +17,7 @@ _VERBS = {
 _GOALS = {"sum": "general text and the domain together", "domain": "the corpus"}
 
 
-def render(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def render_model_card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Markdown with the metadata header of the hub, from injection.json (without hashes) and config.json."""
     import jinja2
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark.checkpoints.checkpoint import checkpoint_tokenizer, embedding_values, locate, open_checkpoint
+from wals_spark.checkpoints.checkpoint import checkpoint_tokenizer, embedding_values, locate_checkpoint, open_checkpoint
 from wals_spark.checkpoints.raw_tensor import displacements, row_lengths
 from wals_spark.errors import InputError
 
@@ -31,7 +31,7 @@ _LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
-class Suspicion:
+class RowOutliers:
     """What a comparison of two embeddings found.
 
     Attributes
@@ -76,14 +76,14 @@ _REASONS = {
 }
 
 
-def suspicious_rows(
+def outlier_rows(
     old: np.ndarray,
     new: np.ndarray,
     shares: np.ndarray | None = None,
     *,
     origin: np.ndarray | None = None,
     few: int = FEW,
-) -> Suspicion:
+) -> RowOutliers:
     """Compare two embeddings; see the module's rules.
 
     Parameters
@@ -100,7 +100,7 @@ def suspicious_rows(
     longest = float(row_lengths(old).max(initial=0))
     changed = np.flatnonzero(moved > 0)
     if len(changed) == 0:
-        return Suspicion(0, changed, moved[changed], ())
+        return RowOutliers(0, changed, moved[changed], ())
     scale = np.ones(len(changed)) if shares is None else np.maximum(shares[changed], _LEAST_SHARE)
     logs = np.log(moved[changed] / scale)
     centre = np.median(logs)
@@ -111,11 +111,11 @@ def suspicious_rows(
     flagged = np.flatnonzero(lonely | far | grown)
     flagged = flagged[np.argsort(-moved[changed[flagged]], kind="stable")]
     reasons = tuple("long" if grown[i] else "far" if far[i] else "lonely" for i in flagged)
-    return Suspicion(len(changed), changed[flagged], moved[changed[flagged]], reasons)
+    return RowOutliers(len(changed), changed[flagged], moved[changed[flagged]], reasons)
 
 
-def compare_checkpoints(before: str, after: str) -> Suspicion:
-    """`suspicious_rows` of two checkpoints, whoever made them.
+def compare_checkpoints(before: str, after: str) -> RowOutliers:
+    """`outlier_rows` of two checkpoints, whoever made them.
 
     Raises
     ------
@@ -128,10 +128,10 @@ def compare_checkpoints(before: str, after: str) -> Suspicion:
             f"{before} has an embedding of {old.size} x {old.width}, {after} of {new.size} x {new.width}: rows can "
             "only be compared between checkpoints of one vocabulary and width"
         )
-    return suspicious_rows(embedding_values(old), embedding_values(new))
+    return outlier_rows(embedding_values(old), embedding_values(new))
 
 
-def tokens_of(source: str) -> Sequence[str] | None:
+def checkpoint_tokens(source: str) -> Sequence[str] | None:
     """Token strings of a checkpoint by id, None where no tokenizer lies with it."""
-    directory = locate(source)
+    directory = locate_checkpoint(source)
     return checkpoint_tokenizer(directory).tokens if (directory / "tokenizer.json").is_file() else None

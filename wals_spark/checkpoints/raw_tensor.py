@@ -164,7 +164,7 @@ def row_hashes(tensor: RawTensor) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), "<u8")
 
 
-def hash_all(tensors: Mapping[str, RawTensor], threads: int | None = None) -> dict[str, str]:
+def tensor_hashes(tensors: Mapping[str, RawTensor], threads: int | None = None) -> dict[str, str]:
     """`RawTensor.sha256` of every tensor; hashing releases the interpreter lock, so it runs in threads."""
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(tensors, pool.map(lambda tensor: tensor.sha256, tensors.values()), strict=True))
@@ -176,7 +176,7 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_safetensors(path: str | Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
+def read_raw_tensors(path: str | Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
     """Map a safetensors file.
 
     Returns
@@ -219,7 +219,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, RawTensor], dict[str, 
     return tensors, metadata
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
+def write_raw_tensors(path: str | Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, tensor by tensor, and force it to the disk.
 
     The header is padded so that every tensor starts at a multiple of 8 bytes; wider dtypes go first,
@@ -276,7 +276,7 @@ def from_torch(state: Mapping[str, Any]) -> dict[str, RawTensor]:
     return tensors
 
 
-def as_mapping(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, RawTensor]:
+def from_numpy(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, RawTensor]:
     """Arrays with their own dtypes as raw tensors."""
     kinds = {np.dtype(spelled): name for name, spelled in _NUMPY.items()}
     result = {}

@@ -27,7 +27,7 @@ def _digest(tensor: Any) -> str:
     return hashlib.sha256(flat).hexdigest()
 
 
-def load(directory: str, name: str, variant: str | None = None) -> dict[str, Any]:
+def load_with_class(directory: str, name: str, variant: str | None = None) -> dict[str, Any]:
     """What loading through one class of transformers gives.
 
     Parameters
@@ -73,16 +73,16 @@ def load(directory: str, name: str, variant: str | None = None) -> dict[str, Any
     return found
 
 
-def main(arguments: list[str], variant: str | None = None) -> int:
+def print_reload_report(arguments: list[str], variant: str | None = None) -> int:
     """Load through every class of `CLASSES`."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     directory = arguments[0]
-    report = {name: load(directory, name, variant) for name in CLASSES}
+    report = {name: load_with_class(directory, name, variant) for name in CLASSES}
     json.dump(report, sys.stdout)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(print_reload_report(sys.argv[1:]))

@@ -31,15 +31,15 @@ from wals_spark.checkpoints.artifact import (
     manifest_sha256,
 )
 from wals_spark.checkpoints.checkpoint import EMBEDDING_SUFFIX, FAMILIES, WEIGHTS, open_checkpoint
-from wals_spark.checkpoints.outliers import suspicious_rows
+from wals_spark.checkpoints.outliers import outlier_rows
 from wals_spark.checkpoints.raw_tensor import (
     RawTensor,
     differing_rows,
     file_sha256,
     gather_rows,
-    hash_all,
-    read_safetensors,
+    read_raw_tensors,
     row_hashes,
+    tensor_hashes,
 )
 from wals_spark.errors import InputError
 
@@ -59,7 +59,7 @@ class Check:
 
 
 @dataclass
-class Report:
+class VerificationReport:
     """What verification found.
 
     Attributes
@@ -95,7 +95,7 @@ class Report:
         return [f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}" for check in self.checks]
 
 
-def verify(directory: str | Path, base: str | None = None, *, reload: bool = True) -> Report:
+def verify_checkpoint(directory: str | Path, base: str | None = None, *, reload: bool = True) -> VerificationReport:
     """Verify a checkpoint that injection wrote.
 
     Parameters
@@ -107,7 +107,7 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
     Returns
     -------
     Report
-        `Report.passed` is the verdict; nothing is raised for a checkpoint that fails.
+        `VerificationReport.passed` is the verdict; nothing is raised for a checkpoint that fails.
 
     Raises
     ------
@@ -117,12 +117,14 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
     directory = Path(directory)
     manifest = read_manifest(directory)
     if "stored" in manifest:
-        raise InputError(f"{directory} holds its embedding in factors: wals_spark.compress.verify.verify reads it")
-    report = Report(str(directory), base)
+        raise InputError(
+            f"{directory} holds its embedding in factors: wals_spark.compress.verify.verify_any_format reads it"
+        )
+    report = VerificationReport(str(directory), base)
     check_manifest(report, directory, manifest)
     try:
-        tensors, _ = read_safetensors(directory / WEIGHTS)
-        proof, _ = read_safetensors(directory / FACTORS)
+        tensors, _ = read_raw_tensors(directory / WEIGHTS)
+        proof, _ = read_raw_tensors(directory / FACTORS)
     except (InputError, FileNotFoundError) as error:
         report.add("readable", False, str(error))
         return report
@@ -132,7 +134,7 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
     return report
 
 
-def check_manifest(report: Report, directory: Path, manifest: Mapping[str, Any]) -> None:
+def check_manifest(report: VerificationReport, directory: Path, manifest: Mapping[str, Any]) -> None:
     """injection.json and all files are as they were written."""
     report.add(
         "manifest",
@@ -145,7 +147,7 @@ def check_manifest(report: Report, directory: Path, manifest: Mapping[str, Any])
 
 
 def check_content(
-    report: Report,
+    report: VerificationReport,
     tensors: Mapping[str, RawTensor],
     proof: Mapping[str, RawTensor],
     manifest: Mapping[str, Any],
@@ -182,7 +184,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _check_files(report: Report, directory: Path, manifest: Mapping[str, Any]) -> None:
+def _check_files(report: VerificationReport, directory: Path, manifest: Mapping[str, Any]) -> None:
     recorded = manifest["files"]
     present = {path.name for path in directory.iterdir() if path.name != MANIFEST}
     wrong = [
@@ -198,8 +200,8 @@ def _check_files(report: Report, directory: Path, manifest: Mapping[str, Any]) -
     )
 
 
-def _check_tensors(report: Report, tensors: Mapping[str, RawTensor], manifest: Mapping[str, Any]) -> None:
-    found, recorded = hash_all(tensors), manifest["tensors"]
+def _check_tensors(report: VerificationReport, tensors: Mapping[str, RawTensor], manifest: Mapping[str, Any]) -> None:
+    found, recorded = tensor_hashes(tensors), manifest["tensors"]
     wrong = sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))
     report.add(
         "tensors",
@@ -230,7 +232,10 @@ def _declared(manifest: Mapping[str, Any]) -> set[str]:
 
 
 def _check_rows(
-    report: Report, tensors: Mapping[str, RawTensor], proof: Mapping[str, RawTensor], manifest: Mapping[str, Any]
+    report: VerificationReport,
+    tensors: Mapping[str, RawTensor],
+    proof: Mapping[str, RawTensor],
+    manifest: Mapping[str, Any],
 ) -> None:
     described = manifest["embedding"]
     embedding = tensors.get(described["tensor"])
@@ -280,15 +285,15 @@ def _check_rows(
 
 
 def _check_base(
-    report: Report,
+    report: VerificationReport,
     tensors: Mapping[str, RawTensor],
     proof: Mapping[str, RawTensor],
     base: str,
     manifest: Mapping[str, Any],
 ) -> None:
-    original = open_base(base, manifest)
+    original = open_base_tensors(base, manifest)
     recorded = manifest["base"]["tensors"]
-    hashes = hash_all(original)
+    hashes = tensor_hashes(original)
     differs = sorted(name for name in recorded.keys() | hashes.keys() if recorded.get(name) != hashes.get(name))
     report.add(
         "base",
@@ -332,7 +337,7 @@ def _check_base(
 
 
 def _check_outliers(
-    report: Report,
+    report: VerificationReport,
     before: RawTensor,
     after: RawTensor,
     origin: np.ndarray,
@@ -348,7 +353,7 @@ def _check_outliers(
         recorded = proof["share"].data.view("<f4")
         shares = np.zeros(len(origin), np.float32)
         shares[: len(recorded)] = recorded
-    found = suspicious_rows(before.values(), after.values(), shares, origin=origin, few=0)
+    found = outlier_rows(before.values(), after.values(), shares, origin=origin, few=0)
     rows = found.rows.tolist()
     report.facts["suspicious_rows"] = rows
     told = [f"row {row} ({reason})" for row, reason in zip(rows, found.reasons, strict=True)]
@@ -357,25 +362,25 @@ def _check_outliers(
     )
 
 
-def open_base(base: str, manifest: Mapping[str, Any]) -> Mapping[str, RawTensor]:
+def open_base_tensors(base: str, manifest: Mapping[str, Any]) -> Mapping[str, RawTensor]:
     """The tensors that the injection started from: a checkpoint's, or for ``init`` the same fresh model."""
     if manifest["mode"] == "init":
-        from wals_spark.checkpoints.checkpoint import locate
-        from wals_spark.checkpoints.from_scratch import initialise
+        from wals_spark.checkpoints.checkpoint import locate_checkpoint
+        from wals_spark.checkpoints.from_scratch import initialise_model
 
-        return initialise(locate(base, "--base", weights=False), manifest["parameters"]["seed"])[0]
+        return initialise_model(locate_checkpoint(base, "--base", weights=False), manifest["parameters"]["seed"])[0]
     return open_checkpoint(base, "--base").tensors
 
 
 def check_reload(
-    report: Report,
+    report: VerificationReport,
     directory: Path,
     tensors: Mapping[str, RawTensor],
     manifest: Mapping[str, Any],
     module: str = "wals_spark.checkpoints.reload",
 ) -> None:
     """It loads in a fresh process, whole and tied, through `module`."""
-    loaded = reload_fresh(directory, module)
+    loaded = reload_in_new_process(directory, module)
     name, bias = manifest["embedding"]["tensor"], manifest["head_bias"]["tensor"]
     matrix = hashlib.sha256(tensors[name].data.data).hexdigest()
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -436,7 +441,9 @@ def _reload_problems(found: Mapping[str, Any], native: bool, prefix: str, manife
     return problems
 
 
-def reload_fresh(directory: str | Path, module: str = "wals_spark.checkpoints.reload") -> dict[str, dict[str, Any]]:
+def reload_in_new_process(
+    directory: str | Path, module: str = "wals_spark.checkpoints.reload"
+) -> dict[str, dict[str, Any]]:
     """Run `wals_spark.checkpoints.reload`, or a module with the same output, in a new interpreter."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", module, str(directory)]

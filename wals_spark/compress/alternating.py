@@ -21,7 +21,7 @@ from wals_spark.wals.engine.initial_factors import initial_factors
 
 
 @dataclass(frozen=True)
-class Alternation:
+class AlternatingFit:
     """Where the sweeps ended.
 
     Attributes
@@ -45,7 +45,9 @@ class Alternation:
     bound: float
 
 
-def alternate(G: np.ndarray, rank: int, *, sweeps: int, ridge: float, tolerance: float, seed: int = 0) -> Alternation:
+def alternate(
+    G: np.ndarray, rank: int, *, sweeps: int, ridge: float, tolerance: float, seed: int = 0
+) -> AlternatingFit:
     """Sweep until the loss stands still.
 
     Parameters
@@ -76,4 +78,4 @@ def alternate(G: np.ndarray, rank: int, *, sweeps: int, ridge: float, tolerance:
     image = G @ T
     losses.append(total - float(np.sum(V * image)) + ridge * float(np.sum(V * V)))
     error = total - 2 * float(np.sum(V * image)) + float(np.sum((V.T @ V) * (T.T @ image)))
-    return Alternation(T, V.T, losses, error, float(np.linalg.eigvalsh(G)[: len(G) - rank].sum()))
+    return AlternatingFit(T, V.T, losses, error, float(np.linalg.eigvalsh(G)[: len(G) - rank].sum()))

@@ -27,9 +27,9 @@ from wals_spark.checkpoints import artifact
 from wals_spark.checkpoints.checkpoint import WEIGHTS, Checkpoint
 from wals_spark.checkpoints.edit import EmbeddingEdit
 from wals_spark.checkpoints.raw_tensor import RawTensor
-from wals_spark.compress.lowrank import LowRank, from_tensors
+from wals_spark.compress.lowrank import LowRankEmbedding, from_tensors
 from wals_spark.errors import InputError
-from wals_spark.inject.prepare import base_of
+from wals_spark.inject.prepare import base_of_checkpoint
 
 FORMATS = ("dense", "factorised", "plugin")
 MODE = "compress"
@@ -39,10 +39,10 @@ CODE = "modeling_factorised.py"
 HEADS = ("", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
-def write(
+def write_compressed(
     directory: Path,
     opened: Checkpoint,
-    factors: LowRank,
+    factors: LowRankEmbedding,
     format_: str,
     parameters: Mapping[str, Any],
     facts: Mapping[str, Any],
@@ -69,13 +69,13 @@ def write(
     parts = factors.tensors()
     stem = opened.embedding.removesuffix("weight")
     stored = None
-    base = base_of(opened, opened.source, np.zeros(0, np.int64))
+    base = base_of_checkpoint(opened, opened.source, np.zeros(0, np.int64))
     if format_ != "dense":
         file = WEIGHTS if format_ == "factorised" else WEIGHTS.replace("model", f"model.{VARIANT}")
-        stored = artifact.Stored(file, {stem + name: tensor for name, tensor in parts.items()})
+        stored = artifact.FactorisedWeights(file, {stem + name: tensor for name, tensor in parts.items()})
     if format_ == "factorised":
         config = factorised_config(opened, factors.rank)
-        source = code_of(opened.family.classes, opened.config["model_type"])
+        source = modeling_code(opened.family.classes, opened.config["model_type"])
         texts = {"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n", CODE: source}
         kept = tuple(path for path in base.files if path.name not in texts)
         base = replace(base, config=config, files=kept, texts=texts)
@@ -88,7 +88,9 @@ def write(
         facts=dict(facts),
     )
     described = {"mode": MODE, "parameters": {**parameters, "format": format_}, "factors": None}
-    return artifact.write(directory, base, change, None, described, stored=stored, render=card)
+    return artifact.write_artifact(
+        directory, base, change, None, described, stored=stored, render=render_compression_card
+    )
 
 
 def factorised_config(opened: Checkpoint, rank: int) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def factorised_config(opened: Checkpoint, rank: int) -> dict[str, Any]:
     }
 
 
-def code_of(classes: str, model_type: str) -> str:
+def modeling_code(classes: str, model_type: str) -> str:
     """modeling_factorised.py for a family, given the stem of its classes and its model type; written, never run."""
     text = resources.files("wals_spark.compress").joinpath(CODE).read_text(encoding="utf-8")
     return text.replace('FAMILY = "Roberta"', f'FAMILY = "{classes}"', 1).replace(
@@ -123,7 +125,7 @@ def code_of(classes: str, model_type: str) -> str:
     )
 
 
-def split(tensors: Mapping[str, RawTensor], embedding: str) -> tuple[dict[str, RawTensor], LowRank]:
+def split_factors(tensors: Mapping[str, RawTensor], embedding: str) -> tuple[dict[str, RawTensor], LowRankEmbedding]:
     """The tensors that are no factors, and the factors.
 
     Raises
@@ -139,7 +141,7 @@ def split(tensors: Mapping[str, RawTensor], embedding: str) -> tuple[dict[str, R
     return others, from_tensors(*(tensors[name] for name in names))
 
 
-def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def render_compression_card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """The model card, Markdown with the metadata header of the hub."""
     import jinja2
 

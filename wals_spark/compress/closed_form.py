@@ -58,7 +58,7 @@ class ClosedForm:
         return A, self.decode[:rank]
 
 
-def solve(E: np.ndarray, weights: np.ndarray | None = None, metric: np.ndarray | None = None) -> ClosedForm:
+def solve_closed_form(E: np.ndarray, weights: np.ndarray | None = None, metric: np.ndarray | None = None) -> ClosedForm:
     """Solve for every rank at once.
 
     Parameters
@@ -71,8 +71,8 @@ def solve(E: np.ndarray, weights: np.ndarray | None = None, metric: np.ndarray |
     """
     V, d = E.shape
     w = np.full(V, 1 / V) if weights is None else weights.astype(np.float64) / weights.sum(dtype=np.float64)
-    mean = centre(E, w)
-    weighted, plain = grams(E, mean, w)
+    mean = weighted_mean(E, w)
+    weighted, plain = gram_matrices(E, mean, w)
     if metric is None:
         root = inverse = np.eye(d)
     else:
@@ -85,7 +85,7 @@ def solve(E: np.ndarray, weights: np.ndarray | None = None, metric: np.ndarray |
     return ClosedForm(mean, encode, decode, _curve(plain, encode, decode) / (V * d), plain)
 
 
-def centre(E: np.ndarray, w: np.ndarray) -> np.ndarray:
+def weighted_mean(E: np.ndarray, w: np.ndarray) -> np.ndarray:
     """sum_i w_i e_i for weights that add up to 1, float64 (d,)."""
     return sum(
         (w[s : s + CHUNK_ROWS] @ E[s : s + CHUNK_ROWS].astype(np.float64) for s in range(0, len(E), CHUNK_ROWS)),
@@ -93,7 +93,7 @@ def centre(E: np.ndarray, w: np.ndarray) -> np.ndarray:
     )
 
 
-def grams(E: np.ndarray, mean: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gram_matrices(E: np.ndarray, mean: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """sum_i w_i x_i^T x_i and sum_i x_i^T x_i, float64 (d, d) both."""
     d = E.shape[1]
     weighted, plain = np.zeros((d, d)), np.zeros((d, d))

@@ -56,15 +56,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
 
-def run(options: argparse.Namespace) -> int:
+def run_compress(options: argparse.Namespace) -> int:
     """Compress as asked and print the table."""
-    from wals_spark.compress.run import Request, compress
-    from wals_spark.compress.table import lines
+    from wals_spark.compress.run import CompressionRequest, compress_checkpoint
+    from wals_spark.compress.table import format_table
 
-    names = Request.__dataclass_fields__.keys() & vars(options).keys()
-    result = compress(Request(**{name: getattr(options, name) for name in names}))
+    names = CompressionRequest.__dataclass_fields__.keys() & vars(options).keys()
+    result = compress_checkpoint(CompressionRequest(**{name: getattr(options, name) for name in names}))
     fit = result.manifest["fit"]
-    printed = lines(result.choices)
+    printed = format_table(result.choices)
     if "losses" in fit:
         printed.append(f"{len(fit['losses'])} half-sweeps, loss {fit['losses'][0]:.6g} -> {fit['losses'][-1]:.6g}")
     if "bound" in fit:

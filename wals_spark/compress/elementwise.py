@@ -30,7 +30,7 @@ STEPS = 6
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedFactors:
     """Where the sweeps ended.
 
     Attributes
@@ -48,7 +48,7 @@ class Weighted:
     losses: list[float]
 
 
-def factorise(
+def weighted_least_squares(
     X: np.ndarray,
     weights: np.ndarray,
     basis: np.ndarray,
@@ -58,7 +58,7 @@ def factorise(
     tolerance: float,
     precision: str = "float32",
     threads: int | None = None,
-) -> Weighted:
+) -> WeightedFactors:
     """Alternate until the loss stands still.
 
     Parameters
@@ -90,7 +90,7 @@ def factorise(
             progress.update(half + 1, loss=losses[-1])
             if own == 1 and half > 1 and losses[-3] - losses[-1] < tolerance * abs(losses[-3]):
                 break
-    return Weighted(factors[0], factors[1].T, losses)
+    return WeightedFactors(factors[0], factors[1].T, losses)
 
 
 def _side(targets: np.ndarray, weights: np.ndarray, ridge: float) -> Side:

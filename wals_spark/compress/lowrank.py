@@ -25,7 +25,7 @@ CHUNK_ROWS = 4096
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRankEmbedding:
     """Factors of an embedding as they are stored.
 
     Attributes
@@ -53,7 +53,7 @@ class LowRank:
     @property
     def parameters(self) -> int:
         """Numbers stored: (V + d) r + d."""
-        return parameters(*self.shape, self.rank)
+        return parameter_count(*self.shape, self.rank)
 
     @property
     def bytes(self) -> int:
@@ -78,18 +78,18 @@ class LowRank:
         return {name: from_values(getattr(self, name), self.dtype) for name in ("coordinates", "basis", "mean")}
 
 
-def parameters(V: int, d: int, r: int) -> int:
+def parameter_count(V: int, d: int, r: int) -> int:
     """Numbers in a factorised V x d embedding of rank r: (V + d) r + d."""
     return (V + d) * r + d
 
 
-def from_tensors(coordinates: RawTensor, basis: RawTensor, mean: RawTensor) -> LowRank:
-    """The inverse of `LowRank.tensors`."""
+def from_tensors(coordinates: RawTensor, basis: RawTensor, mean: RawTensor) -> LowRankEmbedding:
+    """The inverse of `LowRankEmbedding.tensors`."""
     wide = [tensor.values().astype(np.float64) for tensor in (coordinates, basis, mean)]
-    return LowRank(wide[0], wide[1], wide[2], coordinates.dtype)
+    return LowRankEmbedding(wide[0], wide[1], wide[2], coordinates.dtype)
 
 
-def store(coordinates: np.ndarray, basis: np.ndarray, mean: np.ndarray, dtype: str) -> LowRank:
+def round_to_grids(coordinates: np.ndarray, basis: np.ndarray, mean: np.ndarray, dtype: str) -> LowRankEmbedding:
     """Factors rounded to their grids and to `dtype`, see the module.
 
     Parameters
@@ -110,7 +110,9 @@ def store(coordinates: np.ndarray, basis: np.ndarray, mean: np.ndarray, dtype: s
         # A float of fewer bits than the grid lies on the grid again, a multiple of a larger power of two.
         return np.asarray(from_values(on_grid, dtype).values(), np.float64)
 
-    return LowRank(rounded(coordinates, coordinate_step), rounded(basis, basis_step), rounded(mean, grid), dtype)
+    return LowRankEmbedding(
+        rounded(coordinates, coordinate_step), rounded(basis, basis_step), rounded(mean, grid), dtype
+    )
 
 
 def _exponent(values: np.ndarray) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from wals_spark.checkpoints.raw_tensor import ITEM_BYTES
 from wals_spark.compress import alternating, closed_form, elementwise, lowrank
 from wals_spark.compress.closed_form import ClosedForm
-from wals_spark.compress.lowrank import LowRank
+from wals_spark.compress.lowrank import LowRankEmbedding
 from wals_spark.compress.text import Sensitivity
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.gauge import canonical
@@ -22,7 +22,7 @@ FISHER_FLOOR = 0.1
 
 
 @dataclass(frozen=True)
-class Preset:
+class CompressionPreset:
     """What a name stands for; `sweeps` and what follows matter to ``wals`` and ``fisher`` only.
 
     Attributes
@@ -47,13 +47,13 @@ class Preset:
 
 
 PRESETS = {
-    "standard": Preset("svd", 128, 10, 1e-4, "float32", 1e-3),
-    "extra_quality": Preset("wals", 512, 100, 1e-4, "float64", 1e-7),
+    "standard": CompressionPreset("svd", 128, 10, 1e-4, "float32", 1e-3),
+    "extra_quality": CompressionPreset("wals", 512, 100, 1e-4, "float64", 1e-7),
 }
 
 
 @dataclass(frozen=True)
-class Problem:
+class CompressionProblem:
     """The embedding and what is known about its entries.
 
     Attributes
@@ -72,14 +72,14 @@ class Problem:
 
     def closed_forms(self) -> dict[str, ClosedForm]:
         """Every closed form that the inputs allow, by method; ``fisher`` is that of the rows' mean weights."""
-        forms = {"svd": closed_form.solve(self.E)}
+        forms = {"svd": closed_form.solve_closed_form(self.E)}
         if self.frequencies is not None:
-            forms["frequency"] = closed_form.solve(self.E, self.frequencies)
+            forms["frequency"] = closed_form.solve_closed_form(self.E, self.frequencies)
         if self.sensitivity is not None:
             H, rows = self.sensitivity.second_moment, self.fisher_weights().mean(axis=1)
-            forms["logits"] = closed_form.solve(self.E, metric=H)
-            forms["kronecker"] = closed_form.solve(self.E, rows, H)
-            forms["fisher"] = closed_form.solve(self.E, rows)
+            forms["logits"] = closed_form.solve_closed_form(self.E, metric=H)
+            forms["kronecker"] = closed_form.solve_closed_form(self.E, rows, H)
+            forms["fisher"] = closed_form.solve_closed_form(self.E, rows)
         return forms
 
     def fisher_weights(self) -> np.ndarray:
@@ -92,7 +92,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Solution:
+class CompressionSolution:
     """Factors and how they were come by.
 
     Attributes
@@ -102,11 +102,13 @@ class Solution:
         Losses per half-sweep and their bound, where there were sweeps.
     """
 
-    factors: LowRank
+    factors: LowRankEmbedding
     facts: dict[str, Any]
 
 
-def solve(problem: Problem, method: str, rank: int, settings: Preset, form: ClosedForm, seed: int = 0) -> Solution:
+def factorise_embedding(
+    problem: CompressionProblem, method: str, rank: int, settings: CompressionPreset, form: ClosedForm, seed: int = 0
+) -> CompressionSolution:
     """Factors by a method.
 
     Parameters
@@ -124,10 +126,10 @@ def solve(problem: Problem, method: str, rank: int, settings: Preset, form: Clos
         return _fisher(problem, rank, settings, form)
     if method == "wals":
         return _wals(problem, rank, settings, form, seed)
-    return Solution(closed_factors(problem, rank, form), {})
+    return CompressionSolution(closed_factors(problem, rank, form), {})
 
 
-def closed_factors(problem: Problem, rank: int, form: ClosedForm) -> LowRank:
+def closed_factors(problem: CompressionProblem, rank: int, form: ClosedForm) -> LowRankEmbedding:
     """The factors of a closed form."""
     return _stored(*form.factors(problem.E, rank), form.mean, problem.dtype)
 
@@ -137,19 +139,23 @@ def closed_form_of(method: str) -> str:
     return "svd" if method == "wals" else method
 
 
-def _wals(problem: Problem, rank: int, settings: Preset, form: ClosedForm, seed: int) -> Solution:
+def _wals(
+    problem: CompressionProblem, rank: int, settings: CompressionPreset, form: ClosedForm, seed: int
+) -> CompressionSolution:
     found = alternating.alternate(
         form.gram, rank, sweeps=settings.sweeps, ridge=settings.ridge, tolerance=settings.tolerance, seed=seed
     )
     reached = replace(form, encode=found.transform, decode=found.basis)
     facts = {"losses": found.losses, "error": found.error, "bound": found.bound}
-    return Solution(closed_factors(problem, rank, reached), facts)
+    return CompressionSolution(closed_factors(problem, rank, reached), facts)
 
 
-def _fisher(problem: Problem, rank: int, settings: Preset, form: ClosedForm) -> Solution:
+def _fisher(
+    problem: CompressionProblem, rank: int, settings: CompressionPreset, form: ClosedForm
+) -> CompressionSolution:
     weights = problem.fisher_weights()
     mean = (weights * problem.E).sum(axis=0, dtype=np.float64) / weights.sum(axis=0, dtype=np.float64)
-    found = elementwise.factorise(
+    found = elementwise.weighted_least_squares(
         problem.E - mean.astype(np.float32),
         weights,
         form.decode[:rank],
@@ -159,13 +165,13 @@ def _fisher(problem: Problem, rank: int, settings: Preset, form: ClosedForm) -> 
         precision=settings.precision,
     )
     factors = _stored(found.rows.astype(np.float64), found.basis.astype(np.float64), mean, problem.dtype)
-    return Solution(factors, {"losses": found.losses})
+    return CompressionSolution(factors, {"losses": found.losses})
 
 
-def _stored(A: np.ndarray, B: np.ndarray, mean: np.ndarray, dtype: str) -> LowRank:
+def _stored(A: np.ndarray, B: np.ndarray, mean: np.ndarray, dtype: str) -> LowRankEmbedding:
     """In the gauge with an orthonormal basis, strongest direction first: the best one to round."""
     A, columns, _ = canonical(A, np.ascontiguousarray(B.T), power=1.0)
-    return lowrank.store(A, columns.T, mean, dtype)
+    return lowrank.round_to_grids(A, columns.T, mean, dtype)
 
 
 def choose_rank(
@@ -208,7 +214,8 @@ def choose_rank(
         fits = (target_bytes // size - d) // (V + d)
         if fits < 1:
             raise InputError(
-                f"--target-bytes {target_bytes:,}: rank 1 takes {lowrank.parameters(V, d, 1) * size:,} bytes; give more"
+                f"--target-bytes {target_bytes:,}: rank 1 takes {lowrank.parameter_count(V, d, 1) * size:,} bytes; "
+                "give more"
             )
         return int(min(fits, top))
     asked = default if rank is None else rank

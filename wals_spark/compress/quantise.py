@@ -1,8 +1,15 @@
 r"""Controls that every factorisation has to beat: fewer bits for the same matrix.
 
-``integers``: e_ij ~ s_i q_ij, q_ij an integer of b bits in -2^(b-1)+1 .. 2^(b-1)-1, s_i = max_j |e_ij| / (2^(b-1) - 1);
-b = 8 is INT8. ``product``: columns in M groups, every row's part of a group replaced by the nearest of 256 centroids
-(k-means): M bytes per row. ``halves``: float16.
+- `quantise_integers`: e_ij ~ s_i q_ij with q_ij an integer of b bits in -2^(b-1)+1 .. 2^(b-1)-1 and
+  s_i = max_j |e_ij| / (2^(b-1) - 1); b = 8 is INT8.
+- `product_quantise`: columns in M groups, every row's part of a group replaced by the nearest of 256 centroids
+  (k-means), M bytes per row.
+- `quantise_float16`: float16.
+
+References
+----------
+H. Jégou, M. Douze, C. Schmid, "Product quantization for nearest neighbor search", IEEE Transactions on Pattern Analysis
+and Machine Intelligence 33(1), 2011.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantisedEmbedding:
     """A quantised matrix, expanded again.
 
     Attributes
@@ -39,21 +46,21 @@ class Quantised:
     parameters: int
 
 
-def integers(E: np.ndarray, bits: int) -> Quantised:
+def quantise_integers(E: np.ndarray, bits: int) -> QuantisedEmbedding:
     """Symmetric integers of `bits` bits (2 to 8) with a scale per row."""
     top = 2 ** (bits - 1) - 1
     scale = np.abs(E).max(axis=1, keepdims=True) / top
     scale[scale == 0] = 1.0
     values = (np.rint(E / scale) * scale).astype(np.float32)
-    return Quantised(f"INT{bits}", values, -(-E.size * bits // 8) + SCALE_BYTES * len(E), E.size + len(E))
+    return QuantisedEmbedding(f"INT{bits}", values, -(-E.size * bits // 8) + SCALE_BYTES * len(E), E.size + len(E))
 
 
-def halves(E: np.ndarray) -> Quantised:
+def quantise_float16(E: np.ndarray) -> QuantisedEmbedding:
     """float16."""
-    return Quantised("float16", E.astype(np.float16).astype(np.float32), 2 * E.size, E.size)
+    return QuantisedEmbedding("float16", E.astype(np.float16).astype(np.float32), 2 * E.size, E.size)
 
 
-def product(E: np.ndarray, groups: int, seed: int = 0) -> Quantised:
+def product_quantise(E: np.ndarray, groups: int, seed: int = 0) -> QuantisedEmbedding:
     """Product quantisation with `groups` groups of columns, the first of which may be one column wider.
 
     k-means on a sample of `SAMPLE_ROWS` rows, `ITERATIONS` steps from random rows; an empty centroid stays put.
@@ -65,15 +72,17 @@ def product(E: np.ndarray, groups: int, seed: int = 0) -> Quantised:
     for columns in np.array_split(np.arange(d), groups):
         part = np.ascontiguousarray(E[:, columns], np.float32)
         centroids = _kmeans(part[sample], generator)
-        values[:, columns] = centroids[nearest(part, centroids)]
+        values[:, columns] = centroids[nearest_centroids(part, centroids)]
     size = min(CENTROIDS, V)
-    return Quantised(f"PQ {groups} x 8 bit", values, V * groups + SCALE_BYTES * size * d, V * groups + size * d)
+    return QuantisedEmbedding(
+        f"PQ {groups} x 8 bit", values, V * groups + SCALE_BYTES * size * d, V * groups + size * d
+    )
 
 
 def _kmeans(rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     centroids = rows[generator.permutation(len(rows))[:CENTROIDS]].copy()
     for _ in range(ITERATIONS):
-        code = nearest(rows, centroids)
+        code = nearest_centroids(rows, centroids)
         counts = np.bincount(code, minlength=len(centroids))
         sums = np.stack([np.bincount(code, column, len(centroids)) for column in rows.T], axis=1)
         filled = counts > 0
@@ -81,7 +90,7 @@ def _kmeans(rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return centroids
 
 
-def nearest(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def nearest_centroids(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """The nearest centroid of every row, int64 (n,): argmax of x.c - |c|^2 / 2."""
     import torch
 
@@ -94,14 +103,14 @@ def nearest(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return codes
 
 
-def controls(E: np.ndarray, budget: int, seed: int = 0) -> Iterator[Quantised]:
+def controls(E: np.ndarray, budget: int, seed: int = 0) -> Iterator[QuantisedEmbedding]:
     """Of each kind the finest that fits into `budget` bytes; a kind whose coarsest does not fit is left out."""
     V, d = E.shape
     groups = min(d, (budget - SCALE_BYTES * min(CENTROIDS, V) * d) // V)
     if groups >= 1:
-        yield product(E, groups, seed)
+        yield product_quantise(E, groups, seed)
     bits = min(8, (budget - SCALE_BYTES * V) * 8 // E.size)
     if bits >= 2:
-        yield integers(E, int(bits))
+        yield quantise_integers(E, int(bits))
     if 2 * E.size <= budget:
-        yield halves(E)
+        yield quantise_float16(E)

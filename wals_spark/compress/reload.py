@@ -13,4 +13,4 @@ from wals_spark.compress.artifact import VARIANT
 
 if __name__ == "__main__":
     plugin.register()
-    sys.exit(reload.main(sys.argv[1:], VARIANT))
+    sys.exit(reload.print_reload_report(sys.argv[1:], VARIANT))

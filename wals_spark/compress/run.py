@@ -13,8 +13,8 @@ from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.atomic_directory import staged_directory
 from wals_spark.checkpoints.raw_tensor import file_sha256
 from wals_spark.compress import artifact, lowrank, methods, quantise, text
-from wals_spark.compress.methods import METHODS, PRESETS, TEXT_METHODS, Preset, Problem
-from wals_spark.compress.table import Choice, Errors
+from wals_spark.compress.methods import METHODS, PRESETS, TEXT_METHODS, CompressionPreset, CompressionProblem
+from wals_spark.compress.table import ComparisonRow, ReconstructionErrors
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Request:
+class CompressionRequest:
     """What is to be compressed, how, and where to.
 
     Attributes
@@ -59,7 +59,7 @@ class Request:
     overwrite: bool = False
     seed: int = 0
 
-    def settings(self) -> Preset:
+    def settings(self) -> CompressionPreset:
         """The preset with the method that was asked for.
 
         Raises
@@ -89,7 +89,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Result:
+class CompressionResult:
     """What was written.
 
     Attributes
@@ -100,17 +100,17 @@ class Result:
         injection.json.
     """
 
-    choices: list[Choice]
+    choices: list[ComparisonRow]
     manifest: dict[str, Any]
 
 
-def compress(request: Request) -> Result:
+def compress_checkpoint(request: CompressionRequest) -> CompressionResult:
     """Compress the embedding of a checkpoint and write the result, whole or not at all.
 
     Raises
     ------
     ConfigError, InputError
-        See `Request.settings`, `wals_spark.checkpoints.checkpoint.open_checkpoint` and
+        See `CompressionRequest.settings`, `wals_spark.checkpoints.checkpoint.open_checkpoint` and
         `wals_spark.compress.methods.choose_rank`.
     """
     settings = request.settings()
@@ -130,18 +130,18 @@ def compress(request: Request) -> Result:
         target_bytes=request.target_bytes,
         default=settings.rank,
     )
-    if lowrank.parameters(opened.size, opened.width, rank) >= opened.size * opened.width:
+    if lowrank.parameter_count(opened.size, opened.width, rank) >= opened.size * opened.width:
         logger.warning("rank %d takes as many numbers as the matrix itself: it saves nothing", rank)
-    solution = methods.solve(problem, settings.method, rank, settings, form, request.seed)
-    choices = list(compare(problem, forms, settings, solution, request.seed))
+    solution = methods.factorise_embedding(problem, settings.method, rank, settings, form, request.seed)
+    choices = list(comparison_rows(problem, forms, settings, solution, request.seed))
     parameters = {**asdict(settings), "preset": request.preset, "rank": rank, "seed": request.seed, **_sources(request)}
     facts = {**solution.facts, "table": [choice.to_json() for choice in choices]}
     with staged_directory(request.output, replace=request.overwrite) as staging:
-        manifest = artifact.write(staging, opened, solution.factors, request.format, parameters, facts)
-    return Result(choices, manifest)
+        manifest = artifact.write_compressed(staging, opened, solution.factors, request.format, parameters, facts)
+    return CompressionResult(choices, manifest)
 
 
-def read_problem(request: Request, opened: ckpt.Checkpoint) -> Problem:
+def read_problem(request: CompressionRequest, opened: ckpt.Checkpoint) -> CompressionProblem:
     """The embedding, and the frequencies and sensitivities that the request's text gives."""
     E = ckpt.embedding_values(opened)
     tokenizer = _tokenizer(opened)
@@ -149,26 +149,30 @@ def read_problem(request: Request, opened: ckpt.Checkpoint) -> Problem:
     sensitivity = None
     if request.text is not None and opened.head_bias is not None:
         masked = text.masked_text(request.text, tokenizer, request.sequences, request.length, request.seed)
-        sensitivity = text.sensitivity(opened.directory, masked)
+        sensitivity = text.measure_sensitivity(opened.directory, masked)
     elif request.text is not None and request.method in TEXT_METHODS:
         raise InputError(
             f"--method {request.method}: {opened.architecture} has no masked-LM head, which hidden states and "
             "gradients are taken from; give a checkpoint with one, or use svd or frequency"
         )
-    frequencies = text.frequencies(counted, len(E), tokenizer) if counted is not None else None
-    return Problem(E, opened.tensors[opened.embedding].dtype, frequencies, sensitivity)
+    frequencies = text.read_frequencies(counted, len(E), tokenizer) if counted is not None else None
+    return CompressionProblem(E, opened.tensors[opened.embedding].dtype, frequencies, sensitivity)
 
 
-def compare(
-    problem: Problem, forms: dict[str, methods.ClosedForm], settings: Preset, solution: methods.Solution, seed: int
-) -> Iterator[Choice]:
+def comparison_rows(
+    problem: CompressionProblem,
+    forms: dict[str, methods.ClosedForm],
+    settings: CompressionPreset,
+    solution: methods.CompressionSolution,
+    seed: int,
+) -> Iterator[ComparisonRow]:
     """The rows of the table: what was chosen, the other closed forms at its rank, controls in its bytes."""
     H = problem.sensitivity.second_moment if problem.sensitivity is not None else None
-    errors = Errors(problem.E, problem.frequencies, H)
+    errors = ReconstructionErrors(problem.E, problem.frequencies, H)
 
-    def row(name: str, factors: lowrank.LowRank, *, chosen: bool = False) -> Choice:
+    def row(name: str, factors: lowrank.LowRankEmbedding, *, chosen: bool = False) -> ComparisonRow:
         found = errors.of(factors.expand().values())
-        return Choice(name, factors.rank, factors.parameters, factors.bytes, chosen=chosen, **found)  # type: ignore[arg-type]
+        return ComparisonRow(name, factors.rank, factors.parameters, factors.bytes, chosen=chosen, **found)  # type: ignore[arg-type]
 
     factors = solution.factors
     yield row(settings.method, factors, chosen=True)
@@ -177,7 +181,7 @@ def compare(
             shown = "fisher by rows" if name == "fisher" else name
             yield row(shown, methods.closed_factors(problem, factors.rank, form))
     for control in quantise.controls(problem.E, factors.bytes, seed):
-        yield Choice(control.name, None, control.parameters, control.bytes, **errors.of(control.values))  # type: ignore[arg-type]
+        yield ComparisonRow(control.name, None, control.parameters, control.bytes, **errors.of(control.values))  # type: ignore[arg-type]
 
 
 def _check_output(checkpoint: str, output: str, *, overwrite: bool) -> None:
@@ -198,7 +202,7 @@ def _tokenizer(opened: ckpt.Checkpoint) -> LoadedTokenizer | None:
     return tokenizer
 
 
-def _sources(request: Request) -> dict[str, Any]:
+def _sources(request: CompressionRequest) -> dict[str, Any]:
     """The text and the frequencies by path and, where it is one file, by hash."""
     found: dict[str, Any] = {}
     for name, path in (("text", request.text), ("frequencies", request.frequencies)):

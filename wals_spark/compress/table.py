@@ -12,7 +12,7 @@ from wals_spark.compress.lowrank import CHUNK_ROWS
 
 
 @dataclass(frozen=True)
-class Choice:
+class ComparisonRow:
     """A row of the table.
 
     Attributes
@@ -48,7 +48,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Errors:
+class ReconstructionErrors:
     """Measures of reconstructions of one embedding.
 
     Attributes
@@ -65,7 +65,7 @@ class Errors:
     second_moment: np.ndarray | None = None
 
     def of(self, values: np.ndarray) -> dict[str, float | None]:
-        """The measures of a reconstruction (V, d), named as in `Choice`."""
+        """The measures of a reconstruction (V, d), named as in `ComparisonRow`."""
         V = len(self.E)
         square, cosine, logit = np.empty(V), np.empty(V), 0.0
         for start in range(0, V, CHUNK_ROWS):
@@ -100,7 +100,7 @@ _COLUMNS = {
 }
 
 
-def lines(choices: Sequence[Choice]) -> list[str]:
+def format_table(choices: Sequence[ComparisonRow]) -> list[str]:
     """The table as text; columns that nobody fills are left out, ``*`` marks what is written."""
     columns = [name for name in _COLUMNS if any(getattr(choice, name) is not None for choice in choices)]
     cells = [["choice", *(name.replace("_", " ") for name in columns)]]

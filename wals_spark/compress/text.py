@@ -76,7 +76,7 @@ def read_texts(path: str, key: str) -> Iterator[str]:
             yield str(value)
 
 
-def frequencies(path: str, size: int, tokenizer: LoadedTokenizer | None) -> np.ndarray:
+def read_frequencies(path: str, size: int, tokenizer: LoadedTokenizer | None) -> np.ndarray:
     """How often each token occurs, plus 1/2, float64 (size,).
 
     Parameters
@@ -124,7 +124,7 @@ def masked_text(
     return data.mask(packed, special, MASKED_FRACTION, seed)
 
 
-def sensitivity(directory: str | Path, masked: data.Masked) -> Sensitivity:
+def measure_sensitivity(directory: str | Path, masked: data.Masked) -> Sensitivity:
     """H and F of a masked-LM checkpoint on masked text.
 
     Raises

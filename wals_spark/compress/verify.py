@@ -10,15 +10,15 @@ from typing import Any
 from wals_spark.checkpoints import verify as injection
 from wals_spark.checkpoints.artifact import FACTORS
 from wals_spark.checkpoints.checkpoint import FAMILIES
-from wals_spark.checkpoints.raw_tensor import RawTensor, hash_all, read_safetensors
-from wals_spark.checkpoints.verify import Report
+from wals_spark.checkpoints.raw_tensor import RawTensor, read_raw_tensors, tensor_hashes
+from wals_spark.checkpoints.verify import VerificationReport
 from wals_spark.compress import artifact
-from wals_spark.compress.lowrank import LowRank, from_tensors
+from wals_spark.compress.lowrank import LowRankEmbedding, from_tensors
 from wals_spark.errors import InputError
 
 
-def verify(directory: str | Path, base: str | None = None, *, reload: bool = True) -> Report:
-    """Verify a checkpoint that injection or compression wrote; see `wals_spark.checkpoints.verify.verify`.
+def verify_any_format(directory: str | Path, base: str | None = None, *, reload: bool = True) -> VerificationReport:
+    """Verify a checkpoint that injection or compression wrote; see `wals_spark.checkpoints.verify.verify_checkpoint`.
 
     On top of what holds for every injected checkpoint: the matrix is the expansion of the factors to the last bit, and
     code in the folder is the code that this version writes. A folder of format ``factorised`` is not loaded, since
@@ -27,17 +27,17 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
     directory = Path(directory)
     manifest = injection.read_manifest(directory)
     if manifest["mode"] != artifact.MODE:
-        return injection.verify(directory, base, reload=reload)
+        return injection.verify_checkpoint(directory, base, reload=reload)
     if "stored" not in manifest:
-        report = injection.verify(directory, base, reload=reload)
+        report = injection.verify_checkpoint(directory, base, reload=reload)
         _check_expansion(report, directory, manifest)
         return report
-    report = Report(str(directory), base)
+    report = VerificationReport(str(directory), base)
     injection.check_manifest(report, directory, manifest)
     try:
-        tensors, _ = read_safetensors(directory / manifest["stored"]["file"])
-        proof, _ = read_safetensors(directory / FACTORS)
-        others, factors = artifact.split(tensors, manifest["embedding"]["tensor"])
+        tensors, _ = read_raw_tensors(directory / manifest["stored"]["file"])
+        proof, _ = read_raw_tensors(directory / FACTORS)
+        others, factors = artifact.split_factors(tensors, manifest["embedding"]["tensor"])
     except (InputError, FileNotFoundError) as error:
         report.add("readable", False, str(error))
         return report
@@ -51,16 +51,16 @@ def verify(directory: str | Path, base: str | None = None, *, reload: bool = Tru
     return report
 
 
-def _check_expansion(report: Report, directory: Path, manifest: Mapping[str, Any]) -> None:
+def _check_expansion(report: VerificationReport, directory: Path, manifest: Mapping[str, Any]) -> None:
     try:
-        parts, _ = read_safetensors(directory / FACTORS)
-        tensors, _ = read_safetensors(directory / artifact.WEIGHTS)
+        parts, _ = read_raw_tensors(directory / FACTORS)
+        tensors, _ = read_raw_tensors(directory / artifact.WEIGHTS)
         dense = tensors[manifest["embedding"]["tensor"]]
         wide = from_tensors(*(parts[name] for name in artifact.PARTS))
     except (InputError, FileNotFoundError, KeyError) as error:
         report.add("expansion", False, f"cannot be read: {error}")
         return
-    same = LowRank(wide.coordinates, wide.basis, wide.mean, dense.dtype).expand().same_bytes(dense)
+    same = LowRankEmbedding(wide.coordinates, wide.basis, wide.mean, dense.dtype).expand().same_bytes(dense)
     report.add(
         "expansion",
         same,
@@ -70,9 +70,9 @@ def _check_expansion(report: Report, directory: Path, manifest: Mapping[str, Any
     )
 
 
-def _check_parts(report: Report, tensors: Mapping[str, RawTensor], manifest: Mapping[str, Any]) -> None:
+def _check_parts(report: VerificationReport, tensors: Mapping[str, RawTensor], manifest: Mapping[str, Any]) -> None:
     recorded = manifest["stored"]["parts"]
-    found = hash_all({name: tensor for name, tensor in tensors.items() if name in recorded})
+    found = tensor_hashes({name: tensor for name, tensor in tensors.items() if name in recorded})
     right = found == recorded
     report.add(
         "factors",
@@ -81,12 +81,12 @@ def _check_parts(report: Report, tensors: Mapping[str, RawTensor], manifest: Map
     )
 
 
-def _check_code(report: Report, directory: Path) -> None:
+def _check_code(report: VerificationReport, directory: Path) -> None:
     """The code in the folder, read as text."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     model_type = str(config["model_type"]).removeprefix("factorised-")
     path = directory / artifact.CODE
-    expected = artifact.code_of(FAMILIES[model_type].classes, model_type) if model_type in FAMILIES else None
+    expected = artifact.modeling_code(FAMILIES[model_type].classes, model_type) if model_type in FAMILIES else None
     same = path.is_file() and path.read_text(encoding="utf-8") == expected
     report.add(
         "code",

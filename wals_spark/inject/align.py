@@ -199,7 +199,7 @@ def held_out_error(alignment: Alignment, part: Sums) -> float:
     return part.yy - 2 * cross + square + part.weight * float(offset @ offset)
 
 
-def solve(sums: Sums, method: str, regularization: float) -> Alignment:
+def fit_map(sums: Sums, method: str, regularization: float) -> Alignment:
     """`ridge`, or `procrustes`, which has no regularization."""
     return ridge(sums, regularization) if method == "ridge" else procrustes(sums)
 
@@ -272,7 +272,7 @@ class CrossValidation:
 
 def cross_validate_procrustes(per_fold: Sequence[Sums]) -> CrossValidation:
     """What held-out anchors say of `procrustes`; its only lambda_0 is 0."""
-    everything = total_of(per_fold)
+    everything = sum_of_folds(per_fold)
     error, total = 0.0, 0.0
     for part in per_fold:
         train = everything - part
@@ -282,7 +282,7 @@ def cross_validate_procrustes(per_fold: Sequence[Sums]) -> CrossValidation:
     return CrossValidation((0.0,), np.array([error]), total, 0.0)
 
 
-def total_of(per_fold: Sequence[Sums]) -> Sums:
+def sum_of_folds(per_fold: Sequence[Sums]) -> Sums:
     """The sum of all folds."""
     everything = per_fold[0]
     for part in per_fold[1:]:
@@ -297,7 +297,7 @@ def cross_validate(per_fold: Sequence[Sums], grid: Sequence[float] = LAMBDA_GRID
     tr(Y^T D Y) - 2 tr(W^T X^T D Y) + tr(W^T X^T D X W); in the eigenbasis Q of the training X^T D X every
     lambda_0 costs one pass over a k x d matrix.
     """
-    everything = total_of(per_fold)
+    everything = sum_of_folds(per_fold)
     error, total = np.zeros(len(grid)), 0.0
     for part in per_fold:
         train = everything - part
@@ -324,8 +324,8 @@ def cross_validate(per_fold: Sequence[Sums], grid: Sequence[float] = LAMBDA_GRID
 
 def held_out_maps(per_fold: Sequence[Sums], regularization: float, method: str = "ridge") -> list[Alignment]:
     """For every fold the map that was fitted without it."""
-    everything = total_of(per_fold)
-    return [solve(everything - part, method, regularization) for part in per_fold]
+    everything = sum_of_folds(per_fold)
+    return [fit_map(everything - part, method, regularization) for part in per_fold]
 
 
 def held_out_predictions(maps: Sequence[Alignment], U: np.ndarray, fold: np.ndarray) -> np.ndarray:

@@ -135,7 +135,7 @@ def span_basis(W: np.ndarray) -> np.ndarray:
     return rows[least < S].T
 
 
-def outside(E: np.ndarray, centre: np.ndarray, Q: np.ndarray) -> np.ndarray:
+def component_outside_span(E: np.ndarray, centre: np.ndarray, Q: np.ndarray) -> np.ndarray:
     """(e_i - centre) (I - Q Q^T): the component that the factors cannot express, float32 (n, d)."""
     away = (E - centre).astype(np.float32)
     basis = Q.astype(np.float32)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wals_spark.stage import Context
 
 
-def fold_sums(context: Context, side: str, source: str) -> FoldSums:
+def fold_sums_in_spark(context: Context, side: str, source: str) -> FoldSums:
     """What accumulates sums in Spark.
 
     Parameters
@@ -51,7 +51,7 @@ def fold_sums(context: Context, side: str, source: str) -> FoldSums:
         frame = context.tables.read(schemas.FACTORS, where).where(f"side = '{side}'").select("token_id", "vector")
         found: list[align.Sums | None] = [None] * folds
         for row in frame.mapInArrow(task, "fold int, sums binary, k int").toLocalIterator():
-            sums = from_bytes(row["sums"], row["k"])
+            sums = sums_from_bytes(row["sums"], row["k"])
             before = found[row["fold"]]
             found[row["fold"]] = sums if before is None else before + sums
         shared.unpersist()
@@ -93,20 +93,20 @@ def _task(
             found[number] = found[number] + sums if number in found else sums
     columns = [
         pa.array(list(found), pa.int32()),
-        pa.array([to_bytes(sums) for sums in found.values()], pa.binary()),
+        pa.array([sums_to_bytes(sums) for sums in found.values()], pa.binary()),
         pa.array([k] * len(found), pa.int32()),
     ]
     yield pa.RecordBatch.from_arrays(columns, ["fold", "sums", "k"])
 
 
-def to_bytes(sums: align.Sums) -> bytes:
+def sums_to_bytes(sums: align.Sums) -> bytes:
     """All numbers of some sums, float64."""
     scalars = np.array([sums.count, sums.weight, sums.yy])
     return np.concatenate([scalars, sums.x, sums.y, sums.xx.ravel(), sums.xy.ravel()]).tobytes()
 
 
-def from_bytes(content: bytes, k: int) -> align.Sums:
-    """What `to_bytes` wrote; `k` is the number of factors."""
+def sums_from_bytes(content: bytes, k: int) -> align.Sums:
+    """What `sums_to_bytes` wrote; `k` is the number of factors."""
     values = np.frombuffer(content)
     d = (len(values) - 3 - k - k * k) // (1 + k)
     count, weight, yy = values[:3]

@@ -34,19 +34,19 @@ ROWS_PER_TASK = 512
 
 
 @dataclass(frozen=True)
-class Counts:
+class BatchCounts:
     """Counts of some batches: where their cells are, and their marginals."""
 
     files: tuple[str, ...]
     marginals: Marginals
 
 
-def counts_of(tables: TableStore, batches: Sequence[str], size: int, unit: int) -> Counts:
+def batch_counts(tables: TableStore, batches: Sequence[str], size: int, unit: int) -> BatchCounts:
     """The sum of some batches."""
     files = tuple(
         data_file.path for batch in batches for data_file in tables.files(schemas.COOCCURRENCE, {"batch_id": batch})
     )
-    return Counts(files, read_marginals(tables, batches, size, unit))
+    return BatchCounts(files, read_marginals(tables, batches, size, unit))
 
 
 def read_rows(files: Sequence[str], ids: np.ndarray) -> Csr:
@@ -69,8 +69,8 @@ def read_rows(files: Sequence[str], ids: np.ndarray) -> Csr:
     return build_csr(np.concatenate(rows), np.concatenate(cols), np.concatenate(values), len(ids))
 
 
-def difference_of(
-    ids: np.ndarray, total: Counts, general: Counts, V: np.ndarray, objective: Objective, unit: int
+def fold_in_difference(
+    ids: np.ndarray, total: BatchCounts, general: BatchCounts, V: np.ndarray, objective: Objective, unit: int
 ) -> np.ndarray:
     """Delta of some rows, float32 (n, k)."""
     summed, _ = fold_in(read_rows(total.files, ids), V, objective, total.marginals, unit=unit)
@@ -78,11 +78,11 @@ def difference_of(
     return (summed - before).astype(np.float32)
 
 
-def differences(
+def fold_in_difference_in_spark(
     spark: SparkSession,
     ids: np.ndarray,
-    total: Counts,
-    general: Counts,
+    total: BatchCounts,
+    general: BatchCounts,
     V: np.ndarray,
     objective: Objective,
     unit: int,
@@ -105,7 +105,7 @@ def differences(
 
     def solve(part: list[int]) -> tuple[list[int], bytes]:
         every, some, factors, wanted, divisor = shared.value
-        return part, difference_of(np.array(part, np.int64), every, some, factors, wanted, divisor).tobytes()
+        return part, fold_in_difference(np.array(part, np.int64), every, some, factors, wanted, divisor).tobytes()
 
     # neighbouring ids together: they lie together in the files
     pieces: list[Any] = [ids[begin : begin + rows_per_task].tolist() for begin in range(0, len(ids), rows_per_task)]

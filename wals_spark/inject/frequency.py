@@ -19,7 +19,7 @@ _RANKED_VOCABULARIES = frozenset({"0c964ed84a211b99"})
 """Hashes of vocabularies whose ids are sorted by falling pretraining frequency: roberta-base."""
 
 
-def exposure(how: str, counts: np.ndarray, tokenizer: LoadedTokenizer, protected: np.ndarray) -> np.ndarray:
+def exposure_counts(how: str, counts: np.ndarray, tokenizer: LoadedTokenizer, protected: np.ndarray) -> np.ndarray:
     """n_i: how often pretraining saw each token, float64 (V,); only ratios matter to the blend.
 
     Parameters
@@ -42,7 +42,7 @@ def exposure(how: str, counts: np.ndarray, tokenizer: LoadedTokenizer, protected
     return read_counts(how, len(counts))
 
 
-def count_encoded(directories: Sequence[str], size: int) -> np.ndarray:
+def count_encoded_tokens(directories: Sequence[str], size: int) -> np.ndarray:
     """Tokens of encoded batches, int64 (size,): one pass over the shards, on as many threads as there are cores."""
 
     def count(shard: token_shards.Shard) -> np.ndarray:
@@ -90,7 +90,7 @@ def read_counts(path: str, size: int, key: str = "inject.exposure") -> np.ndarra
 
 
 def check_exposure(how: str) -> None:
-    """`InputError` when `exposure` could not read it."""
+    """`InputError` when `exposure_counts` could not read it."""
     if how not in ("auto", "corpus", "rank") and not (os.path.exists(how) or storage.exists(how)):
         raise InputError(f"inject.exposure: found {how!r}, expected auto, rank, corpus or the path of a table")
 
@@ -101,7 +101,7 @@ def log_unigram(counts: np.ndarray) -> np.ndarray:
     return np.log(smoothed / smoothed.sum())
 
 
-def moved_bias(
+def adjusted_bias(
     bias: np.ndarray, counts: np.ndarray, exposure_counts: np.ndarray, protected: np.ndarray, strength: float
 ) -> np.ndarray:
     """The head bias + strength (log p_corpus - log p_pretraining), float64 (V,); protected entries stay.

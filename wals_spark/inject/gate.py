@@ -59,7 +59,7 @@ class GateResult:
 
 
 @dataclass(frozen=True)
-class Fit:
+class AlignmentFit:
     """An alignment with all that cross-validation said about it.
 
     Attributes
@@ -93,7 +93,7 @@ def fit_and_gate(
     method: str = "ridge",
     whiten: bool = False,
     sums: FoldSums | None = None,
-) -> Fit:
+) -> AlignmentFit:
     """Align the factors with the embedding, and both controls with it, on the same folds.
 
     Parameters
@@ -142,12 +142,12 @@ def fit_and_gate(
         else:
             per_fold = align.sums_by_fold(X, E, weight, fold, folds, u_rows=rows, e_rows=anchors)
         if whiten and name != "frequency":
-            T = align.whitening(align.total_of(per_fold)) if T is None else T
+            T = align.whitening(align.sum_of_folds(per_fold)) if T is None else T
             per_fold = [align.transformed(sums, T) for sums in per_fold]
         used = "ridge" if name == "frequency" else method
         cv = align.cross_validate(per_fold) if used == "ridge" else align.cross_validate_procrustes(per_fold)
         maps = align.held_out_maps(per_fold, cv.best, used)
-        whole = align.solve(align.total_of(per_fold), used, cv.best)
+        whole = align.fit_map(align.sum_of_folds(per_fold), used, cv.best)
         if T is not None and name != "frequency":
             maps, whole = [align.unwhitened(each, T) for each in maps], align.unwhitened(whole, T)
         held_out = _held_out(X, rows, E, anchors, fold, maps, whole.mu_e)
@@ -165,7 +165,7 @@ def fit_and_gate(
     for row in table:
         mine = strata[queries] == row["decile"]
         row.update({f"csls_{name}": float(hit[mine].mean()) for name, hit in hits.items()})
-    return Fit(alignment, anchors, held_out.error, cv, GateResult(**{**gate.__dict__, "deciles": table}))
+    return AlignmentFit(alignment, anchors, held_out.error, cv, GateResult(**{**gate.__dict__, "deciles": table}))
 
 
 @dataclass(frozen=True)

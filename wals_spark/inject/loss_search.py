@@ -25,7 +25,7 @@ _LEAST_DOCUMENTS = 8
 
 
 @dataclass(frozen=True)
-class Sample:
+class TextSample:
     """Text to choose on.
 
     Attributes
@@ -39,7 +39,9 @@ class Sample:
     counts: np.ndarray
 
 
-def sample_text(directories: Sequence[str], special: SpecialIds, *, sequences: int, length: int, seed: int) -> Sample:
+def sample_text(
+    directories: Sequence[str], special: SpecialIds, *, sequences: int, length: int, seed: int
+) -> TextSample:
     """Sequences from documents drawn evenly over all shards of encoded batches.
 
     Raises
@@ -66,7 +68,7 @@ def sample_text(directories: Sequence[str], special: SpecialIds, *, sequences: i
         )
     ordinary = packed.ids[packed.document >= 0]
     counts = np.bincount(ordinary, minlength=special.size).astype(np.int64)
-    return Sample(mask(packed, special, MASK_FRACTION, seed), counts)
+    return TextSample(mask(packed, special, MASK_FRACTION, seed), counts)
 
 
 def _read(path: str, chosen: set[int], body: int) -> Iterable[np.ndarray]:
@@ -82,7 +84,7 @@ def _read(path: str, chosen: set[int], body: int) -> Iterable[np.ndarray]:
                 yield ids[ids >= 0][:body]
 
 
-class Scorer:
+class LossScorer:
     """A checkpoint's loss with other rows and another head bias.
 
     Parameters
@@ -119,7 +121,7 @@ class Scorer:
 
 
 @dataclass(frozen=True)
-class Choice:
+class GridSearchResult:
     """The best of some candidates.
 
     Attributes
@@ -145,7 +147,7 @@ class Choice:
         }
 
 
-def choose(losses: Mapping[float, np.ndarray], documents: np.ndarray, seed: int) -> Choice:
+def best_strength(losses: Mapping[float, np.ndarray], documents: np.ndarray, seed: int) -> GridSearchResult:
     """The strength with the smallest mean loss, 0 unless its gain over 0 is clearly positive.
 
     Parameters
@@ -160,9 +162,9 @@ def choose(losses: Mapping[float, np.ndarray], documents: np.ndarray, seed: int)
     if best != 0.0 and not gain.low > 0:
         best = 0.0
         gain = clusters.difference(losses[0.0], losses[0.0])
-    return Choice(best, means, gain)
+    return GridSearchResult(best, means, gain)
 
 
-def difference(worse: np.ndarray, better: np.ndarray, documents: np.ndarray, seed: int) -> Interval:
+def mean_difference(worse: np.ndarray, better: np.ndarray, documents: np.ndarray, seed: int) -> Interval:
     """Mean of ``worse - better`` per target, resampled by document."""
     return Clusters(documents, RESAMPLES, seed).difference(worse, better)

@@ -13,7 +13,7 @@ from wals_spark.checkpoints.edit import EmbeddingEdit, TokenFactors
 from wals_spark.config import InjectConfig
 from wals_spark.errors import GateError
 from wals_spark.inject import align, blend, frequency
-from wals_spark.inject.gate import Fit, FoldSums, fit_and_gate
+from wals_spark.inject.gate import AlignmentFit, FoldSums, fit_and_gate
 from wals_spark.inject.vocabulary import extend
 
 _CHUNK = 4096
@@ -23,11 +23,11 @@ def align_factors(
     factors: TokenFactors,
     E: np.ndarray,
     protected: np.ndarray,
-    frequencies: Frequencies,
+    frequencies: TokenFrequencies,
     config: InjectConfig,
     seed: int,
     sums: FoldSums | None = None,
-) -> Fit:
+) -> AlignmentFit:
     """Fit the map on the anchors and let the gate decide.
 
     Anchors are tokens that both the factors and, where its text was counted, pretraining know well.
@@ -63,7 +63,7 @@ def align_factors(
 
 
 @dataclass(frozen=True)
-class Frequencies:
+class TokenFrequencies:
     """How often each token was seen, float64 (T,) each.
 
     Attributes
@@ -75,19 +75,19 @@ class Frequencies:
     exposure: np.ndarray
     corpus: np.ndarray
 
-    def towards(self, goal: Literal["domain", "sum"]) -> Frequencies:
+    def towards(self, goal: Literal["domain", "sum"]) -> TokenFrequencies:
         """With the domain's frequencies as they are, or those of pretraining's text and the domain together."""
         if goal == "sum":
-            return Frequencies(self.exposure, self.exposure + self.corpus)
+            return TokenFrequencies(self.exposure, self.exposure + self.corpus)
         return self
 
-    def without(self, counts: np.ndarray) -> Frequencies:
+    def without(self, counts: np.ndarray) -> TokenFrequencies:
         """With a sample's tokens taken out of the corpus."""
-        return Frequencies(self.exposure, np.maximum(self.corpus - counts, 0))
+        return TokenFrequencies(self.exposure, np.maximum(self.corpus - counts, 0))
 
 
 @dataclass(frozen=True)
-class Proposal:
+class RowProposal:
     """Rows that the factors propose, before any strength is chosen; made a few thousand at a time when asked for.
 
     Attributes
@@ -109,11 +109,11 @@ class Proposal:
         along it move. None = whole rows move.
     """
 
-    fit: Fit
+    fit: AlignmentFit
     U: np.ndarray
     stretch: np.ndarray
     variances: blend.Variances
-    frequencies: Frequencies
+    frequencies: TokenFrequencies
     protected: np.ndarray
     b_max: float
     delta: np.ndarray | None = None
@@ -172,23 +172,23 @@ class Proposal:
             some = ids[part]
             target = self.predict(some if take is None else take[some])
             if self.span is not None:
-                target += blend.outside(E[some], self.fit.alignment.mu_e, self.span)
+                target += blend.component_outside_span(E[some], self.fit.alignment.mu_e, self.span)
             rows[part] = blend.blend_rows(E[some], target, share[some])
             if trust is not None:
                 rows[part] += np.float32(shift) * self.shifts(some)
         return ids, rows
 
 
-def propose(
+def propose_rows(
     factors: TokenFactors,
     E: np.ndarray,
     protected: np.ndarray,
-    frequencies: Frequencies,
+    frequencies: TokenFrequencies,
     config: InjectConfig,
     seed: int,
     delta: np.ndarray | None = None,
     sums: FoldSums | None = None,
-) -> Proposal:
+) -> RowProposal:
     """Modes ``blend`` and ``replace``: align, gate, match norms, fit the variances.
 
     Parameters
@@ -221,7 +221,7 @@ def propose(
         trust = (blend.trust(frequencies.corpus, variances.half_count) * stretch).astype(np.float32)
         trust[inside] = 0.0
         trust[~delta.any(axis=1)] = 0.0
-    return Proposal(fit, U, stretch, variances, frequencies, inside, config.b_max, delta, trust, span)
+    return RowProposal(fit, U, stretch, variances, frequencies, inside, config.b_max, delta, trust, span)
 
 
 def _lengths(E: np.ndarray, ids: np.ndarray, centre: np.ndarray, span: np.ndarray | None) -> np.ndarray:
@@ -249,10 +249,10 @@ def permutation(counts: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _fit_variances(
-    fit: Fit,
+    fit: AlignmentFit,
     U: np.ndarray,
     E: np.ndarray,
-    frequencies: Frequencies,
+    frequencies: TokenFrequencies,
     protected: np.ndarray,
     length: np.ndarray,
     span: np.ndarray | None,
@@ -272,24 +272,26 @@ def _fit_variances(
     if span is not None:
         for begin in range(0, len(tokens), _CHUNK):
             some = tokens[begin : begin + _CHUNK]
-            left = blend.outside(E[some], fit.alignment.mu_e, span)
+            left = blend.component_outside_span(E[some], fit.alignment.mu_e, span)
             error[begin : begin + len(some)] -= (left**2).sum(axis=1)
     relative = np.maximum(error, 0) / np.maximum(length[tokens], 1e-12) ** 2
     return blend.fit_variances(relative, frequencies.exposure[tokens], frequencies.corpus[tokens])
 
 
-def moved_head_bias(bias: np.ndarray, frequencies: Frequencies, protected: np.ndarray, strength: float) -> np.ndarray:
+def adjusted_head_bias(
+    bias: np.ndarray, frequencies: TokenFrequencies, protected: np.ndarray, strength: float
+) -> np.ndarray:
     """The head bias moved from pretraining's log unigram frequency towards the corpus', float64 (V,)."""
     size = len(frequencies.corpus)
     moved = bias.astype(np.float64)
-    moved[:size] = frequency.moved_bias(
+    moved[:size] = frequency.adjusted_bias(
         moved[:size], frequencies.corpus, frequencies.exposure, protected[protected < size], strength
     )
     return moved
 
 
-def change_of(
-    proposal: Proposal,
+def edit_of_proposal(
+    proposal: RowProposal,
     E: np.ndarray,
     share: np.ndarray,
     head_bias: np.ndarray | None,
@@ -311,7 +313,7 @@ def change_of(
     return EmbeddingEdit(ids, rows, head_bias, share, mapping, facts, fit.gate.to_json())
 
 
-def extended(
+def extension_edit(
     factors: TokenFactors,
     E: np.ndarray,
     bias: np.ndarray | None,
@@ -350,7 +352,7 @@ def extended(
     seen = counts[ids] > 0
     anchors = np.setdiff1d(np.flatnonzero(known.counts >= config.anchor_min_count), protected)
     if config.extend_rows == "factors":
-        same = Frequencies(known.counts.astype(np.float64), known.counts.astype(np.float64))
+        same = TokenFrequencies(known.counts.astype(np.float64), known.counts.astype(np.float64))
         fit = align_factors(known, E, protected, same, config, seed)
         shares = align.log_share(counts)
         profile = align.norm_profile(_lengths(E, fit.anchors, fit.alignment.mu_e, None), shares[fit.anchors])
@@ -367,13 +369,13 @@ def extended(
     moved = None
     if bias is not None:
         moved = np.where(origin >= 0, bias[np.maximum(origin, 0)], 0.0).astype(np.float64)
-        moved[ids] = extend.fitted_bias(bias, known.counts, anchors, counts[ids])
+        moved[ids] = extend.bias_from_counts(bias, known.counts, anchors, counts[ids])
     share = np.zeros(len(counts), np.float32)
     share[ids] = 1.0
     return EmbeddingEdit(ids, rows, moved, share, mapping, facts, gate, origin)
 
 
-def initial(
+def initial_edit(
     factors: TokenFactors, E: np.ndarray, bias_size: int, protected: np.ndarray, scale: float, seed: int
 ) -> EmbeddingEdit:
     """Mode ``init``: rows of a model about to be pretrained, and its head bias."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from wals_spark.checkpoints import checkpoint as ckpt
-from wals_spark.checkpoints.edit import Base, EmbeddingEdit, TokenFactors
+from wals_spark.checkpoints.edit import BaseCheckpoint, EmbeddingEdit, TokenFactors
 from wals_spark.checkpoints.raw_tensor import file_sha256
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, InputError
@@ -24,7 +24,7 @@ from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_has
 
 
 @dataclass(frozen=True)
-class Text:
+class EncodedText:
     """Encoded text of the corpus: directories of `wals_spark.token_shards` shards.
 
     Attributes
@@ -40,9 +40,9 @@ class Text:
     delta: np.ndarray | None = None
 
 
-def prepare(
-    config: Config, vectors: Vectors, text: Text | None = None, sums: FoldSums | None = None
-) -> tuple[Base, EmbeddingEdit, TokenFactors | None]:
+def prepare_edit(
+    config: Config, vectors: Vectors, text: EncodedText | None = None, sums: FoldSums | None = None
+) -> tuple[BaseCheckpoint, EmbeddingEdit, TokenFactors | None]:
     """Open the checkpoint, compute the change; nothing is written.
 
     Parameters
@@ -71,11 +71,11 @@ def prepare(
     elif config.inject.mode == "extend":
         base, change = _extend(config, vectors, factors)
     else:
-        base, change = _inject(config, vectors, factors, text or Text(), sums)
+        base, change = _inject(config, vectors, factors, text or EncodedText(), sums)
     return base, change, factors
 
 
-def source_of(config: Config) -> str:
+def checkpoint_source(config: Config) -> str:
     """The checkpoint that the configuration names; `ConfigError` when it names none."""
     if config.inject.mode == "none":
         raise ConfigError("inject.mode is none: set it to init, blend, replace, extend or trim")
@@ -89,13 +89,13 @@ def init_tokenizer(config: Config, source: str) -> LoadedTokenizer:
     if config.vocabulary.tokenizer is None:
         raise ConfigError("inject.mode is init, but vocabulary.tokenizer names no tokenizer")
     corpus = load_tokenizer(config.vocabulary.tokenizer)
-    directory = ckpt.locate(source, weights=False)
+    directory = ckpt.locate_checkpoint(source, weights=False)
     if (directory / "tokenizer.json").is_file():
-        check_vocabulary(corpus.hash, load_tokenizer(str(directory)), config.vocabulary.tokenizer, source)
+        check_same_vocabulary(corpus.hash, load_tokenizer(str(directory)), config.vocabulary.tokenizer, source)
     return corpus
 
 
-def check_vocabulary(found: str, tokenizer: LoadedTokenizer, what: str, source: str) -> None:
+def check_same_vocabulary(found: str, tokenizer: LoadedTokenizer, what: str, source: str) -> None:
     """`InputError` unless the factors' vocabulary hash is that of the checkpoint's tokenizer."""
     if found != tokenizer.hash:
         raise InputError(
@@ -105,26 +105,28 @@ def check_vocabulary(found: str, tokenizer: LoadedTokenizer, what: str, source: 
         )
 
 
-def _init(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Base, EmbeddingEdit]:
-    from wals_spark.checkpoints.from_scratch import initialise
+def _init(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[BaseCheckpoint, EmbeddingEdit]:
+    from wals_spark.checkpoints.from_scratch import initialise_model
 
-    source = source_of(config)
-    directory = ckpt.locate(source, weights=False)
+    source = checkpoint_source(config)
+    directory = ckpt.locate_checkpoint(source, weights=False)
     tokenizer = init_tokenizer(config, source)
-    check_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the factors table", str(config.vocabulary.tokenizer))
+    check_same_vocabulary(
+        vocabulary_hash(vectors.tokens), tokenizer, "the factors table", str(config.vocabulary.tokenizer)
+    )
     read = ckpt.read_config(directory)
     family = ckpt.FAMILIES[read["model_type"]]
-    tensors, described = initialise(directory, config.seed)
+    tensors, described = initialise_model(directory, config.seed)
     embedding = next(name for name in tensors if name.endswith(ckpt.EMBEDDING_SUFFIX))
     E = tensors[embedding].values()
     ckpt.check_tokenizer(tokenizer, len(E), source)
     protected = ckpt.protected_ids(tokenizer, read, len(E))
     scale = float(described.get("initializer_range", 0.02))
-    change = modes.initial(factors, E, len(E), protected, scale, config.seed)
+    change = modes.initial_edit(factors, E, len(E), protected, scale, config.seed)
     files = [path for path in ckpt.companion_files(directory) if path.name != "config.json"]
     if not (directory / "tokenizer.json").is_file():
         files += _tokenizer_files(str(config.vocabulary.tokenizer))
-    base = Base(
+    base = BaseCheckpoint(
         tensors=tensors,
         dropped=(),
         metadata={},
@@ -143,30 +145,30 @@ def _tokenizer_files(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
-    directory = ckpt.locate(source, "vocabulary.tokenizer", weights=False)
+    directory = ckpt.locate_checkpoint(source, "vocabulary.tokenizer", weights=False)
     return [file for file in ckpt.companion_files(directory) if file.name in ckpt.TOKENIZER_FILES]
 
 
 def _inject(
-    config: Config, vectors: Vectors, factors: TokenFactors, text: Text, sums: FoldSums | None
-) -> tuple[Base, EmbeddingEdit]:
-    source = source_of(config)
+    config: Config, vectors: Vectors, factors: TokenFactors, text: EncodedText, sums: FoldSums | None
+) -> tuple[BaseCheckpoint, EmbeddingEdit]:
+    source = checkpoint_source(config)
     opened = ckpt.open_checkpoint(source)
     tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
     ckpt.check_tokenizer(tokenizer, opened.size, source)
-    check_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the factors table", source)
+    check_same_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the factors table", source)
     protected = ckpt.protected_ids(tokenizer, opened.config, opened.size)
     E = ckpt.embedding_values(opened)
-    seen = frequencies(config, factors, tokenizer, protected, text)
-    proposal = modes.propose(factors, E, protected, seen, config.inject, config.seed, text.delta, sums)
-    change = settle(config, opened, proposal, factors, tokenizer, text)
-    base = base_of(opened, source, protected)
+    seen = token_frequencies(config, factors, tokenizer, protected, text)
+    proposal = modes.propose_rows(factors, E, protected, seen, config.inject, config.seed, text.delta, sums)
+    change = edit_at_best_strengths(config, opened, proposal, factors, tokenizer, text)
+    base = base_of_checkpoint(opened, source, protected)
     return base, change
 
 
-def base_of(opened: ckpt.Checkpoint, source: str, protected: np.ndarray) -> Base:
+def base_of_checkpoint(opened: ckpt.Checkpoint, source: str, protected: np.ndarray) -> BaseCheckpoint:
     """A checkpoint as what a change is applied to, described by `source` and the hashes of its files."""
-    return Base(
+    return BaseCheckpoint(
         tensors=opened.tensors,
         dropped=opened.dropped,
         metadata=opened.metadata,
@@ -184,7 +186,7 @@ def base_of(opened: ckpt.Checkpoint, source: str, protected: np.ndarray) -> Base
     )
 
 
-def _with_texts(base: Base, config: Mapping[str, Any], texts: Mapping[str, str]) -> Base:
+def _with_texts(base: BaseCheckpoint, config: Mapping[str, Any], texts: Mapping[str, str]) -> BaseCheckpoint:
     """The base with another config.json and tokenizer; files that repeat the old vocabulary stay behind."""
     kept = ("generation_config.json", "tokenizer_config.json")
     return replace(
@@ -195,12 +197,12 @@ def _with_texts(base: Base, config: Mapping[str, Any], texts: Mapping[str, str])
     )
 
 
-def _trim(config: Config, vectors: Vectors) -> tuple[Base, EmbeddingEdit]:
-    source = source_of(config)
+def _trim(config: Config, vectors: Vectors) -> tuple[BaseCheckpoint, EmbeddingEdit]:
+    source = checkpoint_source(config)
     opened = ckpt.open_checkpoint(source)
     tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
     ckpt.check_tokenizer(tokenizer, opened.size, source)
-    check_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the vocabulary table", source)
+    check_same_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the vocabulary table", source)
     special = ckpt.protected_ids(tokenizer, opened.config, len(tokenizer.tokens))
     special = special[np.isin(special, list(tokenizer.special_ids) + _config_ids(opened.config))]
     content = json.loads((opened.directory / "tokenizer.json").read_text(encoding="utf-8"))
@@ -209,7 +211,7 @@ def _trim(config: Config, vectors: Vectors) -> tuple[Base, EmbeddingEdit]:
     described = opened.directory / "tokenizer_config.json"
     if described.is_file():
         texts[described.name] = trim.renumber_tokenizer_config(described.read_text(encoding="utf-8"), kept)
-    base = _with_texts(base_of(opened, source, special), trim.renumber_config(opened.config, kept), texts)
+    base = _with_texts(base_of_checkpoint(opened, source, special), trim.renumber_config(opened.config, kept), texts)
     facts = {
         "tokens_before": len(tokenizer.tokens),
         "tokens_after": len(kept),
@@ -226,13 +228,13 @@ def _config_ids(config: Mapping[str, Any]) -> list[int]:
     return [value for name, value in config.items() if name.endswith("_token_id") and isinstance(value, int)]
 
 
-def _extend(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Base, EmbeddingEdit]:
-    source = source_of(config)
+def _extend(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[BaseCheckpoint, EmbeddingEdit]:
+    source = checkpoint_source(config)
     opened = ckpt.open_checkpoint(source)
     old = ckpt.checkpoint_tokenizer(opened.directory)
     ckpt.check_tokenizer(old, opened.size, source)
     new = extended_tokenizer(config, old, source)
-    check_vocabulary(vocabulary_hash(vectors.tokens), new, "the factors table", str(config.vocabulary.tokenizer))
+    check_same_vocabulary(vocabulary_hash(vectors.tokens), new, "the factors table", str(config.vocabulary.tokenizer))
     protected = ckpt.protected_ids(old, opened.config, opened.size)
     protected = protected[protected < len(old.tokens)]
     size = max(len(new.tokens), opened.size)
@@ -241,11 +243,13 @@ def _extend(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Ba
     origin[(origin >= opened.size) | np.isin(origin, ids)] = -1
     E = ckpt.embedding_values(opened)
     bias = opened.tensors[opened.head_bias].values() if opened.head_bias is not None else None
-    change = modes.extended(factors, E, bias, extend.pieces_of(new, old), protected, origin, config.inject, config.seed)
+    change = modes.extension_edit(
+        factors, E, bias, extend.old_pieces(new, old), protected, origin, config.inject, config.seed
+    )
     described = {**opened.config, "vocab_size": size}
     assert config.vocabulary.tokenizer is not None
     texts = {"tokenizer.json": new.tokenizer.to_str()}
-    return _with_texts(base_of(opened, source, protected), described, texts), change
+    return _with_texts(base_of_checkpoint(opened, source, protected), described, texts), change
 
 
 def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> LoadedTokenizer:
@@ -262,19 +266,19 @@ def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> Loa
     return new
 
 
-def frequencies(
-    config: Config, factors: TokenFactors, tokenizer: LoadedTokenizer, protected: np.ndarray, text: Text
-) -> modes.Frequencies:
+def token_frequencies(
+    config: Config, factors: TokenFactors, tokenizer: LoadedTokenizer, protected: np.ndarray, text: EncodedText
+) -> modes.TokenFrequencies:
     """n_i and c_i: from general batches where there are some, else as `exposure` says."""
     counts = factors.counts
     if text.general:
-        general = frequency.count_encoded(text.general, len(counts))
-        return modes.Frequencies(general.astype(np.float64), np.maximum(counts - general, 0).astype(np.float64))
-    exposure = frequency.exposure(config.inject.exposure, counts, tokenizer, protected)
-    return modes.Frequencies(exposure, counts.astype(np.float64))
+        general = frequency.count_encoded_tokens(text.general, len(counts))
+        return modes.TokenFrequencies(general.astype(np.float64), np.maximum(counts - general, 0).astype(np.float64))
+    exposure = frequency.exposure_counts(config.inject.exposure, counts, tokenizer, protected)
+    return modes.TokenFrequencies(exposure, counts.astype(np.float64))
 
 
-def on_text(config: Config, has_head: bool) -> bool:
+def strengths_need_text(config: Config, has_head: bool) -> bool:
     """Whether strengths are chosen on text."""
     inject = config.inject
     if inject.mode == "init":
@@ -283,13 +287,13 @@ def on_text(config: Config, has_head: bool) -> bool:
     return rows or inject.head_bias == "auto" or inject.shift == "auto"
 
 
-def settle(
+def edit_at_best_strengths(
     config: Config,
     opened: ckpt.Checkpoint,
-    proposal: modes.Proposal,
+    proposal: modes.RowProposal,
     factors: TokenFactors,
     tokenizer: LoadedTokenizer,
-    text: Text,
+    text: EncodedText,
 ) -> EmbeddingEdit:
     """Choose the strengths and turn the proposal into a change.
 
@@ -301,8 +305,8 @@ def settle(
     E = ckpt.embedding_values(opened)
     inject = config.inject
     bias = opened.tensors[opened.head_bias].values() if opened.head_bias is not None else None
-    if on_text(config, bias is not None) and bias is not None:
-        found = strength_search.on_text(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
+    if strengths_need_text(config, bias is not None) and bias is not None:
+        found = strength_search.search_strengths(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
     else:
         assert inject.head_bias != "auto"
         assert inject.shift != "auto"
@@ -312,7 +316,7 @@ def settle(
     moved = None
     if found.head_bias > 0 and bias is not None:
         goal = proposal.frequencies.towards(inject.bias_goal)
-        moved = modes.moved_head_bias(bias, goal, proposal.protected, found.head_bias)
+        moved = modes.adjusted_head_bias(bias, goal, proposal.protected, found.head_bias)
     facts = {
         "strengths": {
             "half_exposure": found.half_exposure,
@@ -322,4 +326,4 @@ def settle(
             **found.facts,
         }
     }
-    return modes.change_of(proposal, E, share, moved, facts, found.shift)
+    return modes.edit_of_proposal(proposal, E, share, moved, facts, found.shift)

@@ -1,4 +1,4 @@
-"""The stages ``inject`` and ``verify``."""
+"""The stages ``inject`` and ``verify_checkpoint``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ from wals_spark import storage
 from wals_spark.checkpoints import artifact, atomic_directory
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.edit import EmbeddingEdit
-from wals_spark.checkpoints.verify import read_manifest, verify
+from wals_spark.checkpoints.verify import read_manifest, verify_checkpoint
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.factors.store import Vectors, read_vectors
 from wals_spark.inject import domain_shift, frequency
 from wals_spark.inject.gate import FoldSums
-from wals_spark.inject.prepare import Text, check_vocabulary, extended_tokenizer, init_tokenizer, prepare, source_of
+from wals_spark.inject.prepare import (
+    EncodedText,
+    check_same_vocabulary,
+    checkpoint_source,
+    extended_tokenizer,
+    init_tokenizer,
+    prepare_edit,
+)
 from wals_spark.objective import Objective
 from wals_spark.runs import ManifestStore, Run
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
@@ -92,9 +99,9 @@ class VerifyStage(Stage):
 
     def check(self, config: Config) -> None:
         """Raise where the checkpoint before the injection cannot be read."""
-        source = source_of(config)
+        source = checkpoint_source(config)
         init = config.inject.mode == "init"
-        ckpt.read_config(ckpt.locate(source, weights=not init), head=init)
+        ckpt.read_config(ckpt.locate_checkpoint(source, weights=not init), head=init)
 
     def identity(self, config: Config) -> dict[str, Any]:
         """That of the injection."""
@@ -121,7 +128,7 @@ def output_directory(config: Config) -> str:
 
 
 def _check(config: Config) -> None:
-    source = source_of(config)
+    source = checkpoint_source(config)
     if config.vocabulary.kind != "tokenizer":
         raise ConfigError(
             "inject needs factors of a tokenizer's tokens, but vocabulary.kind is words: an embedding's rows are of "
@@ -129,7 +136,7 @@ def _check(config: Config) -> None:
         )
     frequency.check_exposure(config.inject.exposure)
     if config.inject.mode == "init":
-        rows = int(ckpt.read_config(ckpt.locate(source, weights=False)).get("vocab_size", 0))
+        rows = int(ckpt.read_config(ckpt.locate_checkpoint(source, weights=False)).get("vocab_size", 0))
         tokenizer = init_tokenizer(config, source)
     else:
         opened = ckpt.open_checkpoint(source)
@@ -147,7 +154,7 @@ def _check(config: Config) -> None:
     if config.inject.mode == "extend":
         extended_tokenizer(config, tokenizer, source)
     elif config.vocabulary.tokenizer is not None and config.inject.mode != "init":
-        check_vocabulary(
+        check_same_vocabulary(
             load_tokenizer(config.vocabulary.tokenizer).hash, tokenizer, config.vocabulary.tokenizer, source
         )
     atomic_directory.refuse_existing(output_directory(config), replace=_may_replace(config))
@@ -158,7 +165,7 @@ def _may_replace(config: Config) -> bool:
     output = output_directory(config)
     if config.inject.overwrite or config.inject.output is None:
         return True
-    if storage.is_local(output) and ckpt.is_ours(output):
+    if storage.is_local(output) and ckpt.has_manifest(output):
         try:
             made = read_manifest(Path(output))
         except InputError:
@@ -171,9 +178,9 @@ def _may_replace(config: Config) -> bool:
 
 def injection_identity(config: Config) -> dict[str, Any]:
     """Identities of the external inputs of an injection."""
-    source = source_of(config)
+    source = checkpoint_source(config)
     found: dict[str, Any] = {
-        "checkpoint": ckpt.identity(source, weights=config.inject.mode != "init"),
+        "checkpoint": ckpt.checkpoint_identity(source, weights=config.inject.mode != "init"),
         "output": output_directory(config) if config.inject.output else None,
     }
     how = config.inject.exposure
@@ -194,7 +201,7 @@ def _run(stage_run: StageRun) -> Outcome:
         "run": {"run_id": config.run_id, "stage": config.injection, "fingerprint": stage_run.fingerprint},
     }
     if config.inject.mode == "trim":
-        base, change, factors = prepare(config, _counted(context))
+        base, change, factors = prepare_edit(config, _counted(context))
     else:
         train = stage_run.input("train")
         vectors = read_vectors(context.tables, config.run_id, config.inject.combine)
@@ -204,7 +211,7 @@ def _run(stage_run: StageRun) -> Outcome:
                 f"the factors of run {config.run_id!r} have tokens of the hash {found}, the train manifest says "
                 f"{recorded}: run `wals-spark train --force`"
             )
-        base, change, factors = prepare(config, vectors, _text(stage_run), _sums(context, len(vectors.tokens)))
+        base, change, factors = prepare_edit(config, vectors, _text(stage_run), _sums(context, len(vectors.tokens)))
         described["factors"] = {
             "run_id": config.run_id,
             "train_fingerprint": train.fingerprint,
@@ -214,7 +221,7 @@ def _run(stage_run: StageRun) -> Outcome:
         }
     output = output_directory(config)
     with atomic_directory.staged_directory(output, replace=_may_replace(config)) as staging:
-        manifest = artifact.write(staging, base, change, factors, described)
+        manifest = artifact.write_artifact(staging, base, change, factors, described)
     return _outcome(output, manifest, change)
 
 
@@ -223,9 +230,9 @@ def _sums(context: Context, rows: int) -> FoldSums | None:
     inject = context.config.inject
     if rows < inject.driver_rows or inject.mode not in ("blend", "replace") or inject.combine not in ("u", "v"):
         return None
-    from wals_spark.inject.distributed import fold_sums
+    from wals_spark.inject.distributed import fold_sums_in_spark
 
-    return fold_sums(context, {"u": "row", "v": "col"}[inject.combine], source_of(context.config))
+    return fold_sums_in_spark(context, {"u": "row", "v": "col"}[inject.combine], checkpoint_source(context.config))
 
 
 def _counted(context: Context) -> Vectors:
@@ -235,7 +242,7 @@ def _counted(context: Context) -> Vectors:
     return Vectors(tokens, counts, np.zeros((len(tokens), 0), np.float32), np.zeros(len(tokens), np.float32))
 
 
-def _text(stage_run: StageRun) -> Text:
+def _text(stage_run: StageRun) -> EncodedText:
     """Encoded text of the factorised batches, general ones apart."""
     context = stage_run.context
     wanted = set(context.config.inject.general_batches)
@@ -250,7 +257,7 @@ def _text(stage_run: StageRun) -> Text:
     if wanted and not domain:
         raise InputError("inject.general_batches names every batch: none is left to be the domain")
     general = tuple(path for key, path in sorted(batches.items()) if key in wanted)
-    return Text(general, domain, _delta(stage_run, domain) if context.config.inject.shift != 0 else None)
+    return EncodedText(general, domain, _delta(stage_run, domain) if context.config.inject.shift != 0 else None)
 
 
 def _delta(stage_run: StageRun, domain: tuple[str, ...]) -> np.ndarray:
@@ -260,13 +267,13 @@ def _delta(stage_run: StageRun, domain: tuple[str, ...]) -> np.ndarray:
     train = stage_run.input("train").outputs
     batches, size = list(train["batches"]), int(train["vocabulary_size"])
     unit = int(context.manifests.require("cooccurrence", batches[0]).outputs["unit"])
-    found = frequency.count_encoded(domain, size)
+    found = frequency.count_encoded_tokens(domain, size)
     V = read_vectors(context.tables, config.run_id, "v").matrix
-    return domain_shift.differences(
+    return domain_shift.fold_in_difference_in_spark(
         context.spark,
         np.flatnonzero(found >= SHIFT_MIN_COUNT),
-        domain_shift.counts_of(context.tables, batches, size, unit),
-        domain_shift.counts_of(context.tables, list(config.inject.general_batches), size, unit),
+        domain_shift.batch_counts(context.tables, batches, size, unit),
+        domain_shift.batch_counts(context.tables, list(config.inject.general_batches), size, unit),
         V,
         Objective(**train["objective"]),
         unit,
@@ -317,7 +324,7 @@ def _run_verify(stage_run: StageRun) -> Outcome:
     config = stage_run.context.config
     directory = stage_run.input("inject").outputs["directory"]
     with _local(directory) as local:
-        report = verify(local, source_of(config))
+        report = verify_checkpoint(local, checkpoint_source(config))
     for line in report.lines():
         logger.info("verify: %s", line)
     if not report.passed:

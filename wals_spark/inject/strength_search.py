@@ -14,7 +14,7 @@ from wals_spark.checkpoints.edit import TokenFactors
 from wals_spark.config import Config
 from wals_spark.errors import GateError
 from wals_spark.inject import modes
-from wals_spark.inject.loss_search import Choice, Scorer, choose, difference, sample_text
+from wals_spark.inject.loss_search import GridSearchResult, LossScorer, best_strength, mean_difference, sample_text
 from wals_spark.mlm.data import SpecialIds
 
 logger = logging.getLogger(__name__)
@@ -45,10 +45,10 @@ class Strengths:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def on_text(
+def search_strengths(
     config: Config,
     opened: Checkpoint,
-    proposal: modes.Proposal,
+    proposal: modes.RowProposal,
     factors: TokenFactors,
     special: SpecialIds,
     directories: Sequence[str],
@@ -66,7 +66,7 @@ def on_text(
     sample = sample_text(
         directories, special, sequences=inject.text_sequences, length=_length(opened), seed=config.seed
     )
-    scorer = Scorer(str(opened.directory), sample.masked)
+    scorer = LossScorer(str(opened.directory), sample.masked)
     documents = sample.masked.document
     seen = proposal.frequencies.without(sample.counts[: len(factors.counts)])
     proposal = replace(proposal, frequencies=seen)
@@ -74,14 +74,14 @@ def on_text(
     facts: dict[str, Any] = {"targets": len(sample.masked), "sequences": len(sample.masked.inputs)}
 
     def biased(strength: float) -> np.ndarray | None:
-        return modes.moved_head_bias(bias, goal, proposal.protected, strength) if strength else None
+        return modes.adjusted_head_bias(bias, goal, proposal.protected, strength) if strength else None
 
     base = scorer()
     facts["base_loss"] = float(base.mean())
     chosen_bias = float(inject.head_bias) if inject.head_bias != "auto" else 0.0
     if inject.head_bias == "auto":
         losses = {s: base if s == 0 else scorer(bias=biased(s)) for s in HEAD_BIAS_GRID}
-        found = choose(losses, documents, config.seed)
+        found = best_strength(losses, documents, config.seed)
         chosen_bias, before = found.best, losses[found.best]
         facts["head_bias_choice"] = found.to_json()
         logger.info("inject: head bias strength %g, %s", chosen_bias, _told(found))
@@ -92,7 +92,7 @@ def on_text(
         losses = {0.0: before}
         for candidate in HALF_EXPOSURE_GRID[1:]:
             losses[candidate] = scorer(*proposal.rows(E, proposal.shares(candidate)), biased(chosen_bias))
-        rows_choice = choose(losses, documents, config.seed)
+        rows_choice = best_strength(losses, documents, config.seed)
         half = rows_choice.best
         facts["rows_choice"] = rows_choice.to_json()
         logger.info("inject: rows half-way at exposure %g, %s", half, _told(rows_choice))
@@ -110,7 +110,7 @@ def on_text(
         losses = {0.0: now}
         for candidate in SHIFT_GRID[1:]:
             losses[candidate] = scorer(*proposal.rows(E, share, shift=candidate), biased(chosen_bias))
-        shift_choice = choose(losses, documents, config.seed)
+        shift_choice = best_strength(losses, documents, config.seed)
         chosen_shift = shift_choice.best
         facts["shift_choice"] = shift_choice.to_json()
         logger.info("inject: shift %g, %s", chosen_shift, _told(shift_choice))
@@ -127,9 +127,9 @@ def on_text(
 
 def _against_permuted(
     config: Config,
-    proposal: modes.Proposal,
+    proposal: modes.RowProposal,
     factors: TokenFactors,
-    scorer: Scorer,
+    scorer: LossScorer,
     loss: np.ndarray,
     half: float,
     bias: np.ndarray | None,
@@ -139,7 +139,7 @@ def _against_permuted(
     """`half` where the rows gain clearly more than permuted ones, else 0."""
     shuffled = modes.permutation(factors.counts, config.seed)
     ids, rows = proposal.rows(E, proposal.shares(half), take=shuffled)
-    gain = difference(scorer(ids, rows, bias), loss, scorer.masked.document, config.seed)
+    gain = mean_difference(scorer(ids, rows, bias), loss, scorer.masked.document, config.seed)
     facts["gain_over_permuted"] = {"value": gain.value, "low": gain.low, "high": gain.high}
     if gain.low > 0 or config.inject.force:
         return half
@@ -147,7 +147,7 @@ def _against_permuted(
     return 0.0
 
 
-def _told(choice: Choice) -> str:
+def _told(choice: GridSearchResult) -> str:
     gain = choice.gain
     return f"gain {gain.value:.4f} [{gain.low:.4f}, {gain.high:.4f}] nats"
 

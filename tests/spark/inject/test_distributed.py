@@ -8,7 +8,7 @@ from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.config import Config
 from wals_spark.factors.store import read_vectors
 from wals_spark.inject import align
-from wals_spark.inject.distributed import fold_sums, from_bytes, to_bytes
+from wals_spark.inject.distributed import fold_sums_in_spark, sums_from_bytes, sums_to_bytes
 from wals_spark.inject.stages import InjectStage
 from wals_spark.stage import run_stage
 
@@ -19,7 +19,7 @@ EMBEDDING = "roberta.embeddings.word_embeddings.weight"
 def test_sums_survive_the_journey():
     generator = np.random.default_rng(0)
     sums = align.accumulate(*(generator.standard_normal((9, n)) for n in (3, 5)), generator.random(9))
-    again = from_bytes(to_bytes(sums), 3)
+    again = sums_from_bytes(sums_to_bytes(sums), 3)
     assert (again.count, again.weight, again.yy) == (9, sums.weight, sums.yy)
     assert all(np.array_equal(getattr(again, name), getattr(sums, name)) for name in ("x", "y", "xx", "xy"))
 
@@ -32,7 +32,7 @@ def test_in_spark_they_are_what_one_process_sums(context):
     generator = np.random.default_rng(1)
     anchors = np.sort(generator.permutation(len(U))[:300])
     shuffled, weight, fold = generator.permutation(anchors), generator.random(300), generator.integers(0, 4, 300)
-    found = fold_sums(made, "row", source)(shuffled, anchors, weight, fold, 5)
+    found = fold_sums_in_spark(made, "row", source)(shuffled, anchors, weight, fold, 5)
     expected = align.sums_by_fold(U, E, weight, fold, 5, u_rows=shuffled, e_rows=anchors)
     for one, other in zip(found, expected, strict=True):
         assert one.count == other.count

@@ -12,7 +12,7 @@ from wals_spark.checkpoints.checkpoint import (
     check_tokenizer,
     checkpoint_tokenizer,
     embedding_values,
-    locate,
+    locate_checkpoint,
     open_checkpoint,
     protected_ids,
 )
@@ -129,12 +129,12 @@ def test_an_untied_config_is_refused(make_checkpoint):
 
 
 def test_an_encoder_alone_has_no_head_to_be_untied(make_checkpoint, inject):
-    from wals_spark.checkpoints.verify import verify
+    from wals_spark.checkpoints.verify import verify_checkpoint
 
     base = make_checkpoint(class_name="RobertaModel", tie_word_embeddings=False)
     directory, manifest = inject(base)
     assert manifest["embedding"]["rows_changed"] > 100
-    assert verify(directory, str(base)).failures == []
+    assert verify_checkpoint(directory, str(base)).failures == []
 
 
 def test_an_embedding_resized_without_its_config_is_refused(make_checkpoint):
@@ -202,12 +202,12 @@ def test_a_checkpoint_without_tokenizer_is_refused(make_checkpoint):
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nothing", "a/b/c"])
 def test_a_path_that_is_not_there_is_refused(source):
     with pytest.raises(InputError, match="there is nothing at"):
-        locate(source)
+        locate_checkpoint(source)
 
 
 def test_a_hub_name_that_cannot_be_had_is_refused():
     with pytest.raises(InputError, match="nor to be had from the hub"):
-        locate("no-such-user/no-such-model")
+        locate_checkpoint("no-such-user/no-such-model")
 
 
 def test_special_reserved_and_padding_rows_are_protected(make_checkpoint):

@@ -9,10 +9,10 @@ import pytest
 
 from wals_spark.checkpoints import artifact, atomic_directory
 from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
-from wals_spark.checkpoints.reload import load
-from wals_spark.checkpoints.verify import verify
+from wals_spark.checkpoints.reload import load_with_class
+from wals_spark.checkpoints.verify import verify_checkpoint
 from wals_spark.factors.store import Vectors
-from wals_spark.inject.prepare import prepare
+from wals_spark.inject.prepare import prepare_edit
 from wals_spark.inject.vocabulary.extend import extend_tokenizer
 from wals_spark.tokenizer import load_tokenizer
 
@@ -55,10 +55,10 @@ def run(tmp_path, make_config, make_factors):
             inject__strengths="fitted",
         )
         vectors = Vectors(list(loaded.tokens), counts, factors.matrix, np.zeros(len(counts), np.float32))
-        prepared, change, used = prepare(config, vectors)
+        prepared, change, used = prepare_edit(config, vectors)
         described = {"mode": mode, "parameters": {"seed": 1, **config.inject.result_keys()}, "factors": None}
         with atomic_directory.staged_directory(str(tmp_path / "out"), replace=False) as staging:
-            manifest = artifact.write(staging, prepared, change, used, described)
+            manifest = artifact.write_artifact(staging, prepared, change, used, described)
         return tmp_path / "out", manifest, len(E)
 
     return apply
@@ -69,8 +69,8 @@ def run(tmp_path, make_config, make_factors):
 def test_every_mode_works_on_every_class(make_checkpoint, run, class_name, auto, mode):
     base = make_checkpoint(class_name=class_name)
     directory, manifest, size = run(base, mode)
-    assert verify(directory, str(base), reload=False).failures == []
-    found = load(str(directory), auto)
+    assert verify_checkpoint(directory, str(base), reload=False).failures == []
+    found = load_with_class(str(directory), auto)
     assert (found["class"], found["mismatched"], found["unexpected"]) == (class_name, [], [])
     assert [key for key in found["missing"] if "pooler" not in key] == []
     assert found.get("tied") is not False

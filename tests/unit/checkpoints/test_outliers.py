@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wals_spark.checkpoints.outliers import compare_checkpoints, suspicious_rows
+from wals_spark.checkpoints.outliers import compare_checkpoints, outlier_rows
 from wals_spark.checkpoints.raw_tensor import from_values
 from wals_spark.errors import InputError
 
@@ -21,7 +21,7 @@ def test_a_single_changed_row_is_flagged():
     old, _ = embeddings()
     new = old.copy()
     new[17] += 0.01
-    found = suspicious_rows(old, new)
+    found = outlier_rows(old, new)
     assert (found.changed, found.rows.tolist(), found.reasons) == (1, [17], ("lonely",))
     assert found.told(["x"] * 18) == ["row 17 'x' moved by 0.04: almost no other row changed"]
 
@@ -29,9 +29,9 @@ def test_a_single_changed_row_is_flagged():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_poisoned_row_among_many_changed_ones_is_flagged_and_alone(seed):
     old, new = embeddings(seed)
-    assert suspicious_rows(old, new).rows.tolist() == []
+    assert outlier_rows(old, new).rows.tolist() == []
     new[31] = 40.0
-    assert suspicious_rows(old, new).rows.tolist() == [31]
+    assert outlier_rows(old, new).rows.tolist() == [31]
 
 
 def test_dividing_by_the_declared_shares_finds_what_hides_among_them():
@@ -41,11 +41,11 @@ def test_dividing_by_the_declared_shares_finds_what_hides_among_them():
     new = old + shares[:, None] * generator.standard_normal((2000, 16)).astype(np.float32)
     row = int(np.argmin(shares))
     new[row] = old[row] + 0.2
-    assert suspicious_rows(old, new).rows.tolist() == []
-    found = suspicious_rows(old, new, shares)
+    assert outlier_rows(old, new).rows.tolist() == []
+    found = outlier_rows(old, new, shares)
     assert (found.rows.tolist(), found.reasons) == ([row], ("far",))
     shares[7] = 0
-    assert 7 in suspicious_rows(old, new, shares).rows
+    assert 7 in outlier_rows(old, new, shares).rows
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
@@ -55,32 +55,32 @@ def test_rounding_of_small_shares_is_no_outlier(dtype):
     proposed = old + 0.5 * generator.standard_normal((2000, 64)).astype(np.float32)
     shares = np.where(np.arange(2000) % 4, 0.3, np.geomspace(1e-5, 0.01, 2000)).astype(np.float32)
     new = from_values(old + shares[:, None] * (proposed - old), dtype).values()
-    assert suspicious_rows(old, new, shares).rows.tolist() == []
+    assert outlier_rows(old, new, shares).rows.tolist() == []
 
 
 def test_a_grown_row_says_so():
     old, new = embeddings()
     new[3] *= 100 / np.linalg.norm(new[3])
-    assert suspicious_rows(old, new).reasons == ("long",)
+    assert outlier_rows(old, new).reasons == ("long",)
 
 
 def test_nothing_changed_is_nothing_suspicious():
     old, _ = embeddings()
-    found = suspicious_rows(old, old)
+    found = outlier_rows(old, old)
     assert found.to_json() == {"changed": 0, "rows": [], "displacement": [], "reasons": []}
 
 
 def test_an_injection_is_not_suspicious_and_a_poisoned_copy_is(make_checkpoint, inject):
-    from wals_spark.checkpoints.raw_tensor import read_safetensors, replace_rows, write_safetensors
+    from wals_spark.checkpoints.raw_tensor import read_raw_tensors, replace_rows, write_raw_tensors
 
     name = "roberta.embeddings.word_embeddings.weight"
     base = make_checkpoint()
     directory, _ = inject(base, "replace")
     assert compare_checkpoints(str(base), str(directory)).rows.tolist() == []
-    tensors, metadata = read_safetensors(directory / "model.safetensors")
+    tensors, metadata = read_raw_tensors(directory / "model.safetensors")
     tensors = {key: type(t)(t.dtype, t.shape, t.data.copy()) for key, t in tensors.items()}
     tensors[name] = replace_rows(tensors[name], np.array([60]), np.full((1, 16), 3.0))
-    write_safetensors(directory / "model.safetensors", tensors, metadata)
+    write_raw_tensors(directory / "model.safetensors", tensors, metadata)
     assert compare_checkpoints(str(base), str(directory)).rows.tolist() == [60]
 
 

@@ -10,13 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from wals_spark.checkpoints.raw_tensor import (
-    as_mapping,
+    from_numpy,
     from_torch,
     from_values,
-    read_safetensors,
+    read_raw_tensors,
     replace_rows,
     row_hashes,
-    write_safetensors,
+    write_raw_tensors,
 )
 from wals_spark.errors import InputError
 
@@ -36,7 +36,7 @@ def state():
 
 def test_reads_what_the_reference_writer_wrote_bit_by_bit(tmp_path):
     save_file(state(), tmp_path / "a.safetensors", {"format": "pt", "note": "x"})
-    tensors, metadata = read_safetensors(tmp_path / "a.safetensors")
+    tensors, metadata = read_raw_tensors(tmp_path / "a.safetensors")
     expected = from_torch(state())
     assert metadata == {"format": "pt", "note": "x"}
     assert tensors.keys() == expected.keys()
@@ -44,7 +44,7 @@ def test_reads_what_the_reference_writer_wrote_bit_by_bit(tmp_path):
 
 
 def test_the_reference_reader_reads_what_we_write(tmp_path):
-    write_safetensors(tmp_path / "b.safetensors", from_torch(state()), {})
+    write_raw_tensors(tmp_path / "b.safetensors", from_torch(state()), {})
     with safe_open(tmp_path / "b.safetensors", "pt") as opened:
         assert opened.metadata() == {"format": "pt"}
         for name, tensor in state().items():
@@ -89,16 +89,16 @@ def test_a_file_cut_short_is_named(tmp_path, keep):
     content = path.read_bytes()
     path.write_bytes(content[:keep])
     with pytest.raises(InputError, match=r"cut\.safetensors"):
-        read_safetensors(path)
+        read_raw_tensors(path)
 
 
 def test_an_unknown_dtype_is_named(tmp_path):
     header = json.dumps({"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
     (tmp_path / "odd.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
     with pytest.raises(InputError, match="F4"):
-        read_safetensors(tmp_path / "odd.safetensors")
+        read_raw_tensors(tmp_path / "odd.safetensors")
 
 
 def test_quantised_tensors_have_no_values():
     with pytest.raises(InputError, match="before quantisation"):
-        as_mapping([("ids", np.arange(4))])["ids"].values()
+        from_numpy([("ids", np.arange(4))])["ids"].values()

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from wals_spark.checkpoints.checkpoint import open_checkpoint
-from wals_spark.checkpoints.raw_tensor import read_safetensors
-from wals_spark.checkpoints.reload import load
+from wals_spark.checkpoints.raw_tensor import read_raw_tensors
+from wals_spark.checkpoints.reload import load_with_class
 from wals_spark.errors import InputError
 
 EMBEDDING = "roberta.embeddings.word_embeddings.weight"
@@ -83,7 +83,7 @@ def test_trap_a_stale_decoder_beside_a_changed_embedding_unties_the_reload(make_
     state = load_file(directory / "model.safetensors")
     state = {**state, "lm_head.decoder.weight": state[EMBEDDING].clone(), EMBEDDING: state[EMBEDDING] + 1}
     save_file(state, directory / "model.safetensors", {"format": "pt"})
-    found = load(str(directory), "AutoModelForMaskedLM")
+    found = load_with_class(str(directory), "AutoModelForMaskedLM")
     assert found["tied"] is False
 
 
@@ -145,7 +145,7 @@ def test_tied_weights_are_declared_as_a_mapping():
 
 
 def test_a_saved_tied_model_holds_the_matrix_and_the_bias_once(make_checkpoint):
-    names = read_safetensors(make_checkpoint() / "model.safetensors")[0]
+    names = read_raw_tensors(make_checkpoint() / "model.safetensors")[0]
     assert EMBEDDING in names
     assert "lm_head.bias" in names
     assert not any(name.startswith("lm_head.decoder") for name in names)
@@ -161,8 +161,8 @@ def test_metadata_of_the_file_survives_and_does_not_hinder_loading(make_checkpoi
     state = load_file(base / "model.safetensors")
     save_file(state, base / "model.safetensors", {"format": "pt", "origin": "here"})
     directory, _ = inject(base)
-    assert read_safetensors(directory / "model.safetensors")[1] == {"format": "pt", "origin": "here"}
-    assert load(str(directory), "AutoModelForMaskedLM")["missing"] == []
+    assert read_raw_tensors(directory / "model.safetensors")[1] == {"format": "pt", "origin": "here"}
+    assert load_with_class(str(directory), "AutoModelForMaskedLM")["missing"] == []
 
 
 def test_trap_the_default_config_is_not_roberta_base():
@@ -176,7 +176,7 @@ def test_init_keeps_every_value_of_the_given_config(make_checkpoint, inject):
     given, kept = (json.loads((path / "config.json").read_text()) for path in (base, directory))
     for key in ("max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range", "pad_token_id"):
         assert kept[key] == given[key]
-    found = load(str(directory), "AutoModelForMaskedLM")
+    found = load_with_class(str(directory), "AutoModelForMaskedLM")
     assert (found["missing"], found["unexpected"], found["tied"]) == ([], [], True)
 
 

@@ -22,7 +22,7 @@ def weights():
 
 def run(X, weights, start, **settings):
     options = {"sweeps": 4, "ridge": RIDGE, "tolerance": 0.0, "precision": "float64", "threads": 2, **settings}
-    return elementwise.factorise(X, weights, start, **options)
+    return elementwise.weighted_least_squares(X, weights, start, **options)
 
 
 def test_the_engine_does_what_its_twin_does_with_a_weight_per_entry(X, weights):
@@ -40,14 +40,14 @@ def test_the_engine_does_what_its_twin_does_with_a_weight_per_entry(X, weights):
 
 
 def test_equal_weights_stay_at_the_svd(X):
-    form = closed_form.solve(X)
+    form = closed_form.solve_closed_form(X)
     found = run(X - form.mean, np.ones_like(X), form.decode[:R], ridge=1e-9)
     A, B = form.factors(X, R)
     np.testing.assert_allclose(found.rows @ found.basis, A @ B, atol=1e-7)
 
 
 def test_it_beats_the_closed_form_of_the_mean_weights_at_its_own_objective(X, weights):
-    form = closed_form.solve(X, weights.mean(axis=1))
+    form = closed_form.solve_closed_form(X, weights.mean(axis=1))
     centred = X - form.mean
     A, B = form.factors(X, R)
     before = float((weights * (centred - A @ B) ** 2).sum())
@@ -56,7 +56,7 @@ def test_it_beats_the_closed_form_of_the_mean_weights_at_its_own_objective(X, we
 
 
 def test_high_ranks_go_by_conjugate_gradients_and_the_loss_still_falls(X, weights, monkeypatch):
-    start = closed_form.solve(X, weights.mean(axis=1)).decode[:R]
+    start = closed_form.solve_closed_form(X, weights.mean(axis=1)).decode[:R]
     exact = run(X, weights, start, sweeps=15)
     monkeypatch.setattr(elementwise, "EXACT_UP_TO", 2)
     found = run(X, weights, start, sweeps=15)

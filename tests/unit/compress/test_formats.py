@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from wals_spark.checkpoints.checkpoint import FAMILIES, open_checkpoint
-from wals_spark.checkpoints.raw_tensor import read_safetensors
-from wals_spark.compress.run import Request, compress
+from wals_spark.checkpoints.raw_tensor import read_raw_tensors
+from wals_spark.compress.run import CompressionRequest, compress_checkpoint
 from wals_spark.errors import InputError
 
 EMBEDDING = "roberta.embeddings.word_embeddings.weight"
@@ -92,7 +92,7 @@ def compressed(tmp_path):
 
     def run(base, format_, **options):
         output = tmp_path / f"out-{format_}"
-        compress(Request(str(base), str(output), rank=RANK, format=format_, **options))
+        compress_checkpoint(CompressionRequest(str(base), str(output), rank=RANK, format=format_, **options))
         return output
 
     return run
@@ -139,7 +139,7 @@ def test_saving_after_the_plugin_gives_a_stock_checkpoint_of_the_same_bits(make_
     base = make_checkpoint()
     dense = compressed(base, "dense")
     load((compressed(base, "plugin"), "plugin"), heads=MASKED, save=tmp_path / "saved")
-    ours, saved = (read_safetensors(path / "model.safetensors")[0] for path in (dense, tmp_path / "saved"))
+    ours, saved = (read_raw_tensors(path / "model.safetensors")[0] for path in (dense, tmp_path / "saved"))
     assert ours.keys() == saved.keys()
     assert all(ours[name].same_bytes(saved[name]) for name in ours)
     again, before = load((tmp_path / "saved", "dense"), (dense, "dense"), heads=MASKED)
@@ -181,9 +181,9 @@ def test_only_safetensors_are_written_and_the_tokenizer_travels(make_checkpoint,
 
 def test_factors_take_the_bytes_that_the_table_says(make_checkpoint, tmp_path):
     base = make_checkpoint()
-    result = compress(Request(str(base), str(tmp_path / "out"), rank=RANK, format="plugin"))
+    result = compress_checkpoint(CompressionRequest(str(base), str(tmp_path / "out"), rank=RANK, format="plugin"))
     before = sum(tensor.data.nbytes for tensor in open_checkpoint(str(base)).tensors.values())
-    tensors = read_safetensors(tmp_path / "out" / "model.factorised.safetensors")[0]
+    tensors = read_raw_tensors(tmp_path / "out" / "model.factorised.safetensors")[0]
     after = sum(tensor.data.nbytes for tensor in tensors.values())
     matrix = open_checkpoint(str(base)).tensors[EMBEDDING].data.nbytes
     assert after == before - matrix + result.choices[0].bytes
@@ -210,12 +210,12 @@ def test_registering_twice_and_other_checkpoints_are_no_matter(make_checkpoint, 
     model = transformers.AutoModelForMaskedLM.from_pretrained(base)
     assert torch.equal(model.get_input_embeddings().weight, before)
     model.save_pretrained(base.parent / "again")
-    ours, saved = (read_safetensors(path / "model.safetensors")[0] for path in (base, base.parent / "again"))
+    ours, saved = (read_raw_tensors(path / "model.safetensors")[0] for path in (base, base.parent / "again"))
     assert all(ours[name].same_bytes(saved[name]) for name in ours)
 
 
 def test_a_class_without_a_factorised_counterpart_is_refused_before_any_work(make_checkpoint, tmp_path):
     base = make_checkpoint(class_name="RobertaForMultipleChoice")
     with pytest.raises(InputError, match="no factorised class"):
-        compress(Request(str(base), str(tmp_path / "out"), rank=RANK, format="factorised"))
-    compress(Request(str(base), str(tmp_path / "out"), rank=RANK, format="plugin"))
+        compress_checkpoint(CompressionRequest(str(base), str(tmp_path / "out"), rank=RANK, format="factorised"))
+    compress_checkpoint(CompressionRequest(str(base), str(tmp_path / "out"), rank=RANK, format="plugin"))

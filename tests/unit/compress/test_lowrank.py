@@ -13,7 +13,9 @@ V, D, R = 200, 24, 12
 def make(dtype="F32", scale=1.0, shift=0.3, seed=0):
     generator = np.random.default_rng(seed)
     coordinates = scale * generator.standard_normal((V, R)) * np.logspace(0, -6, R)
-    return lowrank.store(coordinates, generator.standard_normal((R, D)), shift + generator.standard_normal(D), dtype)
+    return lowrank.round_to_grids(
+        coordinates, generator.standard_normal((R, D)), shift + generator.standard_normal(D), dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
@@ -56,7 +58,7 @@ def test_what_is_stored_is_what_is_computed_with(dtype):
 def test_rounding_costs_two_millionths():
     generator = np.random.default_rng(3)
     A, B, mean = generator.standard_normal((V, R)), generator.standard_normal((R, D)), generator.standard_normal(D)
-    factors = lowrank.store(A, B, mean, "F32")
+    factors = lowrank.round_to_grids(A, B, mean, "F32")
     exact = A @ B + mean
     assert np.linalg.norm(factors.expand().values() - exact) < 2e-6 * np.linalg.norm(exact)
 
@@ -65,14 +67,14 @@ def test_parameters_and_bytes_are_those_of_the_three_tensors():
     factors = make("F16")
     assert factors.parameters == sum(np.prod(tensor.shape) for tensor in factors.tensors().values())
     assert factors.bytes == sum(tensor.data.nbytes for tensor in factors.tensors().values())
-    assert lowrank.parameters(50_265, 768, 512) == 26_129_664
+    assert lowrank.parameter_count(50_265, 768, 512) == 26_129_664
 
 
 def test_zeros_are_stored_as_zeros():
-    factors = lowrank.store(np.zeros((3, 2)), np.zeros((2, 4)), np.zeros(4), "F32")
+    factors = lowrank.round_to_grids(np.zeros((3, 2)), np.zeros((2, 4)), np.zeros(4), "F32")
     assert not factors.expand().values().any()
 
 
 def test_small_numbers_survive_beside_large_ones():
-    factors = lowrank.store(np.array([[1e-3], [1.0]]), np.array([[1.0, 1e-4]]), np.zeros(2), "F32")
+    factors = lowrank.round_to_grids(np.array([[1e-3], [1.0]]), np.array([[1.0, 1e-4]]), np.zeros(2), "F32")
     np.testing.assert_allclose(factors.expand().values()[0], [1e-3, 1e-7], rtol=1e-2)

@@ -12,41 +12,41 @@ def E():
 
 
 def test_int8_is_within_half_a_step_of_every_row(E):
-    found = quantise.integers(E, 8)
+    found = quantise.quantise_integers(E, 8)
     step = np.abs(E).max(axis=1, keepdims=True) / 127
     assert (np.abs(found.values - E) <= step / 2 * 1.0001).all()
     assert found.bytes == 300 * 6 + 4 * 300
 
 
 def test_fewer_bits_take_fewer_bytes_and_err_more(E):
-    coarse, fine = quantise.integers(E, 3), quantise.integers(E, 8)
+    coarse, fine = quantise.quantise_integers(E, 3), quantise.quantise_integers(E, 8)
     assert coarse.bytes == 300 * 6 * 3 // 8 + 1200
     assert ((coarse.values - E) ** 2).mean() > 100 * ((fine.values - E) ** 2).mean()
 
 
 def test_a_row_of_zeros_stays_one():
-    assert not quantise.integers(np.zeros((2, 3), np.float32), 8).values.any()
+    assert not quantise.quantise_integers(np.zeros((2, 3), np.float32), 8).values.any()
 
 
 def test_the_nearest_centroid_is_that_of_a_plain_search(E):
     centroids = E[:40].copy()
     plain = ((E[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
-    assert np.array_equal(quantise.nearest(E, centroids), plain)
+    assert np.array_equal(quantise.nearest_centroids(E, centroids), plain)
 
 
 def test_as_many_centroids_as_distinct_rows_lose_nothing():
     E = np.repeat(np.random.default_rng(1).standard_normal((30, 4)).astype(np.float32), 3, axis=0)[:90]
-    found = quantise.product(E, 2)
+    found = quantise.product_quantise(E, 2)
     assert np.abs(found.values - E).max() < 1e-6
 
 
 def test_more_groups_err_less(E):
-    errors = [((quantise.product(E, groups).values - E) ** 2).mean() for groups in (1, 2, 6)]
+    errors = [((quantise.product_quantise(E, groups).values - E) ** 2).mean() for groups in (1, 2, 6)]
     assert errors[0] > errors[1] > errors[2]
 
 
 def test_codes_and_centroids_are_counted(E):
-    assert quantise.product(E, 3).bytes == 300 * 3 + 4 * 256 * 6
+    assert quantise.product_quantise(E, 3).bytes == 300 * 3 + 4 * 256 * 6
 
 
 @pytest.mark.parametrize("budget", [100, 1_500, 7_500, 8_500, 20_000])

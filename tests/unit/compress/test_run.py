@@ -11,8 +11,8 @@ from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
 from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.cli import main
 from wals_spark.compress import methods
-from wals_spark.compress.closed_form import solve
-from wals_spark.compress.run import Request, compress
+from wals_spark.compress.closed_form import solve_closed_form
+from wals_spark.compress.run import CompressionRequest, compress_checkpoint
 from wals_spark.errors import ConfigError, InputError
 
 EMBEDDING = "roberta.embeddings.word_embeddings.weight"
@@ -30,7 +30,7 @@ def squeeze(tmp_path):
     """Compress into a directory of the test; returns the result."""
 
     def run(base, name="out", **options):
-        return compress(Request(str(base), str(tmp_path / name), **options))
+        return compress_checkpoint(CompressionRequest(str(base), str(tmp_path / name), **options))
 
     return run
 
@@ -90,7 +90,7 @@ def test_presets_are_what_they_say():
 
 def test_a_target_error_picks_the_least_rank(make_checkpoint, squeeze):
     base = make_checkpoint()
-    curve = solve(matrix(base)).curve
+    curve = solve_closed_form(matrix(base)).curve
     target = (curve[4] + curve[5]) / 2
     found = squeeze(base, target_mse=float(target)).choices[0]
     assert found.rank == 5
@@ -150,7 +150,7 @@ def test_an_output_that_exists_is_kept_unless_overwritten(make_checkpoint, squee
     squeeze(base, rank=4, overwrite=True)
     assert read_manifest(tmp_path / "out")["parameters"]["rank"] == 4
     with pytest.raises(ConfigError, match="the checkpoint itself"):
-        compress(Request(str(base), str(base), rank=3, overwrite=True))
+        compress_checkpoint(CompressionRequest(str(base), str(base), rank=3, overwrite=True))
 
 
 def test_a_checkpoint_without_a_masked_lm_head_has_no_hidden_states(make_checkpoint, corpus, squeeze):

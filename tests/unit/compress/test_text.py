@@ -33,7 +33,7 @@ def masked(checkpoint, corpus):
 
 
 def test_squared_gradients_are_those_of_autograd_per_target_and_per_position(checkpoint, masked):
-    found = text.sensitivity(checkpoint, masked)
+    found = text.measure_sensitivity(checkpoint, masked)
     model = load_masked_lm(str(checkpoint))
     E = model.get_input_embeddings().weight
     expected = torch.zeros_like(E)
@@ -60,7 +60,7 @@ def test_squared_gradients_are_those_of_autograd_per_target_and_per_position(che
 def test_other_heads_are_measured_too(make_checkpoint, corpus, class_name):
     base = make_checkpoint(class_name=class_name)
     masked = text.masked_text(corpus, load_tokenizer(str(base)), 4, 12, seed=1)
-    found = text.sensitivity(base, masked)
+    found = text.measure_sensitivity(base, masked)
     assert found.fisher.min() >= 0
     assert (found.fisher.sum(axis=1) > 0).mean() > 0.99
     assert np.linalg.eigvalsh(found.second_moment).max() > 0
@@ -77,9 +77,9 @@ def test_frequencies_come_from_text_or_from_a_table(tmp_path, checkpoint, corpus
     size = len(tokenizer.tokens)
     ids = np.concatenate(data.encode(tokenizer, text.read_texts(corpus, "x")))
     expected = np.bincount(ids, minlength=size) + 0.5
-    assert np.array_equal(text.frequencies(corpus, size, tokenizer), expected)
+    assert np.array_equal(text.read_frequencies(corpus, size, tokenizer), expected)
     pq.write_table(pa.table({"token_id": [3, 7], "count": [10, 20]}), tmp_path / "counts.parquet")
-    found = text.frequencies(str(tmp_path / "counts.parquet"), size, None)
+    found = text.read_frequencies(str(tmp_path / "counts.parquet"), size, None)
     assert (found[3], found[7], found[0], len(found)) == (10.5, 20.5, 0.5, size)
 
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_said(tmp_path, checkpoint, corpus):
     with pytest.raises(InputError, match="columns body, expected text"):
         list(text.read_texts(str(tmp_path / "b.parquet"), "--text"))
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
-        text.frequencies(corpus, 10, None)
+        text.read_frequencies(corpus, 10, None)
     (tmp_path / "short.txt").write_text("cat\n")
     with pytest.raises(InputError, match="fewer than 12 tokens"):
         text.masked_text(str(tmp_path / "short.txt"), tokenizer, 4, 12, 0)

@@ -6,11 +6,11 @@ import pytest
 
 from wals_spark.checkpoints import verify as injection
 from wals_spark.checkpoints.artifact import manifest_sha256
-from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, read_safetensors, write_safetensors
+from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, read_raw_tensors, write_raw_tensors
 from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.cli import main
-from wals_spark.compress.run import Request, compress
-from wals_spark.compress.verify import verify
+from wals_spark.compress.run import CompressionRequest, compress_checkpoint
+from wals_spark.compress.verify import verify_any_format
 from wals_spark.errors import InputError
 
 STEM = "roberta.embeddings.word_embeddings."
@@ -27,7 +27,7 @@ def make(make_checkpoint, tmp_path):
 
     def run(format_, **options):
         base = make_checkpoint()
-        compress(Request(str(base), str(tmp_path / "out"), rank=4, format=format_, **options))
+        compress_checkpoint(CompressionRequest(str(base), str(tmp_path / "out"), rank=4, format=format_, **options))
         return str(base), tmp_path / "out"
 
     return run
@@ -48,16 +48,16 @@ def forge(directory, file, edit):
 
 def flip(path, name):
     """Change the first number of a tensor."""
-    tensors, metadata = read_safetensors(path)
+    tensors, metadata = read_raw_tensors(path)
     tensors = {key: RawTensor(value.dtype, value.shape, value.data.copy()) for key, value in tensors.items()}
     tensors[name].data[1] ^= 1
-    write_safetensors(path, tensors, metadata)
+    write_raw_tensors(path, tensors, metadata)
 
 
 @pytest.mark.parametrize("format_", FILES)
 def test_every_format_verifies_with_and_without_its_base(make, format_):
     base, directory = make(format_)
-    report = verify(directory, base)
+    report = verify_any_format(directory, base)
     assert report.failures == []
     names = {check.name for check in report.checks}
     assert {"identical", "base rows", "declared"} <= names
@@ -65,7 +65,7 @@ def test_every_format_verifies_with_and_without_its_base(make, format_):
     assert ({"reload AutoModelForMaskedLM", "reload AutoModelForQuestionAnswering"} <= names) == (
         format_ != "factorised"
     )
-    assert verify(directory, reload=False).failures == []
+    assert verify_any_format(directory, reload=False).failures == []
 
 
 @pytest.mark.parametrize("format_", ["factorised", "plugin"])
@@ -74,42 +74,42 @@ def test_a_changed_factor_is_caught_even_when_hashes_are_forged(make, format_, p
     base, directory = make(format_)
     file = FILES[format_]
     forge(directory, file, lambda: flip(directory / file, STEM + part))
-    assert {"factors", "tensors"} <= failed(verify(directory, base, reload=False))
+    assert {"factors", "tensors"} <= failed(verify_any_format(directory, base, reload=False))
 
 
 def test_a_dense_matrix_that_is_not_its_factors_is_caught(make):
     base, directory = make("dense")
     forge(directory, "model.safetensors", lambda: flip(directory / "model.safetensors", STEM + "weight"))
-    assert {"expansion", "tensors"} <= failed(verify(directory, base, reload=False))
+    assert {"expansion", "tensors"} <= failed(verify_any_format(directory, base, reload=False))
 
 
 def test_an_undeclared_tensor_is_caught(make):
     base, directory = make("plugin")
     file = FILES["plugin"]
     forge(directory, file, lambda: flip(directory / file, "lm_head.dense.weight"))
-    assert {"declared", "identical"} <= failed(verify(directory, base, reload=False))
+    assert {"declared", "identical"} <= failed(verify_any_format(directory, base, reload=False))
 
 
 def test_other_code_in_the_folder_is_caught_without_running_it(make):
     _, directory = make("factorised")
     path = directory / "modeling_factorised.py"
     forge(directory, path.name, lambda: path.write_text(path.read_text() + "\nraise SystemExit('ran')\n"))
-    assert failed(verify(directory)) == {"code"}
+    assert failed(verify_any_format(directory)) == {"code"}
 
 
 def test_a_missing_factor_is_reported(make):
     _, directory = make("plugin")
     path = directory / FILES["plugin"]
-    tensors, metadata = read_safetensors(path)
+    tensors, metadata = read_raw_tensors(path)
     kept = {name: RawTensor(t.dtype, t.shape, t.data.copy()) for name, t in tensors.items() if "basis" not in name}
-    write_safetensors(path, kept, metadata)
-    assert "readable" in failed(verify(directory))
+    write_raw_tensors(path, kept, metadata)
+    assert "readable" in failed(verify_any_format(directory))
 
 
 def test_injections_own_verify_points_to_the_right_one(make):
     _, directory = make("plugin")
     with pytest.raises(InputError, match=r"wals_spark\.compress\.verify"):
-        injection.verify(directory)
+        injection.verify_checkpoint(directory)
 
 
 def test_the_command_line_verifies_them(make, capsys):

@@ -289,7 +289,9 @@ def test_the_span_holds_what_the_map_can_reach_and_outside_the_rest():
     assert Q.shape == (8, 2)
     np.testing.assert_allclose(Q.T @ Q, np.eye(2), atol=1e-12)
     E, centre = generator.standard_normal((20, 8)), generator.standard_normal(8)
-    left = blend.outside(E, centre, Q)
+    left = blend.component_outside_span(E, centre, Q)
     np.testing.assert_allclose(left @ Q, 0, atol=1e-5)
-    np.testing.assert_allclose(blend.outside(centre + generator.standard_normal((5, 3)) @ W, centre, Q), 0, atol=1e-5)
+    np.testing.assert_allclose(
+        blend.component_outside_span(centre + generator.standard_normal((5, 3)) @ W, centre, Q), 0, atol=1e-5
+    )
     np.testing.assert_allclose(left, (E - centre) @ (np.eye(8) - Q @ Q.T), atol=1e-5)

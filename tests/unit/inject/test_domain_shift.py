@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from wals_spark.config import InjectConfig
 from wals_spark.factors.foldin import fold_in
-from wals_spark.inject.domain_shift import difference_of, read_rows
-from wals_spark.inject.modes import Frequencies, Proposal
+from wals_spark.inject.domain_shift import fold_in_difference, read_rows
+from wals_spark.inject.modes import RowProposal, TokenFrequencies
 from wals_spark.matrix.csr import build_csr
 from wals_spark.objective import PRESETS
 
@@ -35,24 +35,24 @@ def test_the_difference_is_that_of_two_fold_ins(worlds):
         fold_in(dense(total, ids), V, objective, both.marginals, unit=UNIT)[0]
         - fold_in(dense(general, ids), V, objective, before.marginals, unit=UNIT)[0]
     )
-    found = difference_of(ids, both, before, V, objective, UNIT)
+    found = fold_in_difference(ids, both, before, V, objective, UNIT)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(found).max() > 1e-3
 
 
 def test_a_domain_that_adds_nothing_shifts_nothing(worlds):
     _, _, _, before, V = worlds
-    assert not difference_of(np.arange(SIZE), before, before, V, PRESETS["ppmi"], UNIT).any()
+    assert not fold_in_difference(np.arange(SIZE), before, before, V, PRESETS["ppmi"], UNIT).any()
 
 
 def test_a_shift_moves_rows_on_top_of_the_blend():
     E = np.ones((4, 3), np.float32)
     shift = np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 0]], np.float32)
-    frequencies = Frequencies(np.zeros(4), np.zeros(4))
+    frequencies = TokenFrequencies(np.zeros(4), np.zeros(4))
     fit = SimpleNamespace(alignment=SimpleNamespace(mu_e=np.zeros(3), W=np.eye(3), predict=lambda u: u))
     trust = np.array([0, 1, 1, 0], np.float32)
     one = np.ones(4, np.float32)
-    proposal = Proposal(fit, 3 * E, one, None, frequencies, np.array([0]), 1.0, shift, trust)
+    proposal = RowProposal(fit, 3 * E, one, None, frequencies, np.array([0]), 1.0, shift, trust)
     share = np.array([0, 0, 0.5, 0.5], np.float32)
     ids, rows = proposal.rows(E, share, shift=0.5)
     assert ids.tolist() == [1, 2, 3]

@@ -7,7 +7,7 @@ import pytest
 
 from wals_spark.checkpoints.edit import TokenFactors
 from wals_spark.inject import modes
-from wals_spark.inject.modes import Frequencies
+from wals_spark.inject.modes import TokenFrequencies
 
 SIZE, K, D = 600, 5, 12
 PROTECTED = np.arange(4)
@@ -25,9 +25,9 @@ def world():
 
 def propose(world, make_config, delta=None, **values):
     factors, E = world
-    seen = Frequencies(np.full(SIZE, 50.0), factors.counts.astype(float))
+    seen = TokenFrequencies(np.full(SIZE, 50.0), factors.counts.astype(float))
     config = make_config(inject__mode="blend", inject__checkpoint="x", **values).inject
-    return modes.propose(factors, E, PROTECTED, seen, config, 1, delta)
+    return modes.propose_rows(factors, E, PROTECTED, seen, config, 1, delta)
 
 
 def test_rows_are_the_blend_of_the_formula_whatever_the_chunk(world, make_config, monkeypatch):

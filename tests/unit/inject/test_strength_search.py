@@ -10,9 +10,9 @@ from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
 from wals_spark.errors import GateError, InputError
 from wals_spark.factors.store import Vectors
 from wals_spark.inject import frequency
-from wals_spark.inject.loss_search import choose, sample_text
-from wals_spark.inject.modes import Frequencies
-from wals_spark.inject.prepare import Text, prepare
+from wals_spark.inject.loss_search import best_strength, sample_text
+from wals_spark.inject.modes import TokenFrequencies
+from wals_spark.inject.prepare import EncodedText, prepare_edit
 from wals_spark.mlm.data import special_ids
 from wals_spark.tokenizer import load_tokenizer
 
@@ -44,7 +44,7 @@ def counts_of(directory):
 
 def test_tokens_of_batches_are_counted_exactly(tmp_path):
     a, b = shards(tmp_path / "a"), shards(tmp_path / "b", seed=1)
-    found = frequency.count_encoded([a, b], SIZE)
+    found = frequency.count_encoded_tokens([a, b], SIZE)
     assert np.array_equal(found, counts_of(a) + counts_of(b))
     assert found.sum() == 2 * 2 * 60 * 50
 
@@ -70,8 +70,8 @@ def test_too_little_text_is_an_input_error(tmp_path, make_checkpoint):
 def test_the_best_strength_must_be_clearly_better_than_nothing():
     documents = np.repeat(np.arange(50), 4)
     noise = np.random.default_rng(0).normal(0, 1, 200)
-    unclear = choose({0.0: np.zeros(200), 0.5: noise - noise.mean() - 0.01}, documents, 1)
-    clear = choose({0.0: np.zeros(200), 0.5: 0.1 * noise - 0.5, 1.0: 0.1 * noise - 0.2}, documents, 1)
+    unclear = best_strength({0.0: np.zeros(200), 0.5: noise - noise.mean() - 0.01}, documents, 1)
+    clear = best_strength({0.0: np.zeros(200), 0.5: 0.1 * noise - 0.5, 1.0: 0.1 * noise - 0.2}, documents, 1)
     assert unclear.best == 0.0
     assert clear.best == 0.5
     assert clear.gain.low > 0.4
@@ -79,7 +79,7 @@ def test_the_best_strength_must_be_clearly_better_than_nothing():
 
 
 def test_two_frequencies_and_what_the_head_bias_moves_to():
-    frequencies = Frequencies(np.array([10.0, 0.0]), np.array([1.0, 5.0]))
+    frequencies = TokenFrequencies(np.array([10.0, 0.0]), np.array([1.0, 5.0]))
     assert frequencies.towards("domain") is frequencies
     assert frequencies.towards("sum").corpus.tolist() == [11.0, 5.0]
     assert frequencies.without(np.array([3, 2])).corpus.tolist() == [0.0, 3.0]
@@ -87,7 +87,7 @@ def test_two_frequencies_and_what_the_head_bias_moves_to():
 
 @pytest.fixture
 def prepared(tmp_path, make_checkpoint, make_factors, make_config):
-    """`prepare` on a tiny model, a general and a domain batch."""
+    """`prepare_edit` on a tiny model, a general and a domain batch."""
 
     def run(**values):
         base = make_checkpoint()
@@ -99,7 +99,7 @@ def prepared(tmp_path, make_checkpoint, make_factors, make_config):
         vectors = Vectors(list(tokenizer.tokens), counts, factors.matrix, np.zeros(SIZE, np.float32))
         settings = {"inject__mode": "blend", "inject__anchor_min_count": 1, "inject__text_sequences": 40, **values}
         config = make_config(inject__checkpoint=str(base), inject__general_batches=["general"], **settings)
-        return prepare(config, vectors, Text((general,), (domain,))), counts_of(general), counts_of(domain)
+        return prepare_edit(config, vectors, EncodedText((general,), (domain,))), counts_of(general), counts_of(domain)
 
     return run
 

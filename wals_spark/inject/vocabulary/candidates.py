@@ -31,7 +31,7 @@ _BROKEN = "�"
 
 
 @dataclass(frozen=True)
-class Word:
+class CandidateWord:
     """A candidate.
 
     Attributes
@@ -53,7 +53,7 @@ class Word:
         return self.count * (len(self.pieces) - 1)
 
 
-def count_documents(context: Context, batches: Sequence[str], min_count: int) -> dict[str, int]:
+def count_words_of_documents(context: Context, batches: Sequence[str], min_count: int) -> dict[str, int]:
     """Words of the documents that are counted (held-out ones are not), by Spark; rarer ones than `min_count` left out.
 
     Raises
@@ -77,7 +77,7 @@ def count_documents(context: Context, batches: Sequence[str], min_count: int) ->
     return {row["word"]: int(row["count"]) for row in counted.toLocalIterator()}
 
 
-def count_texts(paths: Sequence[str]) -> dict[str, int]:
+def count_words_of_files(paths: Sequence[str]) -> dict[str, int]:
     """Words of UTF-8 text files, line by line.
 
     Raises
@@ -96,7 +96,7 @@ def count_texts(paths: Sequence[str]) -> dict[str, int]:
     return dict(counts)
 
 
-def split_words(counts: Mapping[str, int], tokenizer: LoadedTokenizer, *, min_count: int = 0) -> list[Word]:
+def split_words(counts: Mapping[str, int], tokenizer: LoadedTokenizer, *, min_count: int = 0) -> list[CandidateWord]:
     """The words that take two pieces or more, most saved tokens first.
 
     Parameters
@@ -117,7 +117,7 @@ def split_words(counts: Mapping[str, int], tokenizer: LoadedTokenizer, *, min_co
             if 2 <= len(ids) <= MOST_PIECES and not tokenizer.special_ids.intersection(ids):
                 total[ids] += counts[text]
                 spelled.setdefault(ids, text)
-    found = [Word(spelled[ids], count, ids) for ids, count in total.items() if count >= min_count]
+    found = [CandidateWord(spelled[ids], count, ids) for ids, count in total.items() if count >= min_count]
     found.sort(key=lambda word: (-word.saved, word.text))
     return [word for word in found if _is_text(tokenizer, word.pieces)]
 
@@ -127,7 +127,7 @@ def _is_text(tokenizer: LoadedTokenizer, ids: tuple[int, ...]) -> bool:
     return not any(_BROKEN in tokenizer.tokenizer.decode(list(ids[:end])) for end in range(2, len(ids) + 1))
 
 
-def read_list(path: str) -> list[str]:
+def read_word_list(path: str) -> list[str]:
     """The words of a file, one per line; empty lines and lines that start with # are passed over.
 
     Raises
@@ -147,7 +147,7 @@ def read_list(path: str) -> list[str]:
     return words
 
 
-def listed(words: Iterable[str], tokenizer: LoadedTokenizer) -> tuple[list[Word], list[str]]:
+def split_word_list(words: Iterable[str], tokenizer: LoadedTokenizer) -> tuple[list[CandidateWord], list[str]]:
     """Words of a list that can be added, in its order, and those that cannot: one token already, or no text."""
     order = list(dict.fromkeys(words))
     able = {word.text: word for word in split_words(dict.fromkeys(order, 0), tokenizer)}

@@ -13,7 +13,14 @@ from wals_spark.checkpoints import atomic_directory
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, InputError
-from wals_spark.inject.vocabulary.candidates import Word, count_documents, count_texts, listed, read_list, split_words
+from wals_spark.inject.vocabulary.candidates import (
+    CandidateWord,
+    count_words_of_documents,
+    count_words_of_files,
+    read_word_list,
+    split_word_list,
+    split_words,
+)
 from wals_spark.inject.vocabulary.extend import extend_tokenizer
 from wals_spark.stage import Context
 from wals_spark.tokenizer import LoadedTokenizer
@@ -21,7 +28,9 @@ from wals_spark.tokenizer import LoadedTokenizer
 logger = logging.getLogger(__name__)
 
 
-def write_tokenizer(checkpoint: Path, tokenizer: LoadedTokenizer, words: Sequence[Word], output: str) -> list[str]:
+def write_tokenizer(
+    checkpoint: Path, tokenizer: LoadedTokenizer, words: Sequence[CandidateWord], output: str
+) -> list[str]:
     """A directory with the checkpoint's tokenizer, extended, and ``words.tsv``: what was chosen and why.
 
     Parameters
@@ -58,7 +67,7 @@ def write_tokenizer(checkpoint: Path, tokenizer: LoadedTokenizer, words: Sequenc
     return added
 
 
-def extend_from(
+def run_extend_tokenizer(
     config: Config,
     output: str,
     *,
@@ -86,11 +95,11 @@ def extend_from(
     """
     if config.inject.checkpoint is None:
         raise ConfigError("extend-tokenizer: which model? Give --checkpoint, or inject.checkpoint in the configuration")
-    directory = ckpt.locate(config.inject.checkpoint, weights=False)
+    directory = ckpt.locate_checkpoint(config.inject.checkpoint, weights=False)
     tokenizer = ckpt.checkpoint_tokenizer(directory)
     left: list[str] = []
     if listing is not None:
-        words, left = listed(read_list(listing), tokenizer)
+        words, left = split_word_list(read_word_list(listing), tokenizer)
     else:
         words = split_words(_count(config, batches, texts, min_count), tokenizer, min_count=min_count)[:most]
     if not words:
@@ -111,9 +120,9 @@ def extend_from(
 
 def _count(config: Config, batches: Sequence[str], texts: Sequence[str], min_count: int) -> dict[str, int]:
     if texts:
-        return count_texts(texts)
+        return count_words_of_files(texts)
     context = Context(config)
     try:
-        return count_documents(context, batches, min_count)
+        return count_words_of_documents(context, batches, min_count)
     finally:
         context.stop()

@@ -7,7 +7,7 @@ Every kind of tokenizer gets a word so that other text segments as before, unles
   and over nothing else;
 - WordPiece by an entry of its vocabulary; being greedy, it then prefers the word to its beginnings.
 
-Rows of new tokens (`wals_spark.inject.modes.extended`):
+Rows of new tokens (`wals_spark.inject.modes.extension_edit`):
 
 - ``factors``: aligned and norm-matched rows (`wals_spark.inject.align`);
 - ``subtokens``: mean of the rows of the token's old pieces (fast vocabulary transfer);
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.inject.vocabulary.tokenizer_json import kind_of, merges_of, vocabulary_of
+from wals_spark.inject.vocabulary.tokenizer_json import bpe_merges, token_ids, tokenizer_model_type
 from wals_spark.tokenizer import LoadedTokenizer
 
 METHODS = ("factors", "subtokens", "mean", "overlap")
@@ -54,15 +54,15 @@ def extend_tokenizer(tokenizer: Mapping[str, Any], words: Iterable[Sequence[str]
     InputError
         A tokenizer that is neither BPE nor Unigram nor WordPiece, or a piece that it does not have.
     """
-    vocabulary = vocabulary_of(tokenizer)
+    vocabulary = token_ids(tokenizer)
     words = [tuple(word) for word in words]
     for word in words:
         if len(word) < 2 or any(piece not in vocabulary for piece in word):
             raise InputError(f"extend: {list(word)} is not a word of two or more of the tokenizer's pieces")
-    kind, result = kind_of(tokenizer), copy.deepcopy(dict(tokenizer))
+    kind, result = tokenizer_model_type(tokenizer), copy.deepcopy(dict(tokenizer))
     known, size = set(vocabulary), max(vocabulary.values()) + 1
     if kind == "BPE":
-        added = _add_merges(result["model"], words, known, merges_of(tokenizer))
+        added = _add_merges(result["model"], words, known, bpe_merges(tokenizer))
     elif kind == "Unigram":
         if size != len(result["model"]["vocab"]):
             raise InputError(
@@ -114,7 +114,7 @@ def _add_pieces(model: dict[str, Any], words: Iterable[Sequence[str]], known: se
     return added
 
 
-def pieces_of(new: LoadedTokenizer, old: LoadedTokenizer) -> list[np.ndarray]:
+def old_pieces(new: LoadedTokenizer, old: LoadedTokenizer) -> list[np.ndarray]:
     """Old ids of the text of every token that only the new tokenizer has."""
     texts = [new.tokenizer.decode([index]) for index in range(len(old.tokens), len(new.tokens))]
     return [
@@ -158,7 +158,7 @@ def overlap_rows(new: np.ndarray, old: np.ndarray, E: np.ndarray) -> np.ndarray:
     return rows
 
 
-def fitted_bias(bias: np.ndarray, counts: np.ndarray, anchors: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def bias_from_counts(bias: np.ndarray, counts: np.ndarray, anchors: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """A + g log(c + 1/2) of `wanted` counts, least squares over the anchors, float64."""
     logs = np.log(counts[anchors] + 0.5)
     design = np.stack([np.ones_like(logs), logs], axis=1)

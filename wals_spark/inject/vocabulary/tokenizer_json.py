@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def kind_of(tokenizer: Mapping[str, Any]) -> str:
+def tokenizer_model_type(tokenizer: Mapping[str, Any]) -> str:
     """BPE, WordPiece, Unigram or WordLevel.
 
     Files of older versions, roberta-base's among them, do not name it; it is told by the model's keys, as
@@ -22,7 +22,7 @@ def kind_of(tokenizer: Mapping[str, Any]) -> str:
     return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
 
 
-def merges_of(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
+def bpe_merges(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The merges of a BPE tokenizer in their order; a list of pairs, or in older files of strings."""
     pairs = (
         tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in tokenizer["model"]["merges"]
@@ -30,10 +30,10 @@ def merges_of(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
-def vocabulary_of(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """Token -> id, added tokens included."""
     vocabulary = tokenizer["model"]["vocab"]
-    unigram = kind_of(tokenizer) == "Unigram"
+    unigram = tokenizer_model_type(tokenizer) == "Unigram"
     ids = {entry[0]: index for index, entry in enumerate(vocabulary)} if unigram else dict(vocabulary)
     ids.update({added["content"]: added["id"] for added in tokenizer.get("added_tokens", ())})
     return ids

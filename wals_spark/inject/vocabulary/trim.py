@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.inject.vocabulary.tokenizer_json import kind_of, merges_of, vocabulary_of
+from wals_spark.inject.vocabulary.tokenizer_json import bpe_merges, token_ids, tokenizer_model_type
 
 
 def merge_closure(kept: Iterable[str], merges: Iterable[tuple[str, str]]) -> set[str]:
@@ -51,14 +51,14 @@ def kept_ids(tokenizer: Mapping[str, Any], counts: np.ndarray, protected: Iterab
     InputError
         A kind of tokenizer that is not BPE, WordPiece or Unigram.
     """
-    kind = kind_of(tokenizer)
-    ids = {token: index for token, index in vocabulary_of(tokenizer).items() if index < len(counts)}
+    kind = tokenizer_model_type(tokenizer)
+    ids = {token: index for token, index in token_ids(tokenizer).items() if index < len(counts)}
     wanted = set(np.flatnonzero(counts >= min_count).tolist()) | set(protected)
     wanted |= {added["id"] for added in tokenizer.get("added_tokens", ())}
     if kind == "BPE":
         tokens = {index: token for token, index in ids.items()}
         alphabet = {token for token in ids if len(token) == 1}
-        closed = merge_closure({tokens[index] for index in wanted if index in tokens} | alphabet, merges_of(tokenizer))
+        closed = merge_closure({tokens[index] for index in wanted if index in tokens} | alphabet, bpe_merges(tokenizer))
         wanted |= {ids[token] for token in closed if token in ids}
     elif kind in ("WordPiece", "Unigram"):
         prefix = tokenizer["model"].get("continuing_subword_prefix") or ""
@@ -81,7 +81,7 @@ def trim_tokenizer(tokenizer: Mapping[str, Any], kept: np.ndarray) -> dict[str, 
     """
     result = copy.deepcopy(dict(tokenizer))
     new = {int(old): index for index, old in enumerate(kept)}
-    kind, model = kind_of(tokenizer), result["model"]
+    kind, model = tokenizer_model_type(tokenizer), result["model"]
     if kind == "Unigram":
         model["vocab"] = [model["vocab"][old] for old in kept if old < len(model["vocab"])]
         if model.get("unk_id") is not None:
@@ -92,7 +92,7 @@ def trim_tokenizer(tokenizer: Mapping[str, Any], kept: np.ndarray) -> dict[str, 
         vocabulary = model["vocab"]
         model["merges"] = [
             [left, right]
-            for left, right in merges_of(tokenizer)
+            for left, right in bpe_merges(tokenizer)
             if left in vocabulary and right in vocabulary and left + right in vocabulary
         ]
     for added in result.get("added_tokens", ()):

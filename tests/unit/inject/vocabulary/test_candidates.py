@@ -110,7 +110,7 @@ def test_a_list_keeps_its_order_and_says_what_it_leaves_out(tmp_path):
     loaded = load_tokenizer(str(tmp_path))
     path = tmp_path / "list.txt"
     path.write_text("# terms\ncatrivers\n\ndogsails\ncatrivers\n")
-    able, left = candidates.listed([*candidates.read_list(str(path)), "the"], loaded)
+    able, left = candidates.split_word_list([*candidates.read_word_list(str(path)), "the"], loaded)
     assert [word.text for word in able] == ["catrivers", "dogsails"]
     assert [word.count for word in able] == [0, 0]
     assert left == ["the"]
@@ -121,13 +121,13 @@ def test_a_bad_list_is_refused(tmp_path, content, match):
     path = tmp_path / "list.txt"
     path.write_text(content)
     with pytest.raises(InputError, match=match):
-        candidates.read_list(str(path))
+        candidates.read_word_list(str(path))
 
 
 def test_text_files_are_counted_by_letters(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("Cats, cats; don't x2 été_été\n", encoding="utf-8")
-    assert candidates.count_texts([str(path)]) == {"Cats": 1, "cats": 1, "don": 1, "t": 1, "x": 1, "été": 2}
+    assert candidates.count_words_of_files([str(path)]) == {"Cats": 1, "cats": 1, "don": 1, "t": 1, "x": 1, "été": 2}
 
 
 def test_the_command_writes_a_tokenizer_that_transformers_loads(tmp_path, make_checkpoint):

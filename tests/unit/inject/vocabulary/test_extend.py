@@ -10,11 +10,11 @@ from inject_models import TEXT
 
 from wals_spark.checkpoints import artifact, atomic_directory
 from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
-from wals_spark.checkpoints.raw_tensor import read_safetensors, replace_rows, write_safetensors
-from wals_spark.checkpoints.verify import verify
+from wals_spark.checkpoints.raw_tensor import read_raw_tensors, replace_rows, write_raw_tensors
+from wals_spark.checkpoints.verify import verify_checkpoint
 from wals_spark.errors import InputError
 from wals_spark.factors.store import Vectors
-from wals_spark.inject.prepare import prepare
+from wals_spark.inject.prepare import prepare_edit
 from wals_spark.inject.vocabulary import extend
 from wals_spark.tokenizer import load_tokenizer
 
@@ -32,10 +32,10 @@ def made(tmp_path, make_config):
         config = make_config(**settings, inject__anchor_min_count=1, **values)
         matrix = np.zeros((len(counts), 0), np.float32) if matrix is None else matrix
         vectors = Vectors(list(loaded.tokens), counts, matrix, np.zeros(len(counts), np.float32))
-        prepared, change, factors = prepare(config, vectors)
+        prepared, change, factors = prepare_edit(config, vectors)
         described = {"mode": mode, "parameters": {"seed": 1, **config.inject.result_keys()}, "factors": None}
         with atomic_directory.staged_directory(str(tmp_path / name), replace=False) as staging:
-            manifest = artifact.write(staging, prepared, change, factors, described)
+            manifest = artifact.write_artifact(staging, prepared, change, factors, described)
         return tmp_path / name, manifest, change
 
     return run
@@ -76,7 +76,7 @@ def test_every_method_extends_and_verifies(extended, made, method):
     base, tokenizer, counts, matrix, added = extended
     directory, manifest, _ = made(base, "extend", tokenizer, counts, matrix, inject__extend_rows=method)
     assert manifest["embedding"]["new_rows"] == manifest["embedding"]["rows_changed"] == len(added)
-    assert verify(directory, str(base), reload=method == "factors").failures == []
+    assert verify_checkpoint(directory, str(base), reload=method == "factors").failures == []
     found = open_checkpoint(str(directory))
     assert found.size == 400 + len(added) == found.config["vocab_size"]
     old = open_checkpoint(str(base))
@@ -107,7 +107,7 @@ def test_a_new_token_that_the_corpus_lacks_gets_the_mean_of_its_pieces(extended,
 def test_the_head_bias_of_new_tokens_follows_frequency():
     counts = np.array([1, 10, 100, 1000, 7])
     bias = 2 + 0.5 * np.log(counts + 0.5)
-    found = extend.fitted_bias(bias, counts, np.arange(4), np.array([50, 5]))
+    found = extend.bias_from_counts(bias, counts, np.arange(4), np.array([50, 5]))
     np.testing.assert_allclose(found, 2 + 0.5 * np.log(np.array([50.5, 5.5])))
 
 
@@ -144,7 +144,7 @@ def test_trim_keeps_rows_and_bias_to_the_bit_and_verifies(make_checkpoint, made)
     for text in texts:
         np.add.at(counts, old.tokenizer.encode(text, add_special_tokens=False).ids, 1)
     directory, manifest, change = made(base, "trim", base, counts)
-    report = verify(directory, str(base))
+    report = verify_checkpoint(directory, str(base))
     assert report.failures == []
     assert manifest["embedding"]["rows_changed"] == 0
     assert manifest["embedding"]["dropped_rows"] == 400 - len(change.origin) > 50
@@ -178,10 +178,10 @@ def test_a_row_that_moved_to_another_token_is_caught(make_checkpoint, made):
     counts = np.zeros(400, np.int64)
     counts[200:300] = 1
     directory, _, _ = made(base, "trim", base, counts)
-    tensors, metadata = read_safetensors(directory / "model.safetensors")
+    tensors, metadata = read_raw_tensors(directory / "model.safetensors")
     tensors = {name: type(t)(t.dtype, t.shape, t.data.copy()) for name, t in tensors.items()}
     values = tensors[EMBEDDING].values()
     tensors[EMBEDDING] = replace_rows(tensors[EMBEDDING], np.array([10, 11]), values[[11, 10]])
-    write_safetensors(directory / "model.safetensors", tensors, metadata)
-    failed = {check.name for check in verify(directory, str(base), reload=False).checks if not check.passed}
+    write_raw_tensors(directory / "model.safetensors", tensors, metadata)
+    failed = {check.name for check in verify_checkpoint(directory, str(base), reload=False).checks if not check.passed}
     assert {"tensors", "rows", "base rows"} <= failed

@@ -8,7 +8,7 @@ from inject_models import train_tokenizer
 from tokenizers import Tokenizer
 
 from wals_spark.inject.vocabulary.extend import extend_tokenizer
-from wals_spark.inject.vocabulary.tokenizer_json import kind_of, merges_of, vocabulary_of
+from wals_spark.inject.vocabulary.tokenizer_json import bpe_merges, token_ids, tokenizer_model_type
 from wals_spark.inject.vocabulary.trim import kept_ids, trim_tokenizer
 
 
@@ -23,22 +23,22 @@ from wals_spark.inject.vocabulary.trim import kept_ids, trim_tokenizer
     ],
 )
 def test_the_kind_is_told_where_the_file_does_not_name_it(model, kind):
-    assert kind_of({"model": model}) == kind
+    assert tokenizer_model_type({"model": model}) == kind
 
 
 def test_both_spellings_of_merges_are_read():
-    assert merges_of({"model": {"merges": ["a b", ["ab", "c"]]}}) == [("a", "b"), ("ab", "c")]
+    assert bpe_merges({"model": {"merges": ["a b", ["ab", "c"]]}}) == [("a", "b"), ("ab", "c")]
 
 
 def test_added_tokens_belong_to_the_vocabulary():
     content = {"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": [{"content": "<mask>", "id": 9}]}
-    assert vocabulary_of(content) == {"a": 0, "b": 1, "<mask>": 9}
+    assert token_ids(content) == {"a": 0, "b": 1, "<mask>": 9}
 
 
 def old_spelling(content):
     """As the files of 2019 have it: no kind, merges as strings."""
     model = {name: value for name, value in content["model"].items() if name != "type"}
-    return {**content, "model": {**model, "merges": [" ".join(pair) for pair in merges_of(content)]}}
+    return {**content, "model": {**model, "merges": [" ".join(pair) for pair in bpe_merges(content)]}}
 
 
 def test_an_old_file_is_extended_and_trimmed_like_a_new_one():
@@ -58,6 +58,6 @@ def test_an_old_file_is_extended_and_trimmed_like_a_new_one():
 
 def test_robertas_own_file_is_a_bpe(data):
     content = json.loads((data / "tokenizers" / "roberta-base" / "tokenizer.json").read_text(encoding="utf-8"))
-    assert kind_of(content) == "BPE"
-    assert len(merges_of(content)) == 50_000
-    assert len(vocabulary_of(content)) == 50_265
+    assert tokenizer_model_type(content) == "BPE"
+    assert len(bpe_merges(content)) == 50_000
+    assert len(token_ids(content)) == 50_265
