@@ -20,7 +20,7 @@ from oracles import wals as oracle  # noqa: E402
 
 from wals_spark.cluster.process_group import LocalGroup, TorchGroup  # noqa: E402  # after the skip
 from wals_spark.errors import InputError  # noqa: E402
-from wals_spark.matrix.cells import Cells  # noqa: E402
+from wals_spark.matrix.coo import Coo  # noqa: E402
 from wals_spark.objective import PRESETS, Objective  # noqa: E402
 from wals_spark.wals.engine.factors import Coordinates  # noqa: E402
 from wals_spark.wals.engine.rank import run  # noqa: E402
@@ -57,7 +57,7 @@ def counts() -> np.ndarray:
 def half_step(solver: Solver, counts: np.ndarray, objective: Objective, k: int) -> tuple[np.ndarray, ...]:
     """Rows solved on the device and by the dense float64 reference, and both losses."""
     rows, cols = np.nonzero(counts)
-    cells = Cells(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
+    cells = Coo(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
     row, col = make_sides(
         GROUP, cells, counts.shape, objective, symmetric=False, unit=1, k=k, dtype=np.dtype("float32")
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from wals_spark import schemas
 from wals_spark.errors import InputError
-from wals_spark.matrix import cells
+from wals_spark.matrix import coo
 from wals_spark.stage import StageRun
 
 SVD_CELLS = 100_000_000
@@ -85,6 +85,6 @@ def svd(stage_run: StageRun, k: int) -> np.ndarray:
             "take svd out of the list"
         )
     size = int(train.outputs["vocabulary_size"])
-    found = cells.read_share([data_file.path for data_file in files], 0, 1, (size, size))
+    found = coo.read_coo([data_file.path for data_file in files], 0, 1, (size, size))
     matrix = ppmi(found.rows, found.cols, found.values, size)
     return truncated_svd(matrix, k, context.config.seed)

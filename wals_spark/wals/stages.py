@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, InputError
-from wals_spark.matrix.cells import portions
+from wals_spark.matrix.coo import list_row_groups
 from wals_spark.objective import from_config
 from wals_spark.runs import Manifest, ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
@@ -103,7 +103,7 @@ def _run(stage_run: StageRun) -> Outcome:
     if config.cells:
         given = {"files": config.cells, "symmetric": False, "unit": 1, "value": "target", "weight": "weight"}
         given |= {"signed": True, "duplicates": "refuse"}
-        cells = sum(portion.rows for portion in portions(config.cells))
+        cells = sum(row_group.rows for row_group in list_row_groups(config.cells))
     placement = preflight(context.spark, workers=config.workers, device=config.device)
     objective = from_config(config)
     directory = _directory(stage_run)

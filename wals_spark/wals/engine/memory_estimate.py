@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from wals_spark.cluster import process_group
 from wals_spark.errors import ConfigError
-from wals_spark.matrix import cells as portions
+from wals_spark.matrix import coo
 from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.partition.memory_plan import Holding
 from wals_spark.wals.solvers.cache_lines import LINE_BYTES
@@ -114,7 +114,7 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
     several = problem.ranks > 1
     if holding.streamed:
         at_once = min(own, holding.block_cells)
-        loading = at_once * LOADING_BYTES + portions.CELLS_AT_ONCE * (LOADING_BYTES + EXCHANGE_BYTES * several)
+        loading = at_once * LOADING_BYTES + coo.BATCH_ENTRIES * (LOADING_BYTES + EXCHANGE_BYTES * several)
         matrix = 2 * at_once * cell
     else:
         loading = own * (LOADING_BYTES + EXCHANGE_BYTES * several) + (problem.layouts - 1) * own * cell

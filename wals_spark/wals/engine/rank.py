@@ -22,7 +22,7 @@ from wals_spark import storage
 from wals_spark.cluster.process_group import Group
 from wals_spark.errors import InputError, TransientError, WalsSparkError
 from wals_spark.factors import gauge
-from wals_spark.matrix.cells import Cells, portions, read_portions, read_share
+from wals_spark.matrix.coo import Coo, list_row_groups, read_coo, read_coo_batches
 from wals_spark.matrix.list_column import lists_to_matrix, matrix_to_lists
 from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.engine.collectives import all_gather_rows
@@ -121,7 +121,7 @@ def settle(task: RankTask, group: Group) -> RankTask:
 
         memory = min(memory, torch.cuda.mem_get_info()[0])
     memory = min(group.all_gather_object(memory))
-    cells = sum(portion.rows for portion in portions(task.files))
+    cells = sum(row_group.rows for row_group in list_row_groups(task.files))
     holding, _ = choose(task.problem(cells, group.size), task.holding, memory)
     return replace(task, holding=holding)
 
@@ -130,13 +130,13 @@ def _place(task: RankTask, group: Group, phases: Phases) -> tuple[Side, Side]:
     """Read this rank's share of the files and make the sides."""
     columns: dict[str, Any] = {"weight": task.weight, "signed": task.signed}
 
-    def in_portions() -> Iterator[Cells]:
-        return read_portions(task.files, group.rank, group.size, task.shape, task.value, **columns)
+    def in_portions() -> Iterator[Coo]:
+        return read_coo_batches(task.files, group.rank, group.size, task.shape, task.value, **columns)
 
     with phases("read"):
-        cells: Cells | Callable[[], Iterator[Cells]] = in_portions
+        cells: Coo | Callable[[], Iterator[Coo]] = in_portions
         if not task.holding.streamed:
-            cells = read_share(task.files, group.rank, group.size, task.shape, task.value, **columns)
+            cells = read_coo(task.files, group.rank, group.size, task.shape, task.value, **columns)
     with phases("place"):
         return make_sides(
             group,

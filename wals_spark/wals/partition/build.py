@@ -11,7 +11,7 @@ import numpy as np
 from wals_spark.cluster.process_group import Group
 from wals_spark.errors import InputError
 from wals_spark.matrix.array_file import ArrayFile
-from wals_spark.matrix.cells import Cells
+from wals_spark.matrix.coo import Coo
 from wals_spark.matrix.csr import sum_by
 from wals_spark.objective import Marginals, Objective
 from wals_spark.wals.partition.halo import Piece, cut_by_distinct, with_needs
@@ -24,7 +24,7 @@ CELLS_AT_ONCE = 1 << 22
 
 def make_sides(
     group: Group,
-    cells: Cells | Portions,
+    cells: Coo | Portions,
     shape: tuple[int, int],
     objective: Objective,
     *,
@@ -40,7 +40,7 @@ def make_sides(
     Parameters
     ----------
     group : Group
-    cells : Cells, or a function that returns them in portions
+    cells : Coo, or a function that returns them in portions
         Any part of the matrix; the parts of all ranks together are the matrix. Portions are asked for where the
         matrix is streamed, several times.
     shape : (m, n)
@@ -64,7 +64,7 @@ def make_sides(
     """
 
     def own_rows(side: int) -> OwnRows:
-        if isinstance(cells, Cells):
+        if isinstance(cells, Coo):
             return collect(group, cells if side == 0 else cells.transposed, shape[side], k, duplicates)
         portions = cells if side == 0 else lambda: (portion.transposed for portion in cells())
         return collect_filed(group, portions, shape[side], k, duplicates, holding)

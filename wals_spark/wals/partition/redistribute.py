@@ -10,12 +10,12 @@ import numpy as np
 
 from wals_spark.cluster.process_group import Group, lockstep
 from wals_spark.matrix.array_file import ArrayFile, read_ahead
-from wals_spark.matrix.cells import Cells
+from wals_spark.matrix.coo import Coo
 from wals_spark.matrix.csr import Csr, build_csr
 from wals_spark.matrix.placement import assign_rows
 from wals_spark.wals.partition.memory_plan import Holding
 
-Portions = Callable[[], Iterator[Cells]]
+Portions = Callable[[], Iterator[Coo]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class OwnRows:
     parts: Iterable[tuple[int, Csr]]
 
 
-def collect(group: Group, cells: Cells, size: int, k: int, duplicates: str) -> OwnRows:
+def collect(group: Group, cells: Coo, size: int, k: int, duplicates: str) -> OwnRows:
     """Through memory: the own rows are one part."""
     counts = group.all_reduce(np.bincount(cells.rows, minlength=size).astype(np.int64))
     owner = assign_rows(counts, k, group.size)
@@ -72,7 +72,7 @@ def collect_filed(group: Group, portions: Portions, size: int, k: int, duplicate
     starts = cut_rows(np.concatenate([[0], np.cumsum(counts[rows])]), holding.block_cells)
     arrived = ArrayFile(holding.scratch)
     records: list[list[int]] = [[] for _ in starts[1:]]
-    nothing = Cells(*(column[:0] for column in next(portions()).columns))
+    nothing = Coo(*(column[:0] for column in next(portions()).columns))
     for sent in lockstep(group, portions(), nothing):
         cells = _to_owners(group, owner, sent)
         where = place[cells.rows]
@@ -136,10 +136,10 @@ def _own(group: Group, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, place
 
 
-def _to_owners(group: Group, owner: np.ndarray, cells: Cells) -> Cells:
+def _to_owners(group: Group, owner: np.ndarray, cells: Coo) -> Coo:
     if group.size == 1:
         return cells
     destination = owner[cells.rows].astype(np.int16)
     order = np.argsort(destination, kind="stable")
     bounds = np.searchsorted(destination[order], np.arange(1, group.size))
-    return Cells(*(np.concatenate(group.all_to_all(np.split(column[order], bounds))) for column in cells.columns))
+    return Coo(*(np.concatenate(group.all_to_all(np.split(column[order], bounds))) for column in cells.columns))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from wals_spark.cluster.process_group import LocalGroup
-from wals_spark.matrix.cells import Cells
+from wals_spark.matrix.coo import Coo
 from wals_spark.objective import PRESETS
 from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.engine.rank import run
@@ -72,7 +72,7 @@ def test_a_training_of_sharded_ranks_resumes_on_one_that_holds_everything(
 
 def test_every_cell_is_in_one_block_and_a_block_fetches_each_column_once(counts) -> None:
     rows, cols = np.nonzero(counts)
-    cells = Cells(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
+    cells = Coo(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
     make = {"symmetric": True, "unit": 1, "k": 6, "dtype": np.dtype("float32")}
     whole, _ = make_sides(GROUP, cells, counts.shape, PRESETS["ppmi"], **make)
     side, _ = make_sides(GROUP, lambda: iter([cells]), counts.shape, PRESETS["ppmi"], holding=BOTH, **make)
@@ -106,12 +106,12 @@ MEMORY_PROGRAM = """
 import gc, json, sys
 from dataclasses import replace
 from wals_spark.cluster.process_group import LocalGroup
-from wals_spark.matrix import cells
+from wals_spark.matrix import coo
 from wals_spark.wals.partition import build
 from wals_spark.wals.partition.memory_plan import Holding
 from wals_spark.wals.engine.task import RankTask
 from wals_spark.wals.engine.rank import run
-cells.CELLS_AT_ONCE = build.CELLS_AT_ONCE = 1 << 16
+coo.BATCH_ENTRIES = build.CELLS_AT_ONCE = 1 << 16
 small, large = map(RankTask.from_json, sys.argv[1:3])
 
 def resident_bytes(name):

@@ -10,7 +10,7 @@ from oracles import wals as oracle
 
 from wals_spark.cluster.process_group import LocalGroup
 from wals_spark.errors import ConfigError, InputError
-from wals_spark.matrix.cells import Cells
+from wals_spark.matrix.coo import Coo
 from wals_spark.objective import PRESETS, Objective
 from wals_spark.wals.engine.factors import Coordinates
 from wals_spark.wals.partition.build import make_sides
@@ -44,7 +44,7 @@ def solvers() -> dict[str, Solver]:
 
 def sides_of(counts: np.ndarray, objective: Objective, dtype: str, symmetric: bool = False) -> tuple[Side, Side]:
     rows, cols = np.nonzero(counts)
-    cells = Cells(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
+    cells = Coo(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
     return make_sides(GROUP, cells, counts.shape, objective, symmetric=symmetric, unit=1, k=6, dtype=np.dtype(dtype))
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wals_spark.errors import InputError
-from wals_spark.matrix.cells import portions, read_share, share
+from wals_spark.matrix.coo import list_row_groups, rank_row_groups, read_coo
 
 
 def write(path: Path, **changed: Any) -> str:
@@ -30,15 +30,15 @@ def write(path: Path, **changed: Any) -> str:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 40])
 def test_every_row_group_belongs_to_one_rank(tmp_path: Path, ranks: int) -> None:
     paths = [write(tmp_path / "a.parquet"), write(tmp_path / "b.parquet")]
-    found = portions(paths)
-    shares = [share(found, rank, ranks) for rank in range(ranks)]
+    found = list_row_groups(paths)
+    shares = [rank_row_groups(found, rank, ranks) for rank in range(ranks)]
     assert [portion for part in shares for portion in part] == found
     assert max(sum(portion.rows for portion in part) for part in shares) <= 200 // ranks + 7
 
 
 def test_shares_of_all_ranks_are_the_matrix(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.parquet")]
-    parts = [read_share(paths, rank, 3, (10, 10)) for rank in range(3)]
+    parts = [read_coo(paths, rank, 3, (10, 10)) for rank in range(3)]
     assert np.concatenate([part.values for part in parts]).tolist() == list(range(100))
 
 
@@ -58,7 +58,7 @@ def test_shares_of_all_ranks_are_the_matrix(tmp_path: Path) -> None:
 def test_bad_cells_name_the_file_and_the_fault(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "bad.parquet", **changed)
     with pytest.raises(InputError, match=message) as caught:
-        read_share([path], 0, 1, (10, 10))
+        read_coo([path], 0, 1, (10, 10))
     assert path in str(caught.value)
 
 
@@ -66,4 +66,4 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path = Path(write(tmp_path / "cut.parquet"))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match=r"cut.parquet cannot be read"):
-        read_share([str(path)], 0, 1, (10, 10))
+        read_coo([str(path)], 0, 1, (10, 10))

@@ -1,4 +1,4 @@
-"""Parquet files of (row_id, col_id, value) to arrays, a share of the row groups per rank."""
+"""Sparse matrices in coordinate format, read from Parquet files of (row_id, col_id, value), row groups per rank."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from wals_spark import storage
 from wals_spark.errors import InputError
 
 ROW, COL = "row_id", "col_id"
-CELLS_AT_ONCE = 1 << 20
+BATCH_ENTRIES = 1 << 20
+"""Cells read from a file at a time: at most 24 MB."""
 
 
 @dataclass(frozen=True)
-class Portion:
-    """A row group of a file.
+class RowGroup:
+    """A row group of a Parquet file.
 
     Attributes
     ----------
     path : str
-    group : int
+    number : int
+        Position of the row group in the file.
     rows : int
     """
 
     path: str
-    group: int
+    number: int
     rows: int
 
 
 @dataclass(frozen=True)
-class Cells:
-    """Cells of a sparse matrix in no particular order.
+class Coo:
+    """A sparse matrix, or a part of one, in coordinate format; its cells are in no particular order.
 
     Attributes
     ----------
@@ -53,17 +55,17 @@ class Cells:
         return len(self.rows)
 
     @property
-    def transposed(self) -> Cells:
-        """With rows and columns exchanged."""
-        return Cells(self.cols, self.rows, self.values, self.weights)
+    def transposed(self) -> Coo:
+        """The transpose; arrays are shared."""
+        return Coo(self.cols, self.rows, self.values, self.weights)
 
     @property
     def columns(self) -> list[np.ndarray]:
-        """The arrays that there are."""
+        """The arrays of the cells: rows, cols, values and, where cells have them, weights."""
         return [array for array in (self.rows, self.cols, self.values, self.weights) if array is not None]
 
 
-def portions(paths: Sequence[str]) -> list[Portion]:
+def list_row_groups(paths: Sequence[str]) -> list[RowGroup]:
     """The row groups of all files, in the order of the files.
 
     Raises
@@ -81,23 +83,23 @@ def portions(paths: Sequence[str]) -> list[Portion]:
             raise InputError(
                 f"matrix file {path} cannot be read: {error}; the stage that wrote it must run again"
             ) from error
-        found += [Portion(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
+        found += [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
     return found
 
 
-def share(found: Sequence[Portion], rank: int, ranks: int) -> list[Portion]:
-    """The portions of a rank: consecutive ones, of nearly equal numbers of rows for all ranks."""
-    total = sum(portion.rows for portion in found)
+def rank_row_groups(found: Sequence[RowGroup], rank: int, ranks: int) -> list[RowGroup]:
+    """The row groups that a rank reads: consecutive ones, with nearly the same number of rows for every rank."""
+    total = sum(group.rows for group in found)
     mine, before = [], 0
-    for portion in found:
-        middle = before + portion.rows / 2
+    for group in found:
+        middle = before + group.rows / 2
         if rank * total <= middle * ranks < (rank + 1) * total:
-            mine.append(portion)
-        before += portion.rows
+            mine.append(group)
+        before += group.rows
     return mine
 
 
-def read_share(
+def read_coo(
     paths: Sequence[str],
     rank: int,
     ranks: int,
@@ -106,13 +108,38 @@ def read_share(
     *,
     weight: str | None = None,
     signed: bool = False,
-) -> Cells:
-    """All cells of `read_portions`, in one piece."""
-    nothing, *parts = read_portions(paths, rank, ranks, shape, value, weight=weight, signed=signed)
+) -> Coo:
+    """The cells of a rank's row groups, all at once.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Parquet files with the columns ``row_id``, ``col_id`` and `value`.
+    rank, ranks : int
+        Number of this rank and of all ranks; see `rank_row_groups`.
+    shape : (int, int)
+        Rows and columns of the matrix.
+    value : str
+        Column of the values.
+    weight : str or None
+        Column of the weights of cells; None = cells have none.
+    signed : bool
+        Whether values may be negative.
+
+    Returns
+    -------
+    Coo
+
+    Raises
+    ------
+    InputError
+        As `read_coo_batches`.
+    """
+    nothing, *parts = read_coo_batches(paths, rank, ranks, shape, value, weight=weight, signed=signed)
     return _joined(parts or [nothing])
 
 
-def read_portions(
+def read_coo_batches(
     paths: Sequence[str],
     rank: int,
     ranks: int,
@@ -121,8 +148,28 @@ def read_portions(
     *,
     weight: str | None = None,
     signed: bool = False,
-) -> Iterator[Cells]:
-    """The cells of a rank's `share` of the files, at most `CELLS_AT_ONCE` at a time; the first portion is empty.
+) -> Iterator[Coo]:
+    """The cells of a rank's row groups, at most `BATCH_ENTRIES` at a time.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Parquet files with the columns ``row_id``, ``col_id`` and `value`.
+    rank, ranks : int
+        Number of this rank and of all ranks; see `rank_row_groups`.
+    shape : (int, int)
+        Rows and columns of the matrix.
+    value : str
+        Column of the values.
+    weight : str or None
+        Column of the weights of cells; None = cells have none.
+    signed : bool
+        Whether values may be negative.
+
+    Yields
+    ------
+    Coo
+        The first one is empty and has the dtypes of all: a rank without cells has something to send.
 
     Raises
     ------
@@ -132,10 +179,10 @@ def read_portions(
     """
     names = [ROW, COL, value] + ([weight] if weight is not None else [])
     yield _no_cells(paths, names)
-    for portion in share(portions(paths), rank, ranks):
-        with _opened(portion.path, names) as source:
-            for batch in source.iter_batches(CELLS_AT_ONCE, row_groups=[portion.group], columns=names):
-                yield _checked(pa.Table.from_batches([batch]), names, portion.path, shape, signed)
+    for group in rank_row_groups(list_row_groups(paths), rank, ranks):
+        with _opened(group.path, names) as source:
+            for batch in source.iter_batches(BATCH_ENTRIES, row_groups=[group.number], columns=names):
+                yield _checked(pa.Table.from_batches([batch]), names, group.path, shape, signed)
 
 
 @contextmanager
@@ -156,7 +203,7 @@ def _opened(path: str, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
         ) from error
 
 
-def _checked(table: pa.Table, names: Sequence[str], path: str, shape: tuple[int, int], signed: bool) -> Cells:
+def _checked(table: pa.Table, names: Sequence[str], path: str, shape: tuple[int, int], signed: bool) -> Coo:
     for name in names:
         if table[name].null_count:
             raise InputError(f"matrix file {path}: {table[name].null_count} values of {name} are null")
@@ -165,14 +212,14 @@ def _checked(table: pa.Table, names: Sequence[str], path: str, shape: tuple[int,
     _check_numbers(values, "values", path, signed)
     for numbers in weights:
         _check_numbers(numbers, "weights", path, signed=False)
-    # Ranks exchange values, so these have one dtype whatever the files.
+    # Ranks send values to each other, so these have one dtype whatever the files.
     exact = values.dtype.kind in "iu" and not weights
     values = values.astype(np.int64 if exact else np.float64, copy=False)
     weight = weights[0].astype(np.float64, copy=False) if weights else None
-    return Cells(rows.astype(np.int32, copy=False), cols.astype(np.int32, copy=False), values, weight)
+    return Coo(rows.astype(np.int32, copy=False), cols.astype(np.int32, copy=False), values, weight)
 
 
-def _no_cells(paths: Sequence[str], names: Sequence[str]) -> Cells:
+def _no_cells(paths: Sequence[str], names: Sequence[str]) -> Coo:
     """Empty, of the dtypes of the files: what a rank without cells sends must look like what others send."""
     exact = True
     if paths:
@@ -180,11 +227,11 @@ def _no_cells(paths: Sequence[str], names: Sequence[str]) -> Cells:
             exact = pa.types.is_integer(source.schema_arrow.field(names[2]).type)
     ids, weighted = np.zeros(0, np.int32), len(names) > 3
     values = np.zeros(0, np.int64 if exact and not weighted else np.float64)
-    return Cells(ids, ids, values, np.zeros(0) if weighted else None)
+    return Coo(ids, ids, values, np.zeros(0) if weighted else None)
 
 
-def _joined(parts: Sequence[Cells]) -> Cells:
-    return Cells(*(np.concatenate(arrays) for arrays in zip(*(part.columns for part in parts), strict=True)))
+def _joined(parts: Sequence[Coo]) -> Coo:
+    return Coo(*(np.concatenate(arrays) for arrays in zip(*(part.columns for part in parts), strict=True)))
 
 
 def _check_ids(rows: np.ndarray, cols: np.ndarray, shape: tuple[int, int], path: str) -> None:
