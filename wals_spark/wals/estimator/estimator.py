@@ -1,0 +1,211 @@
+"""WALS as a ``pyspark.ml`` estimator, with the parameters, columns and methods of ``pyspark.ml.recommendation.ALS``.
+
+With ``implicitPrefs=False`` it minimises::
+
+    sum_observed (r_ij - u_i.v_j)^2 + regParam (sum_i n_i |u_i|^2 + sum_j n_j |v_j|^2)
+
+and with ``implicitPrefs=True``, c_ij = 1 + alpha |r_ij| and p_ij = 1 where r_ij > 0, else 0::
+
+    sum_all c_ij (p_ij - u_i.v_j)^2 + regParam (sum_i n_i |u_i|^2 + sum_j n_j |v_j|^2)
+
+n_i counting the observed (explicit) or positive (implicit) ratings: MLlib's objectives, MLlib's regParam.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import uuid
+from typing import Any
+
+from pyspark.ml import Estimator
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from wals_spark import storage
+from wals_spark.cluster.preflight import preflight
+from wals_spark.errors import ConfigError
+from wals_spark.objective import Objective, make_objective
+from wals_spark.wals.engine.driver import train
+from wals_spark.wals.engine.rank import check_shape
+from wals_spark.wals.engine.task import RankTask
+from wals_spark.wals.estimator.factor_files import FACTS
+from wals_spark.wals.estimator.model import WALSModel
+from wals_spark.wals.estimator.params import PARAMETER_NAMES, EstimatorParams
+from wals_spark.wals.estimator.ratings import matrix_files, write_matrix
+
+
+class WALS(Estimator["WALSModel"], EstimatorParams, DefaultParamsReadable["WALS"], DefaultParamsWritable):
+    """Weighted alternating least squares; see the module for the objectives.
+
+    Parameters
+    ----------
+    rank, maxIter, regParam, implicitPrefs, alpha, userCol, itemCol, ratingCol, seed, coldStartStrategy,
+    checkpointInterval, blockSize, predictionCol
+        As in ``pyspark.ml.recommendation.ALS``, with the same defaults. Ids are whole numbers, of 64 bits if
+        need be. `checkpointInterval` counts sweeps, -1 = only at the end; `blockSize` is the number of items
+        multiplied at once when recommending.
+    nonnegative
+        True is refused.
+    numUserBlocks, numItemBlocks, intermediateStorageLevel, finalStorageLevel
+        Accepted, without effect.
+    tol, objective, objectiveParams, duplicates, numWorkers, numThreads, device, precision, workDir, weightCol
+        Ours. `weightCol` names a column of weights w: ``sum_observed w (r - u.v)^2 + regParam (|U|^2 + |V|^2)``, and
+        with ``objectiveParams={"rho": ...}`` a weight of unobserved pairs, of target 0, besides; a repeated pair then
+        counts with the sum of its weights. `objective` names a preset, of which `objectiveParams` changes fields;
+        regParam and alpha then count only where they are set. `workDir` must be reached by every executor; on a
+        ``local`` master a temporary directory does.
+
+    Examples
+    --------
+    >>> model = WALS(rank=20, implicitPrefs=True, userCol="userId", itemCol="movieId").fit(ratings)
+    >>> model.recommendForAllUsers(10)
+    """
+
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__()
+        self._initial: WALSModel | None = None
+        self.setParams(**parameters)
+
+    def setParams(self, **parameters: Any) -> WALS:
+        """Set parameters by name."""
+        unknown = sorted(set(parameters) - set(PARAMETER_NAMES))
+        if unknown:
+            raise ConfigError(
+                f"WALS has no parameter {', '.join(unknown)}; expected some of {', '.join(PARAMETER_NAMES)}"
+            )
+        self._set(**parameters)
+        return self
+
+    def warmStart(self, model: WALSModel | None) -> WALS:
+        """Start from the item factors of a model; items it does not know start at random."""
+        self._initial = model
+        return self
+
+    def copy(self, extra: Any = None) -> WALS:
+        copied = super().copy(extra)
+        copied._initial = self._initial
+        return copied
+
+    def make_objective(self) -> Objective:
+        """The objective that the parameters describe."""
+        if self.isSet(self.weightCol) and not self.isDefined(self.objective):
+            if self.getImplicitPrefs():
+                raise ConfigError("weightCol and implicitPrefs=True are both set; preferences get weights from alpha")
+            given = dict(self.getOrDefault(self.objectiveParams))
+            return make_objective("custom", **{"regularization": self.getRegParam(), **given})
+        if self.isDefined(self.objective):
+            given = dict(self.getOrDefault(self.objectiveParams))
+            if self.isSet(self.regParam):
+                given["regularization"] = self.getRegParam()
+            if self.isSet(self.alpha):
+                given["alpha"] = self.getAlpha()
+            return make_objective(self.getOrDefault(self.objective), **given)
+        ridge = {"regularization": self.getRegParam(), "regularization_exponent": 1.0, "unobserved_regularize": False}
+        if self.getImplicitPrefs():
+            return make_objective("implicit", alpha=self.getAlpha(), **ridge)
+        return make_objective("explicit", **ridge)
+
+    def _check(self) -> None:
+        if self.getOrDefault(self.nonnegative):
+            raise ConfigError("nonnegative=True is not supported by WALS; set it to False, or use pyspark's ALS for it")
+        for name, known in (
+            ("coldStartStrategy", ("nan", "drop")),
+            ("duplicates", ("keep", "sum", "refuse")),
+            ("device", ("auto", "cpu", "cuda")),
+            ("precision", ("float32", "float64")),
+        ):
+            value = self.getOrDefault(name)
+            if value not in known:
+                raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+        for name in ("rank", "maxIter", "blockSize"):
+            if self.getOrDefault(name) < 1:
+                raise ConfigError(f"{name} is {self.getOrDefault(name)}, expected 1 or more")
+        if self.getRank() > 1024:
+            raise ConfigError(f"rank is {self.getRank()}, expected at most 1024")
+
+    def _fit(self, dataset: DataFrame) -> WALSModel:
+        self._check()
+        spark = dataset.sparkSession
+        objective = self.make_objective()
+        directory = storage.join(_work_directory(self, spark), f"{self.uid}-{uuid.uuid4().hex[:8]}")
+        users, items = write_matrix(self, dataset, directory)
+        shape = (users.count(), items.count())
+        check_shape(self.getRank(), shape)
+        workers = self.getOrDefault(self.numWorkers) or None
+        placement = preflight(spark, workers=workers, device=self.getOrDefault(self.device))
+        initial = _write_initial(self._initial, items, self.getRank(), directory)
+        task = self._task(directory, shape, objective, placement.device, initial)
+        result = train(spark, task, placement, threads=self.getOrDefault(self.numThreads) or None)
+        for side, ids in (("row", users), ("col", items)):
+            paths = [entry["path"] for entry in result["files"] if entry["side"] == side]
+            vectors = spark.read.schema("token_id int, vector array<float>, bias float").parquet(*paths)
+            named = vectors.join(ids, vectors["token_id"] == ids["number"])
+            named.select("id", F.col("vector").alias("features"), "bias").write.parquet(storage.join(directory, side))
+        for name in ("training", "matrix", "initial"):
+            storage.remove(storage.join(directory, name))
+        storage.write_json(storage.join(directory, FACTS), {"ratingCol": self.getRatingCol()})
+        return self._copyValues(WALSModel(directory, self.getRank(), objective, result["losses"]))
+
+    def _task(
+        self, directory: str, shape: tuple[int, int], objective: Objective, device: str, initial: str | None
+    ) -> RankTask:
+        every = self.getCheckpointInterval()
+        return RankTask(
+            files=matrix_files(directory),
+            value="value",
+            shape=shape,
+            symmetric=False,
+            unit=1,
+            objective=objective,
+            k=self.getRank(),
+            sweeps=self.getMaxIter(),
+            tolerance=self.getOrDefault(self.tol),
+            seed=self.getSeed(),
+            directory=storage.join(directory, "training"),
+            precision=self.getOrDefault(self.precision),
+            gauge_power=None,
+            device=device,
+            checkpoint_every=2 * every if every > 0 else 2 * self.getMaxIter(),
+            duplicates=_duplicates(self),
+            signed=True,
+            weight="weight" if self.isSet(self.weightCol) else None,
+            start="positive",
+            initial=initial,
+        )
+
+
+def _duplicates(estimator: WALS) -> str:
+    """What becomes of repeated pairs; with weights, keeping them is the same as summing them."""
+    chosen = str(estimator.getOrDefault(estimator.duplicates))
+    return "sum" if chosen == "keep" and estimator.isSet(estimator.weightCol) else chosen
+
+
+def _work_directory(estimator: WALS, spark: SparkSession) -> str:
+    if estimator.isDefined(estimator.workDir):
+        return storage.absolute(estimator.getOrDefault(estimator.workDir))
+    checkpoints = spark.sparkContext._jsc.sc().getCheckpointDir()
+    if checkpoints.isDefined():
+        return str(checkpoints.get())
+    master = spark.sparkContext.master
+    if not master.startswith("local"):
+        raise ConfigError(
+            f"workDir is not set, and the executors of {master} cannot be assumed to reach a directory of this "
+            "machine; set workDir, or SparkContext.setCheckpointDir, to a shared directory"
+        )
+    directory = tempfile.mkdtemp(prefix="wals-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def _write_initial(model: WALSModel | None, items: DataFrame, rank: int, directory: str) -> str | None:
+    if model is None:
+        return None
+    if model.rank != rank:
+        raise ConfigError(f"warm start: the model has rank {model.rank}, the estimator {rank}; use one rank for both")
+    path = storage.join(directory, "initial")
+    known = model.itemFactors.join(items, "id")
+    known.select(F.col("number").cast("bigint").alias("id"), F.col("features").alias("vector")).write.parquet(path)
+    return path

@@ -1,0 +1,128 @@
+"""Ratings of any ids to a matrix of dense row and column numbers, in Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from wals_spark import storage
+from wals_spark.errors import InputError
+from wals_spark.wals.estimator.params import EstimatorParams
+
+
+def id_column(column: str, dataset: DataFrame) -> Column:
+    """The ids of a column as bigint; anything that is not a whole number stops the job with its value."""
+    kind = dict(dataset.dtypes).get(column)
+    if kind is None:
+        raise InputError(f"the data has no column {column}; it has {', '.join(dataset.columns)}")
+    if kind not in ("tinyint", "smallint", "int", "bigint", "float", "double") and not kind.startswith("decimal"):
+        raise InputError(
+            f"column {column} is {kind}; ids must be whole numbers (number them, for example with StringIndexer)"
+        )
+    whole = F.col(column).cast("bigint")
+    message = F.concat(F.lit(f"WALS: {column} holds "), F.coalesce(F.col(column).cast("string"), F.lit("null")))
+    expected = F.concat(message, F.lit(", expected whole numbers"))
+    return F.when(whole.isNotNull() & (whole == F.col(column)), whole).otherwise(F.raise_error(expected).cast("bigint"))
+
+
+def known_id(column: str) -> Column:
+    """The ids of a column as bigint; null for what cannot be an id, which is as unknown as an unseen id."""
+    whole = F.col(column).cast("bigint")
+    return F.when(whole == F.col(column), whole)
+
+
+def write_matrix(params: EstimatorParams, dataset: DataFrame, directory: str) -> tuple[DataFrame, DataFrame]:
+    """Write the ratings as Parquet cells (row_id, col_id, value[, weight]) into ``directory/matrix``.
+
+    Parameters
+    ----------
+    params : EstimatorParams
+        Name the columns.
+    dataset : DataFrame
+    directory : str
+
+    Returns
+    -------
+    users, items : DataFrame
+        Columns (id, number): row and column numbers of the ids, both rising.
+
+    Raises
+    ------
+    InputError
+        A column is missing, an id is not a whole number, or a rating or weight is not finite.
+    """
+    spark = dataset.sparkSession
+    columns = _value_columns(params, dataset)
+    cells = dataset.select(
+        id_column(params.getUserCol(), dataset).alias("user"),
+        id_column(params.getItemCol(), dataset).alias("item"),
+        *(column.alias(name) for name, column in columns.items()),
+    )
+    raw = storage.join(directory, "raw")
+    _write_checked(cells, raw)
+    schema = ", ".join(["user bigint, item bigint", *(f"{name} double" for name in columns)])
+    cells = spark.read.schema(schema).parquet(raw)
+    users, items = (_number(spark, cells, name, directory) for name in ("user", "item"))
+    matrix = (
+        cells.join(users.select(F.col("id").alias("user"), F.col("number").alias("row_id")), "user")
+        .join(items.select(F.col("id").alias("item"), F.col("number").alias("col_id")), "item")
+        .select("row_id", "col_id", *columns)
+    )
+    matrix.write.parquet(storage.join(directory, "matrix"))
+    storage.remove(raw)
+    return users, items
+
+
+def matrix_files(directory: str) -> tuple[str, ...]:
+    """The files that `write_matrix` wrote."""
+    matrix = storage.join(directory, "matrix")
+    names = (info.path.rpartition("/")[2] for info in storage.list_files(matrix) if info.path.endswith(".parquet"))
+    return tuple(storage.join(matrix, name) for name in names)
+
+
+def _value_columns(params: EstimatorParams, dataset: DataFrame) -> Mapping[str, Column]:
+    """The columns ``value`` and, where asked for, ``weight``."""
+    rating = params.getRatingCol()
+    if rating and rating not in dataset.columns:
+        raise InputError(
+            f"the data has no column {rating}; it has {', '.join(dataset.columns)} (ratingCol='' = all are 1)"
+        )
+    columns = {"value": _finite(rating) if rating else F.lit(1.0)}
+    if params.isSet(params.weightCol):
+        weight = params.getWeightCol()
+        if weight not in dataset.columns:
+            raise InputError(f"the data has no column {weight}; it has {', '.join(dataset.columns)}")
+        columns["weight"] = _finite(weight, least=0.0)
+    return columns
+
+
+def _write_checked(cells: DataFrame, path: str) -> None:
+    """Write, and raise what `raise_error` says as an `InputError`."""
+    try:
+        cells.write.parquet(path)
+    except Exception as error:
+        message = str(error)
+        if "WALS: " in message:
+            raise InputError(message[message.index("WALS: ") + 6 :].splitlines()[0]) from None
+        raise
+
+
+def _number(spark: SparkSession, cells: DataFrame, name: str, directory: str) -> DataFrame:
+    """Number the distinct ids of a column in rising order: (id, number)."""
+    distinct = cells.select(F.col(name).alias("id")).distinct()
+    # One partition numbers the distinct ids; ten million of them are 80 MB.
+    number = F.row_number().over(Window.orderBy("id")) - 1
+    path = storage.join(directory, f"{name}-ids")
+    distinct.select("id", number.alias("number")).write.parquet(path)
+    return spark.read.schema("id bigint, number int").parquet(path)
+
+
+def _finite(column: str, least: float = float("-inf")) -> Column:
+    """A column as double; anything that is not finite, or below `least`, stops the job with its value."""
+    value = F.col(column).cast("double")
+    shown = F.coalesce(value.cast("string"), F.lit("null"))
+    bad = F.raise_error(F.concat(F.lit(f"WALS: {column} holds "), shown)).cast("double")
+    good = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < float("inf")) & (value >= least)
+    return F.when(good, value).otherwise(bad)
