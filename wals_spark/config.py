@@ -15,12 +15,13 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from wals_spark.errors import ConfigError
+from wals_spark.objective import PRESETS, Key, configuration_keys
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -43,6 +44,11 @@ def batch_name(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_directory_name)]
 BatchName = Annotated[str, AfterValidator(batch_name)]
+
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = Literal[tuple(PRESETS)]
 
 
 class Section(BaseModel):
@@ -227,29 +233,10 @@ class CooccurrenceConfig(Section):
         return self
 
 
-class TrainConfig(Section):
-    """The factorisation: objective, solver, ranks, checkpoints."""
+class _Problem(Section):
+    """What is factorised, and for how long."""
 
-    execution_keys = frozenset(
-        {"workers", "threads", "device", "exchange", "matrix", "memory_bytes", "scratch"}
-        | {"checkpoint_every", "max_attempts", "timeout_s"}
-    )
-
-    objective: Literal[
-        "ppmi",
-        "sppmi",
-        "pu",
-        "glove",
-        "log_conditional",
-        "log_conditional_smoothed",
-        "swivel_like",
-        "swivel",
-        "squared_norm",
-        "implicit",
-        "ials",
-        "explicit",
-        "custom",
-    ] = Field("ppmi", description="Preset; see docs/objectives.md.")
+    objective: PresetName = Field("ppmi", description="Preset; see docs/objectives.md.")
     cells: tuple[str, ...] = Field(
         (),
         description="custom: Parquet files of (row_id, col_id, target, weight) over the vocabulary's ids, in place of "
@@ -259,23 +246,41 @@ class TrainConfig(Section):
     k: int = Field(128, ge=1, le=1024, description="Number of factors.")
     sweeps: int = Field(8, ge=1, description="At most so many sweeps (a sweep solves both sides).")
     tolerance: float = Field(1e-4, ge=0, description="Stop when the relative decrease of the loss per sweep is below.")
-    regularization: float | None = Field(None, ge=0, description="lambda; none = the preset's.")
-    regularization_exponent: float | None = Field(
-        None, ge=-1, le=2, description="nu: lambda_i = lambda (n_i + rho n)^nu; none = the preset's."
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_batch_is_a_list(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("batches"), str):
+            data = {**data, "batches": tuple(part for part in data["batches"].split(",") if part)}
+        if isinstance(data, Mapping) and isinstance(data.get("cells"), str):
+            data = {**data, "cells": (data["cells"],)}
+        return data
+
+
+def _objective_field(key: Key) -> Any:
+    """Type and default of a key that an objective declares; none stands for the preset's value."""
+    kind = Literal[key.choices] if key.choices else float
+    return kind | None, Field(None, ge=key.ge, gt=key.gt, le=key.le, description=key.description)
+
+
+if TYPE_CHECKING:
+    _ObjectiveKeys = _Problem
+else:
+    _ObjectiveKeys = create_model(
+        "_ObjectiveKeys",
+        __base__=_Problem,
+        **{name: _objective_field(key) for name, key in configuration_keys().items()},
     )
-    rho: float | None = Field(None, ge=0, description="Weight of unobserved cells; none = the preset's.")
-    popularity_exponent: float | None = Field(None, ge=0, le=2, description="g, h: power of the marginals.")
-    popularity_floor: float | None = Field(None, ge=0, description="g, h: least value; none = the preset's.")
-    x_max: float | None = Field(None, gt=0, description="Count at which the weight saturates; none = the preset's.")
-    weight_exponent: float | None = Field(None, ge=0, description="Power of the weight; none = the preset's.")
-    context_smoothing: float | None = Field(None, gt=0, le=1, description="cds: power of the context distribution.")
-    alpha: float | None = Field(None, gt=0, description="implicit: confidence 1 + alpha x.")
-    shift: float | None = Field(
-        None, gt=0, description="PMI presets: negative samples k of ln k; log_conditional_smoothed: added count."
+
+
+class TrainConfig(_ObjectiveKeys):
+    """The factorisation: objective, solver, ranks, checkpoints."""
+
+    execution_keys = frozenset(
+        {"workers", "threads", "device", "exchange", "matrix", "memory_bytes", "scratch"}
+        | {"checkpoint_every", "max_attempts", "timeout_s"}
     )
-    bias: Literal["none", "free", "fixed"] | None = Field(
-        None, description="Row and column biases: none, solved for, or those of independence; none = the preset's."
-    )
+
     gauge_power: float = Field(0.5, ge=0, le=1, description="p of the canonical gauge U S^p.")
     solver: Literal["auto", "exact", "cg", "block"] = Field(
         "auto",
@@ -305,15 +310,6 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(1, ge=1, description="Half-sweeps between checkpoints.")
     max_attempts: int = Field(3, ge=1, description="Runs of the barrier stage before giving up.")
     timeout_s: float = Field(1800.0, gt=0, description="Longest wait of a rank for the others.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_batch_is_a_list(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and isinstance(data.get("batches"), str):
-            data = {**data, "batches": tuple(part for part in data["batches"].split(",") if part)}
-        if isinstance(data, Mapping) and isinstance(data.get("cells"), str):
-            data = {**data, "cells": (data["cells"],)}
-        return data
 
 
 class ExportConfig(Section):

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from wals_spark.config import Config, load_config
+from wals_spark.config import Config, TrainConfig, load_config
 from wals_spark.errors import ConfigError
+from wals_spark.objective import configuration_keys
 
 
 def test_unknown_key_names_the_nearest_known_one(tmp_path):
@@ -65,3 +66,30 @@ def test_execution_keys_do_not_determine_the_result():
     base, other = Config(), load_config(None, ["train.workers=3", "train.timeout_s=9"])
     assert base.train.result_keys() == other.train.result_keys()
     assert base.train.result_keys() != load_config(None, ["train.k=3"]).train.result_keys()
+
+
+def test_the_default_configuration_has_the_fingerprint_that_warehouses_hold():
+    assert Config().fingerprint == "2bbefb97754cd10b"
+
+
+def test_the_section_train_has_every_key_that_an_objective_declares():
+    fields = TrainConfig.model_fields
+    assert set(configuration_keys()) <= set(fields)
+    for name, key in configuration_keys().items():
+        assert fields[name].default is None
+        assert fields[name].description == key.description
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.objective=als", r"train\.objective: Input should be 'ppmi', .* or 'custom' \(found 'als'\)"),
+        ("train.bias=x", r"train\.bias: Input should be 'none', 'free' or 'fixed' \(found 'x'\)"),
+        ("train.rho=-1", r"train\.rho: Input should be greater than or equal to 0 \(found -1\)"),
+        ("train.shift=0", r"train\.shift: Input should be greater than 0 \(found 0\)"),
+        ("train.context_smoothing=2", r"train\.context_smoothing: Input should be less than or equal to 1 \(found 2\)"),
+    ],
+)
+def test_a_bad_value_of_an_objective_key_is_refused_with_its_bounds(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])
