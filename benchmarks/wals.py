@@ -34,7 +34,6 @@ from wals_spark.cooccurrence.count_matrix import read_matrix
 from wals_spark.objective import make_objective
 from wals_spark.wals.engine.rank import run
 from wals_spark.wals.engine.task import RankTask
-from wals_spark.wals.partition.side import Side
 from wals_spark.wals.solvers.cache_lines import in_lines
 from wals_spark.wals.solvers.cpu import (
     TILE,
@@ -42,9 +41,10 @@ from wals_spark.wals.solvers.cpu import (
     ConjugateGradientSolver,
     CpuSolver,
     Solver,
+    rotation_pays,
     short_rows,
-    turning_pays,
 )
+from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import FixedFactors, System
 
 RIDGE = 0.01
@@ -169,33 +169,29 @@ def against_implicit(x: csr_matrix, k: int, sweeps: int, threads: int, machine: 
 STEPS, BLOCK, REPEATS = 4, 64, 4
 
 
-def sample(x: csr_matrix, k: int, rows: int) -> tuple[Side, System]:
+def sample(x: csr_matrix, k: int, rows: int) -> tuple[RowBlock, System]:
     """A half-step of the objective of `against_implicit` for some random rows, and random factors."""
     rng = np.random.default_rng(0)
     chosen = x[np.sort(rng.choice(x.shape[0], min(rows, x.shape[0]), replace=False))].tocsr()
     count, others = chosen.shape
     features = in_lines((rng.standard_normal((others, k)) / np.sqrt(k)).astype(np.float32))[:, :k]
     wide = features.astype(np.float64)
-    one = np.ones(count)
-    side = Side(
-        np.zeros(count, np.int32),
+    block = RowBlock(
         np.arange(count),
         chosen.indptr.astype(np.int64),
         chosen.indices.astype(np.int32),
         np.ones(chosen.nnz, np.float32),
         chosen.data.astype(np.float32),
-        one,
-        one,
-        RIDGE * one,
-        np.diff(x.indptr).astype(np.int64),
+        np.ones(count),
     )
     start = (rng.standard_normal((count, k)) / np.sqrt(k)).astype(np.float32)
     ridge = np.full((count, k), RIDGE)
     fixed_factors = FixedFactors(features, np.ones(others), wide.T @ wide, 1.0)
-    return side, System(fixed_factors, np.zeros((count, 0)), ridge, start)
+    pays = rotation_pays(np.diff(x.indptr), k, others)
+    return block, System(fixed_factors, np.zeros((count, 0)), ridge, start, rotation_pays=pays)
 
 
-def work_of(name: str, n: np.ndarray, k: int, others: int, cells: np.ndarray) -> tuple[float, float]:
+def work_of(name: str, n: np.ndarray, k: int, others: int, rotated: bool) -> tuple[float, float]:
     """Operations and bytes that the formulas of a solver need for rows of n cells."""
     n = n[n > 0].astype(np.float64)
     cholesky, through = n * k**2 + k**3 / 3, 16.0 * k**2
@@ -207,7 +203,7 @@ def work_of(name: str, n: np.ndarray, k: int, others: int, cells: np.ndarray) ->
         )
     if name == "block":
         return float((n * k * BLOCK + k * BLOCK**2 / 3 + 8 * n * k).sum() + turn), float(3 * n.sum() * line)
-    if name == "exact" or not turning_pays(cells, k, others):
+    if name == "exact" or not rotated:
         return float(cholesky.sum()), float((n * line + through).sum())
     short = short_rows(n.astype(np.int64), k)
     dual = n**2 * k + n**3 / 3 + 8 * n * k
@@ -229,8 +225,8 @@ def padding(k: int) -> float:
     return computed / (k * (k + 1) / 2)
 
 
-def parts(side: Side, system: System) -> dict[str, float]:
-    """Processor seconds of gathering, products and Cholesky alone, for the rows of a side."""
+def parts(block: RowBlock, system: System) -> dict[str, float]:
+    """Processor seconds of gathering, products and Cholesky alone, for the rows of a block."""
     from numba import njit
 
     from wals_spark.wals.solvers.kernels.cholesky import factorise, solve_factored
@@ -265,23 +261,23 @@ def parts(side: Side, system: System) -> dict[str, float]:
     gathered, target, factor = empty_panels(k, TILE, like), empty_panels(k, k, like), empty_panels(k, k, like)
     inverses, scratch = np.zeros((len(factor), 16, 16), np.float32), empty_panels(1, 16, like)
     a, b = to_panels(np.eye(k, dtype=np.float32)), np.zeros(16 * len(factor), np.float32)
-    first, rows = side.indptr[:2], int((np.diff(side.indptr) > 0).sum())
+    first, rows = block.indptr[:2], int((np.diff(block.indptr) > 0).sum())
 
     def run_all(indptr: np.ndarray, count: int) -> dict[str, float]:
         return {
-            "gather": timed(lambda: gather(indptr, side.indices, system.fixed_factors.z, gathered, k))[2],
+            "gather": timed(lambda: gather(indptr, block.indices, system.fixed_factors.z, gathered, k))[2],
             "product": timed(lambda: product(indptr, gathered, k, target))[2],
             "solve": timed(lambda: solve(count, a, k, factor, inverses, scratch, b))[2],
         }
 
     run_all(first, 1)
-    tried = [run_all(side.indptr, rows) for _ in range(REPEATS)]
+    tried = [run_all(block.indptr, rows) for _ in range(REPEATS)]
     return {part: min(times[part] for times in tried) for part in tried[0]}
 
 
 def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, float]) -> None:
     """One line per solver: achieved over measured ceilings, per processor second."""
-    side, system = sample(x, k, rows)
+    block, system = sample(x, k, rows)
     fixed = system.fixed_factors
     few, small = sample(x, k, 8)
     solvers: dict[str, Solver] = {
@@ -290,20 +286,20 @@ def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, 
         "cg": ConjugateGradientSolver(threads, STEPS),
         "block": BlockSolver(threads, BLOCK),
     }
-    n = np.diff(side.indptr)
+    n = block.lengths
     for name, solver in solvers.items():
         solver.solve(few, small)
         # The first solve brings features and scratch into memory; a training's half-steps find them there.
-        _, wall, cpu = min((timed(partial(solver.solve, side, system)) for _ in range(REPEATS)), key=lambda t: t[2])
+        _, wall, cpu = min((timed(partial(solver.solve, block, system)) for _ in range(REPEATS)), key=lambda t: t[2])
         turn = 0.0
-        if name in ("cg", "block") or (name == "auto" and turning_pays(side.cells, k, x.shape[1])):
+        if name in ("cg", "block") or (name == "auto" and system.rotation_pays):
             turn = timed(
                 lambda: (
                     fixed.z @ np.eye(k, dtype=np.float32),
                     np.linalg.eigh(fixed.gramian),
                 )
             )[2]
-        flops, traffic = work_of(name, n, k, x.shape[1], side.cells)
+        flops, traffic = work_of(name, n, k, x.shape[1], system.rotation_pays)
         emit(
             "roofline",
             solver=name,
@@ -318,7 +314,7 @@ def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, 
             gb_per_cpu_s=traffic / cpu / 1e9,
             share_of_copies=traffic / cpu / 1e9 / machine["copy_gb_per_s"],
             padding=padding(k) if name in ("exact", "auto") else padding(min(BLOCK, k)) if name == "block" else 1.0,
-            **({f"{part}_cpu_s": seconds for part, seconds in parts(side, system).items()} if name == "exact" else {}),
+            **({f"{part}_cpu_s": seconds for part, seconds in parts(block, system).items()} if name == "exact" else {}),
         )
 
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from wals_spark.wals.partition.side import Side
 from wals_spark.wals.solvers.gpu.cuda_solver import CudaSolver, Layout
 from wals_spark.wals.solvers.gpu.torch_solver import TorchSolver
+from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import FixedFactors, System
 
 
@@ -61,7 +61,7 @@ def ceilings() -> dict[str, float]:
     return rates
 
 
-def random_side(rows: int, columns: int, nnz: int, seed: int) -> Side:
+def random_block(rows: int, columns: int, nnz: int, seed: int) -> RowBlock:
     """Rows with lengths by Zipf's law (at most every column), columns likewise, targets and weights at random."""
     generator = np.random.default_rng(seed)
     share = 1.0 / np.arange(10, rows + 10) ** 0.9
@@ -71,35 +71,36 @@ def random_side(rows: int, columns: int, nnz: int, seed: int) -> Side:
     total = int(indptr[-1])
     indices = (columns * generator.random(total, np.float32) ** 3).astype(np.int32)
     np.clip(indices, 0, columns - 1, out=indices)
-    return make_side(indptr, indices, columns, generator)
+    return make_block(indptr, indices, columns, generator)
 
 
-def make_side(indptr: np.ndarray, indices: np.ndarray, columns: int, generator: np.random.Generator) -> Side:
-    """A side with random targets and weights."""
+def make_block(indptr: np.ndarray, indices: np.ndarray, columns: int, generator: np.random.Generator) -> RowBlock:
+    """A block with random targets and weights."""
     rows, nnz = len(indptr) - 1, len(indices)
     m = generator.random(nnz, np.float32)
     d = generator.random(nnz, np.float32)
-    one = np.ones(rows)
-    return Side(np.zeros(rows, np.int32), np.arange(rows), indptr, indices, m, d, one, one, one * 0.1, np.diff(indptr))
+    return RowBlock(np.arange(rows), indptr, indices, m, d, np.ones(rows))
 
 
-def make_system(side: Side, columns: int, k: int, generator: np.random.Generator) -> System:
+def make_system(block: RowBlock, columns: int, k: int, generator: np.random.Generator) -> System:
     """Random features with their Gramian."""
     z = generator.standard_normal((columns, k), np.float32) / np.sqrt(k).astype(np.float32)
     h = np.ones(columns)
-    rows = len(side.rows)
+    rows = len(block)
     gramian = (z.T.astype(np.float64) @ z).astype(np.float64)
     return System(FixedFactors(z, h, gramian, 0.05), np.zeros((rows, 0)), np.full((rows, k), 0.1))
 
 
-def exact_error(side: Side, system: System, x: np.ndarray, row_loss: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+def exact_error(
+    block: RowBlock, system: System, x: np.ndarray, row_loss: np.ndarray, rows: np.ndarray
+) -> dict[str, float]:
     """Largest relative distance of rows and losses from a float64 solution in NumPy."""
     worst, worst_loss = 0.0, 0.0
     z, k = system.fixed_factors.z.astype(np.float64), system.ridge.shape[1]
     for row in rows:
-        part = slice(side.indptr[row], side.indptr[row + 1])
-        j, m, d = side.indices[part], side.m[part].astype(np.float64), side.d[part].astype(np.float64)
-        own = system.fixed_factors.rho * side.g[row]
+        part = slice(block.indptr[row], block.indptr[row + 1])
+        j, m, d = block.indices[part], block.target[part].astype(np.float64), block.weight[part].astype(np.float64)
+        own = system.fixed_factors.rho * block.popularity[row]
         c = (d + own * system.fixed_factors.h[j]) * m
         a = own * system.fixed_factors.gramian + (z[j].T * d) @ z[j]
         b = z[j].T @ c
@@ -113,29 +114,29 @@ def exact_error(side: Side, system: System, x: np.ndarray, row_loss: np.ndarray,
     return {"worst_row": worst, "worst_loss": worst_loss}
 
 
-def measure(side: Side, columns: int, k: int, rates: dict[str, float], peers: bool) -> None:
+def measure(block: RowBlock, columns: int, k: int, rates: dict[str, float], peers: bool) -> None:
     """Both routes on one system, the second the peer of the first."""
     generator = np.random.default_rng(k)
-    system = make_system(side, columns, k, generator)
+    system = make_system(block, columns, k, generator)
     solvers = {"cuda": CudaSolver("cuda")} | ({"torch": TorchSolver("cuda")} if peers else {})
-    some = np.unique(np.r_[0, 1, generator.integers(0, len(side.rows), 20), len(side.rows) - 1])
-    needed = k * (k + 1.0) * len(side.indices) + k**3 / 3.0 * len(side.rows)
+    some = np.unique(np.r_[0, 1, generator.integers(0, len(block), 20), len(block) - 1])
+    needed = k * (k + 1.0) * len(block.indices) + k**3 / 3.0 * len(block)
     bound = needed / rates["float32_tflops"] / 1e12
     found = {}
     for name, solver in solvers.items():
-        x, loss = solver.solve(side, system)
-        error = exact_error(side, system, x, loss, some)
+        x, loss = solver.solve(block, system)
+        error = exact_error(block, system, x, loss, some)
         started = time.perf_counter()
         for _ in range(3):
-            solver.solve(side, system)
+            solver.solve(block, system)
         whole = (time.perf_counter() - started) / 3
         device = None
         if isinstance(solver, CudaSolver):
-            device = seconds(partial(solver.solve_prepared, solver.prepare(side, system)))
+            device = seconds(partial(solver.solve_prepared, solver.prepare(block, system)))
         found[name] = whole
         emit(
-            name, k=k, rows=len(side.rows), nnz=len(side.indices), **error, whole_s=whole, device_s=device,
-            cells_per_s=len(side.indices) / (device or whole), bound_s=bound, share_of_bound=bound / (device or whole),
+            name, k=k, rows=len(block), nnz=len(block.indices), **error, whole_s=whole, device_s=device,
+            cells_per_s=len(block.indices) / (device or whole), bound_s=bound, share_of_bound=bound / (device or whole),
         )  # fmt: skip
     if peers:
         emit("ratio", k=k, cuda_over_torch=found["cuda"] / found["torch"])
@@ -155,13 +156,13 @@ def main() -> None:
     if arguments.matrix:
         data = np.load(arguments.matrix)
         columns = int(data["indices"].max()) + 1
-        side = make_side(data["indptr"], data["indices"], columns, np.random.default_rng(0))
+        block = make_block(data["indptr"], data["indices"], columns, np.random.default_rng(0))
     else:
         columns = arguments.rows
-        side = random_side(arguments.rows, columns, arguments.nnz, 0)
+        block = random_block(arguments.rows, columns, arguments.nnz, 0)
     for k in arguments.k:
         if Layout(k, 0).fits:
-            measure(side, columns, k, rates, not arguments.no_peers)
+            measure(block, columns, k, rates, not arguments.no_peers)
 
 
 if __name__ == "__main__":

@@ -63,16 +63,16 @@ def half_step(solver: Solver, counts: np.ndarray, objective: Objective, k: int) 
     )
     coordinates = Coordinates(k, objective.bias)
     x = np.random.default_rng(1).standard_normal((col.size, coordinates.width)).astype(np.float32)
-    x[col.cells == 0] = 0
+    x[col.cell_counts == 0] = 0
     z = coordinates.features(x)
-    own = np.zeros((len(row.rows), coordinates.width), np.float32)
-    gramian = (z.T.astype(np.float64) * col.weights) @ z
+    own = np.zeros((len(row.ids), coordinates.width), np.float32)
+    gramian = (z.T.astype(np.float64) * col.popularity) @ z
     system = System(
-        FixedFactors(z, col.weights, gramian, objective.rho),
+        FixedFactors(z, col.popularity, gramian, objective.rho),
         coordinates.held(own),
-        coordinates.ridge(row.ridge[row.rows]),
+        coordinates.ridge(row.ridge[row.ids]),
     )
-    solved, losses = solver.solve(row, system)
+    solved, losses = solver.solve(next(iter(row.blocks)).rows, system)
     problem = oracle.dense_problem(objective, counts)
     v = x[:, :k].astype(np.float64)
     c = x[:, k].astype(np.float64) if objective.bias == "free" else np.zeros(col.size)

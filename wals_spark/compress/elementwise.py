@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from wals_spark.progress import Progress
-from wals_spark.wals.partition.side import Side
 from wals_spark.wals.solvers.cpu import ConjugateGradientSolver, CpuSolver, Solver
+from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import FixedFactors, System
 
 logger = logging.getLogger(__name__)
@@ -77,15 +77,15 @@ def weighted_least_squares(
     """
     dtype = np.dtype(precision)
     threads = threads or len(os.sched_getaffinity(0))
-    sides = [_side(X.astype(dtype, copy=False), weights.astype(dtype, copy=False), ridge)]
-    sides.append(_side(sides[0].m.reshape(X.shape).T, sides[0].d.reshape(X.shape).T, ridge))
+    blocks = [_row_block(X.astype(dtype, copy=False), weights.astype(dtype, copy=False))]
+    blocks.append(_row_block(blocks[0].target.reshape(X.shape).T, blocks[0].weight.reshape(X.shape).T))
     solver: Solver = CpuSolver(threads) if len(basis) <= EXACT_UP_TO else ConjugateGradientSolver(threads, STEPS)
     factors = [np.zeros((len(X), len(basis)), dtype), np.ascontiguousarray(basis.T, dtype)]
     losses: list[float] = []
     with Progress("fisher", 2 * sweeps, "half-sweeps") as progress:
         for half in range(2 * sweeps):
             own, other = half % 2, 1 - half % 2
-            factors[own], row_loss = solver.solve(sides[own], _system(factors[other], factors[own], ridge))
+            factors[own], row_loss = solver.solve(blocks[own], _system(factors[other], factors[own], ridge))
             losses.append(float(row_loss.sum()) + ridge * float((factors[other].astype(np.float64) ** 2).sum()))
             progress.update(half + 1, loss=losses[-1])
             if own == 1 and half > 1 and losses[-3] - losses[-1] < tolerance * abs(losses[-3]):
@@ -93,20 +93,16 @@ def weighted_least_squares(
     return WeightedFactors(factors[0], factors[1].T, losses)
 
 
-def _side(targets: np.ndarray, weights: np.ndarray, ridge: float) -> Side:
+def _row_block(targets: np.ndarray, weights: np.ndarray) -> RowBlock:
     """Every entry of a dense matrix as an observed cell."""
     size, width = targets.shape
-    return Side(
-        owner=np.zeros(size, np.int32),
-        rows=np.arange(size),
+    return RowBlock(
+        ids=np.arange(size),
         indptr=np.arange(size + 1) * width,
         indices=np.tile(np.arange(width, dtype=np.int32), size),
-        m=np.ascontiguousarray(targets).reshape(-1),
-        d=np.ascontiguousarray(weights).reshape(-1),
-        g=np.zeros(size),
-        weights=np.zeros(size),
-        ridge=np.full(size, ridge),
-        cells=np.full(size, width, np.int64),
+        target=np.ascontiguousarray(targets).reshape(-1),
+        weight=np.ascontiguousarray(weights).reshape(-1),
+        popularity=np.zeros(size),
     )
 
 

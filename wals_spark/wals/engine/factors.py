@@ -20,7 +20,7 @@ import numpy as np
 from wals_spark.cluster.process_group import Group
 from wals_spark.matrix.array_file import read_ahead
 from wals_spark.wals.engine.collectives import SUM_CHUNKS, all_gather_chunks, all_gather_rows, row_chunks
-from wals_spark.wals.partition.side import SIDES, Side
+from wals_spark.wals.partition.side import SIDES, Side, SideBlock
 from wals_spark.wals.solvers import cache_lines
 from wals_spark.wals.solvers.system import FixedFactors
 
@@ -106,7 +106,9 @@ class Model(ABC):
         """Ids and rows that this rank writes: those of all ranks are all rows, once."""
 
     @abstractmethod
-    def blocks(self, side: str, fixed: str, gramian: np.ndarray, rho: float) -> Iterator[tuple[Side, FixedFactors]]:
+    def blocks(
+        self, side: str, fixed: str, gramian: np.ndarray, rho: float
+    ) -> Iterator[tuple[SideBlock, FixedFactors]]:
         """The own rows of a side in pieces, each with the factors of the rows of `fixed` that its indices name."""
 
     @abstractmethod
@@ -115,7 +117,7 @@ class Model(ABC):
 
     def gramian(self, side: str, threads: int = 1, device: str = "cpu") -> np.ndarray:
         """``G = sum_j h_j z_j z_j^T`` in float64, its products on the device; shape (K, K)."""
-        h, features = self.sides[side].weights, self.coordinates.features
+        h, features = self.sides[side].popularity, self.coordinates.features
         width = features(self.arrays[side][:0]).shape[1]
 
         def part(x: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -160,20 +162,22 @@ class Replicated(Model):
         return np.arange(self.sides[side].size)
 
     def own(self, side: str) -> np.ndarray:
-        return self.arrays[side][self.sides[side].rows]
+        return self.arrays[side][self.sides[side].ids]
 
     def put(self, side: str, solved: np.ndarray) -> None:
-        all_gather_rows(self.group, self.sides[side].owner, self.sides[side].rows, solved, self.arrays[side])
+        all_gather_rows(self.group, self.sides[side].owner, self.sides[side].ids, solved, self.arrays[side])
 
     def mine(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         x = self.arrays[side]
         ids = slice(len(x) * self.group.rank // self.group.size, len(x) * (self.group.rank + 1) // self.group.size)
         return np.arange(ids.start, ids.stop), x[ids]
 
-    def blocks(self, side: str, fixed: str, gramian: np.ndarray, rho: float) -> Iterator[tuple[Side, FixedFactors]]:
+    def blocks(
+        self, side: str, fixed: str, gramian: np.ndarray, rho: float
+    ) -> Iterator[tuple[SideBlock, FixedFactors]]:
         z = self.coordinates.features(self.arrays[fixed])
-        factors = FixedFactors(z, self.sides[fixed].weights, gramian, rho)
-        for block in self.sides[side].blocks():
+        factors = FixedFactors(z, self.sides[fixed].popularity, gramian, rho)
+        for block in self.sides[side].blocks:
             yield block, factors
 
     def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
@@ -190,7 +194,7 @@ class Sharded(Model):
     """Every rank holds the rows that it solves, and fetches others a block at a time."""
 
     def ids(self, side: str) -> np.ndarray:
-        return self.sides[side].rows
+        return self.sides[side].ids
 
     def own(self, side: str) -> np.ndarray:
         return self.arrays[side]
@@ -199,14 +203,18 @@ class Sharded(Model):
         self.arrays[side][:] = solved
 
     def mine(self, side: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.sides[side].rows, self.arrays[side]
+        return self.sides[side].ids, self.arrays[side]
 
-    def blocks(self, side: str, fixed: str, gramian: np.ndarray, rho: float) -> Iterator[tuple[Side, FixedFactors]]:
+    def blocks(
+        self, side: str, fixed: str, gramian: np.ndarray, rho: float
+    ) -> Iterator[tuple[SideBlock, FixedFactors]]:
         return read_ahead(self._fetched(side, fixed, gramian, rho))
 
-    def _fetched(self, side: str, fixed: str, gramian: np.ndarray, rho: float) -> Iterator[tuple[Side, FixedFactors]]:
-        x, weights = self.arrays[fixed], self.sides[fixed].weights
-        for block in self.sides[side].blocks():
+    def _fetched(
+        self, side: str, fixed: str, gramian: np.ndarray, rho: float
+    ) -> Iterator[tuple[SideBlock, FixedFactors]]:
+        x, weights = self.arrays[fixed], self.sides[fixed].popularity
+        for block in self.sides[side].blocks:
             assert block.needs is not None
             wanted = np.split(block.needs.asked, np.cumsum(block.needs.counts)[:-1])
             received = self.group.all_to_all([x[rows] for rows in wanted])
@@ -216,7 +224,7 @@ class Sharded(Model):
             yield block, FixedFactors(z, weights[block.needs.ids], gramian, rho)
 
     def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
-        x, ids = self.arrays[side], self.sides[side].rows
+        x, ids = self.arrays[side], self.sides[side].ids
 
         def chunk(where: slice) -> np.ndarray:
             return part(x[where], ids[where])

@@ -37,8 +37,9 @@ from wals_spark.wals.solvers.cpu import (
     ConjugateGradientSolver,
     CpuSolver,
     Solver,
+    rotation_pays,
 )
-from wals_spark.wals.solvers.majorization import Curved, make_curved
+from wals_spark.wals.solvers.majorization import Curved, Offsets, make_curved
 from wals_spark.wals.solvers.system import System, one_blas_thread
 
 logger = logging.getLogger(__name__)
@@ -92,13 +93,13 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
         half, losses = _alternate(task, model, half, losses, phases, after_half)
         with phases("write"):
             written, singular = _write_result(task, model)
-    empty = {f"empty_{side}s": int((sides[side].cells == 0).sum()) for side in SIDES}
+    empty = {f"empty_{side}s": int((sides[side].cell_counts == 0).sum()) for side in SIDES}
     return {
         "half_sweeps": half,
         "losses": losses,
         "converged": half < 2 * task.sweeps or _converged(losses, task.tolerance),
         "resumed_at": resumed_at,
-        "nnz": int(row.cells.sum()),
+        "nnz": int(row.cell_counts.sum()),
         **empty,
         "singular_values": singular,
         "files": written,
@@ -176,7 +177,7 @@ def _start(task: RankTask, model: Model) -> tuple[int, list[float]]:
 def _start_columns(task: RankTask, model: Model) -> None:
     """Random columns; rows stay zero, since they are solved first. So do empty columns."""
     x, ids = model.arrays["col"], model.ids("col")
-    filled = model.sides["col"].cells[ids] > 0
+    filled = model.sides["col"].cell_counts[ids] > 0
     places = np.flatnonzero(filled)
     # Making random numbers takes six words for each.
     for part in checkpoint.slices(len(places), 6 * 8 * task.k):
@@ -246,7 +247,7 @@ def _alternate(
         else:
             with phases("exchange"):
                 all_losses = np.zeros(side.size)
-                all_gather_rows(group, side.owner, side.rows, row_loss, all_losses)
+                all_gather_rows(group, side.owner, side.ids, row_loss, all_losses)
                 loss = float(all_losses.sum()) + model.regularization(fixed)
         half += 1
         _check_loss(loss, losses, task, half)
@@ -270,9 +271,12 @@ def _alternate(
 def _look(model: Model, curved: Curved, name: str, fixed: str) -> float:
     """The loss of a curved objective at the factors as they are, by the look that the half-step of a side needs."""
     side = model.sides[name]
-    sums = curved.look(side, model.arrays[fixed], model.own(name), model.sides[fixed])
+    (block,) = side.blocks
+    filled = model.sides[fixed].cell_counts > 0
+    offsets = Offsets(side.offsets[block.rows.ids], model.sides[fixed].offsets, filled)
+    sums = curved.look(block.rows, model.arrays[fixed], model.own(name), offsets)
     everywhere = np.zeros((side.size, sums.shape[1]))
-    all_gather_rows(model.group, side.owner, side.rows, sums, everywhere)
+    all_gather_rows(model.group, side.owner, side.ids, sums, everywhere)
     return curved.loss(everywhere) + model.regularization(name) + model.regularization(fixed)
 
 
@@ -288,20 +292,21 @@ def _half_step(
     """The own rows of a side and their losses, solved block by block."""
     side, before = model.sides[name], model.own(name)
     coordinates = model.coordinates
-    solved, row_loss = before.copy(), np.zeros(len(side.rows))
+    solved, row_loss = before.copy(), np.zeros(len(side.ids))
     for block, fixed_factors in model.blocks(name, fixed, gramian, task.objective.rho):
         if len(block.rows):
             system = System(
                 fixed_factors,
                 coordinates.held(before[block.place]),
-                coordinates.ridge(side.ridge[block.rows]),
+                coordinates.ridge(side.ridge[block.rows.ids]),
                 before[block.place, : coordinates.free],
                 biases=coordinates.free - coordinates.k,
+                rotation_pays=rotation_pays(side.cell_counts, coordinates.k, len(fixed_factors.z)),
             )
             if curved is None:
-                x, row_loss[block.place] = solver.solve(block, system)
+                x, row_loss[block.place] = solver.solve(block.rows, system)
             else:
-                x = curved.improve(block, system, solver)
+                x = curved.improve(block.rows, system, solver)
             solved[block.place, : coordinates.free] = x
     return solved, row_loss
 
@@ -352,7 +357,7 @@ def _status(
         "loss": losses[-1],
         "relative_change": change,
         "seconds_per_half_sweep": round(per_half, 3),
-        "cells_per_s": int(side.cells.sum() / per_half) if per_half > 0 else None,
+        "cells_per_s": int(side.cell_counts.sum() / per_half) if per_half > 0 else None,
         "eta_s": round(per_half * (2 * task.sweeps - half), 1),
         "peak_memory_bytes": peak_memory(),
         "seconds": {name: round(value, 3) for name, value in phases.seconds.items()},

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +16,7 @@ from wals_spark.objective import Marginals, Objective
 from wals_spark.wals.partition.halo import Piece, cut_by_distinct, with_needs
 from wals_spark.wals.partition.memory_plan import Holding
 from wals_spark.wals.partition.redistribute import OwnRows, Portions, collect, collect_filed, cut_rows
-from wals_spark.wals.partition.side import FiledBlocks, Needs, Side
+from wals_spark.wals.partition.side import BlockBuilder, FiledBlocks, Needs, Side, SideBlock
 
 CELLS_AT_ONCE = 1 << 22
 
@@ -128,31 +127,37 @@ def _side(
     swapped: bool,
 ) -> Side:
     seen = marginals.transposed if swapped else marginals
-    weights = objective.popularity(seen.rows, seen.row_cells)
+    popularity = objective.popularity(seen.rows, seen.row_cells)
     ridge = objective.regularizers(seen.row_cells, len(seen.cols))
-    offsets = np.zeros(0)
+    offsets = np.broadcast_to(0.0, len(popularity))
     if objective.bias == "fixed" or objective.unobserved == "softplus":
         offsets = objective.offsets(seen.rows, seen.row_cells, (seen.total, int(seen.row_cells.sum())))
-    nothing = np.zeros(0, dtype)
-    no_cells = (np.zeros(1, np.int64), np.zeros(0, np.int32), nothing, nothing)
-    g = weights[own.rows]
-    whole = Side(own.owner, own.rows, *no_cells, g, weights, ridge, seen.row_cells, offsets)
     pieces = _pieces(own, objective, marginals, unit, dtype, swapped=swapped)
-    if not holding.sharded and not holding.streamed:
-        ((start, arrays),) = pieces
-        return whole.block(start, arrays)
+    blocks = _blocks(group, own, fixed, pieces, BlockBuilder(own.rows, popularity), dtype, holding)
+    return Side(own.owner, own.rows, popularity, ridge, seen.row_cells, offsets, blocks)
+
+
+def _blocks(
+    group: Group,
+    own: OwnRows,
+    fixed: OwnRows,
+    pieces: Iterator[Piece],
+    build: BlockBuilder,
+    dtype: np.dtype,
+    holding: Holding,
+) -> Iterable[SideBlock]:
     blocks: Iterator[tuple[Piece, Needs | None]] = ((piece, None) for piece in pieces)
     if holding.sharded:
         size = len(fixed.owner)
         cut = (part for piece in pieces for part in cut_by_distinct(piece, size, holding.fetched_rows))
         blocks = iter(with_needs(group, cut, fixed.owner, dtype))
     if not holding.streamed:
-        return replace(whole, stored=[whole.block(start, arrays, needs) for (start, arrays), needs in blocks])
+        return [build(start, arrays, needs) for (start, arrays), needs in blocks]
     file = ArrayFile(holding.scratch)
     for (start, arrays), needs in blocks:
         more = [] if needs is None else [needs.ids, needs.asked, needs.counts]
         file.append([np.array([start]), *arrays, *more])
-    return replace(whole, stored=FiledBlocks(whole, file))
+    return FiledBlocks(build, file)
 
 
 def _pieces(

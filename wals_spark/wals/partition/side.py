@@ -1,13 +1,14 @@
-"""The two sides of the matrix as a rank holds them: its own rows and its own columns, ready to be solved."""
+"""The two sides of the matrix as a rank knows them: who owns which row, and its own rows, ready to be solved."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from wals_spark.matrix.array_file import ArrayFile, read_ahead
+from wals_spark.wals.solvers.row_block import RowBlock
 
 SIDES = ("row", "col")
 
@@ -32,89 +33,86 @@ class Needs:
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """The part of one side that a rank solves. "Rows" are the columns of the matrix on the side "col".
+class SideBlock:
+    """Some consecutive own rows, with what only the engine needs: where they stand, and what they are solved from.
 
-    A rank solves its rows block by block, and a block is a `Side` too: of some consecutive own rows, with their
-    cells. Where all own rows are one block (see `blocks`), it is the `Side` itself; otherwise the whole has no cells.
-    Two are equal only if they are one object, which may be cached by.
+    A solver takes `rows` alone. The place among the own rows and the halo are kept around it, because they say how
+    ranks work together, and change with the number of ranks while the rows' systems do not.
+
+    Attributes
+    ----------
+    rows : RowBlock
+    start : int
+        The place of the first row among the own rows.
+    needs : Needs or None
+        Where the block's `indices` are not ids of the other side.
+    """
+
+    rows: RowBlock
+    start: int = 0
+    needs: Needs | None = None
+
+    @property
+    def place(self) -> slice:
+        """The block's rows among the own rows."""
+        return slice(self.start, self.start + len(self.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One side of the matrix as a rank knows it; the "rows" of the side "col" are the columns of the matrix.
 
     Attributes
     ----------
     owner : int32 array of shape (size,)
         The rank that solves each row.
-    rows : int64 array of shape (r,)
+    ids : int64 array of shape (r,)
         Ids of the own rows, rising.
-    indptr, indices : int64 (r + 1,) and int32 (nnz,) arrays
-        Observed cells of the own rows.
-    m, d : arrays of shape (nnz,)
-        Targets and extra weights, see `wals_spark.objective`.
-    g : float64 array of shape (r,)
-        Popularity of the own rows.
-    weights : float64 array of shape (size,)
-        Popularity of all rows of this side: what the other side sees as h.
+    popularity : float64 array of shape (size,)
+        g_i of all rows: what the other side sees as h.
     ridge : float64 array of shape (size,)
         lambda_i of all rows.
-    cells : int64 array of shape (size,)
+    cell_counts : int64 array of shape (size,)
         Observed cells of all rows.
     offsets : float64 array of shape (size,)
-        What the marginals give to the predictions of all rows, see `Objective.offsets`; empty where nothing asks.
-    start : int
-        Of a block: its first row's place among the own rows.
-    needs : Needs or None
-        Of a block, where `indices` are not ids of the other side.
-    stored : iterable of Side, or None
-        The blocks where they are not the whole.
+        What the marginals give to the predictions of all rows, see `Objective.offsets`; zeros where nothing asks.
+    blocks : iterable of SideBlock
+        The own rows in pieces, in order; as many on every rank. It can be iterated again.
     """
 
     owner: np.ndarray
-    rows: np.ndarray
-    indptr: np.ndarray
-    indices: np.ndarray
-    m: np.ndarray
-    d: np.ndarray
-    g: np.ndarray
-    weights: np.ndarray
+    ids: np.ndarray
+    popularity: np.ndarray
     ridge: np.ndarray
-    cells: np.ndarray
-    offsets: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    start: int = 0
-    needs: Needs | None = None
-    stored: Iterable[Side] | None = None
+    cell_counts: np.ndarray
+    offsets: np.ndarray
+    blocks: Iterable[SideBlock]
 
     @property
     def size(self) -> int:
         """Rows of all ranks."""
         return len(self.owner)
 
-    @property
-    def place(self) -> slice:
-        """Of a block: its rows among the own rows."""
-        return slice(self.start, self.start + len(self.rows))
 
-    def blocks(self) -> Iterator[Side]:
-        """The own rows with their cells, in pieces, in order; as many on every rank."""
-        if self.stored is None:
-            yield self
-        else:
-            yield from self.stored
+class BlockBuilder:
+    """Makes the blocks of a side from the cells of consecutive own rows.
 
-    def block(self, start: int, cells: Sequence[np.ndarray], needs: Needs | None = None) -> Side:
-        """Some own rows, given their indptr, indices, m and d."""
-        indptr, indices, m, d = cells
-        part = slice(start, start + len(indptr) - 1)
-        return replace(
-            self,
-            rows=self.rows[part],
-            g=self.g[part],
-            indptr=indptr,
-            indices=indices,
-            m=m,
-            d=d,
-            start=start,
-            needs=needs,
-            stored=None,
-        )
+    Parameters
+    ----------
+    ids : int64 array of shape (r,)
+        Of the own rows.
+    popularity : float64 array of shape (size,)
+        Of all rows.
+    """
+
+    def __init__(self, ids: np.ndarray, popularity: np.ndarray) -> None:
+        self.ids, self.popularity = ids, popularity
+
+    def __call__(self, start: int, cells: Sequence[np.ndarray], needs: Needs | None = None) -> SideBlock:
+        """The block whose first row is own row `start`, given its indptr, indices, targets and weights."""
+        indptr, indices, target, weight = cells
+        ids = self.ids[start : start + len(indptr) - 1]
+        return SideBlock(RowBlock(ids, indptr, indices, target, weight, self.popularity[ids]), start, needs)
 
 
 class FiledBlocks:
@@ -122,21 +120,20 @@ class FiledBlocks:
 
     Parameters
     ----------
-    side : Side
-        The whole, without cells.
+    build : BlockBuilder
     file : ArrayFile
-        A record of (start, indptr, indices, m, d), or these and ids, asked and counts, for each block.
+        A record of (start, indptr, indices, targets, weights), or these and ids, asked and counts, for each block.
     """
 
-    def __init__(self, side: Side, file: ArrayFile) -> None:
-        self.side, self.file = side, file
+    def __init__(self, build: BlockBuilder, file: ArrayFile) -> None:
+        self.build, self.file = build, file
 
     def __len__(self) -> int:
         return len(self.file)
 
-    def __iter__(self) -> Iterator[Side]:
+    def __iter__(self) -> Iterator[SideBlock]:
         return read_ahead(self._read(number) for number in range(len(self.file)))
 
-    def _read(self, number: int) -> Side:
+    def _read(self, number: int) -> SideBlock:
         start, *arrays = self.file.read(number)
-        return self.side.block(int(start[0]), arrays[:4], Needs(*arrays[4:]) if arrays[4:] else None)
+        return self.build(int(start[0]), arrays[:4], Needs(*arrays[4:]) if arrays[4:] else None)

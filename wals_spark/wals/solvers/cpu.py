@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.wals.partition.side import Side
+from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import System, one_blas_thread
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ DUAL_FROM = 64
 
 
 class Solver(ABC):
-    """Solves the own rows of a side."""
+    """Solves the rows of a block."""
 
     @abstractmethod
-    def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
-        """The solution and the loss of every own row.
+    def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
+        """The solution and the loss of every row.
 
         Returns
         -------
@@ -62,36 +62,34 @@ class CpuSolver(Solver):
     def __init__(self, threads: int, *, dual: bool = False) -> None:
         self.threads, self.dual = threads, dual
 
-    def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
         count, free = system.ridge.shape
         out, row_loss = np.zeros((count, free), system.fixed_factors.z.dtype), np.zeros(count)
         short = np.zeros(0, np.int64)
-        if self.dual and self._dual_pays(side, system):
-            short = np.flatnonzero(short_rows(np.diff(side.indptr), free - system.biases))
+        if self.dual and (system.fixed_factors.rho == 0 or system.rotation_pays):
+            short = np.flatnonzero(short_rows(block.lengths, free - system.biases))
         rows = np.setdiff1d(np.arange(count), short, assume_unique=True)
         if len(short):
-            rows = np.union1d(rows, self._solve_short(side, system, short, out, row_loss))
-        again = self._solve(side, system, rows, out, row_loss)
+            rows = np.union1d(rows, self._solve_short(block, system, short, out, row_loss))
+        again = self._solve(block, system, rows, out, row_loss)
         if len(again):
             logger.warning(
                 "%d rows are nearly singular in %s, solved in float64", len(again), system.fixed_factors.z.dtype
             )
             exact = np.zeros((count, free))
-            refuse_singular(side, self._solve(side, system.astype(np.dtype(np.float64)), again, exact, row_loss))
+            refuse_singular(block, self._solve(block, system.astype(np.dtype(np.float64)), again, exact, row_loss))
             out[again] = exact[again]
         return out, row_loss
 
-    def _dual_pays(self, side: Side, system: System) -> bool:
-        k = system.ridge.shape[1] - system.biases
-        return system.fixed_factors.rho == 0 or turning_pays(side.cells, k, len(system.fixed_factors.z))
-
-    def _solve(self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray) -> np.ndarray:
+    def _solve(
+        self, block: RowBlock, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
+    ) -> np.ndarray:
         """Some rows by Cholesky, into `out` and `row_loss`; returns those that are not positive definite."""
         from wals_spark.wals.solvers.kernels.normal_equations import solve_rows
 
         if not len(rows):
             return rows
-        cells, dense = _Cells(side, system), system.fixed_factors.gramian.astype(out.dtype)
+        cells, dense = _Cells(block, system), system.fixed_factors.gramian.astype(out.dtype)
         features = system.fixed_factors.padded
 
         def work(chunk: np.ndarray) -> None:
@@ -100,12 +98,12 @@ class CpuSolver(Solver):
                 cells.pull, out, row_loss, failed, TILE,
             )  # fmt: skip
 
-        failed = np.zeros(len(side.rows), np.int8)
-        self._over(row_chunks(side, system.fixed_factors.z.shape[1], self.threads, rows), work)
+        failed = np.zeros(len(block), np.int8)
+        self._over(row_chunks(block, system.fixed_factors.z.shape[1], self.threads, rows), work)
         return np.flatnonzero(failed)
 
     def _solve_short(
-        self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
+        self, block: RowBlock, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
     ) -> np.ndarray:
         """Some rows through their cells, into `out` and `row_loss`; returns those that cannot be solved so."""
         from wals_spark.wals.solvers.kernels.woodbury import solve_short_rows
@@ -113,7 +111,7 @@ class CpuSolver(Solver):
         k = out.shape[1] - system.biases
         fixed = system.fixed_factors
         rotated = fixed.in_eigenbasis(k, self.threads)
-        cells = _Cells(side, system)
+        cells = _Cells(block, system)
         pull = rotated.forward(cells.pull[:, :k])
         allowed = EXCESS_ALLOWED[out.dtype.name]
 
@@ -123,8 +121,8 @@ class CpuSolver(Solver):
                 cells.h, cells.g, system.ridge, fixed.rho, system.known, pull, allowed, out, row_loss, failed,
             )  # fmt: skip
 
-        failed = np.zeros(len(side.rows), np.int8)
-        self._over(row_chunks(side, k, self.threads, rows), work)
+        failed = np.zeros(len(block), np.int8)
+        self._over(row_chunks(block, k, self.threads, rows), work)
         out[rows, :k] = rotated.back(out[rows, :k])
         return np.flatnonzero(failed)
 
@@ -144,15 +142,15 @@ class ConjugateGradientSolver(CpuSolver):
         super().__init__(threads)
         self.steps = steps
 
-    def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
         from wals_spark.wals.solvers.kernels.conjugate_gradient import improve_rows
 
         if not _can_improve(system):
-            return super().solve(side, system)
+            return super().solve(block, system)
         assert system.start is not None
-        cells = _Cells(side, system)
+        cells = _Cells(block, system)
         rotated = system.fixed_factors.in_eigenbasis(system.ridge.shape[1], self.threads)
-        out, row_loss = rotated.forward(system.start), np.zeros(len(side.rows))
+        out, row_loss = rotated.forward(system.start), np.zeros(len(block))
         dense = np.diag(rotated.values).astype(out.dtype)
 
         def work(chunk: np.ndarray) -> None:
@@ -161,7 +159,7 @@ class ConjugateGradientSolver(CpuSolver):
                 out, row_loss,
             )  # fmt: skip
 
-        self._over(row_chunks(side, out.shape[1], self.threads), work)
+        self._over(row_chunks(block, out.shape[1], self.threads), work)
         return rotated.back(out), row_loss
 
 
@@ -171,28 +169,28 @@ class BlockSolver(CpuSolver):
     Objectives with biases, and rows that are all zero yet, are solved exactly.
     """
 
-    def __init__(self, threads: int, block: int) -> None:
+    def __init__(self, threads: int, width: int) -> None:
         super().__init__(threads)
-        self.block = block
+        self.width = width
 
-    def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
         from wals_spark.wals.solvers.kernels.block_coordinate_descent import descend_rows
 
         if not _can_improve(system, linear=True):
-            return super().solve(side, system)
+            return super().solve(block, system)
         assert system.start is not None
-        fixed, cells = system.fixed_factors, _Cells(side, system)
+        fixed, cells = system.fixed_factors, _Cells(block, system)
         rotated = fixed.in_eigenbasis(system.ridge.shape[1], self.threads)
-        out, row_loss = rotated.forward(system.start), np.zeros(len(side.rows))
+        out, row_loss = rotated.forward(system.start), np.zeros(len(block))
         pull = rotated.forward(cells.pull)
 
         def work(chunk: np.ndarray) -> None:
             descend_rows(
                 chunk, *cells.arrays, rotated.features, rotated.values, cells.h, cells.g, system.ridge, fixed.rho, pull,
-                min(self.block, out.shape[1]), TILE, out, row_loss,
+                min(self.width, out.shape[1]), TILE, out, row_loss,
             )  # fmt: skip
 
-        self._over(row_chunks(side, self.block, self.threads), work)
+        self._over(row_chunks(block, self.width, self.threads), work)
         return rotated.back(out), row_loss
 
 
@@ -206,11 +204,11 @@ def _can_improve(system: System, *, linear: bool = False) -> bool:
 class _Cells:
     """What every kernel is told, in the precision of the features."""
 
-    def __init__(self, side: Side, system: System) -> None:
+    def __init__(self, block: RowBlock, system: System) -> None:
         dtype = system.fixed_factors.z.dtype
-        m, d = side.m.astype(dtype, copy=False), side.d.astype(dtype, copy=False)
-        self.arrays = (side.indptr, side.indices, m, d)
-        self.h, self.g = system.fixed_factors.h.astype(dtype), side.g.astype(dtype)
+        m, d = block.target.astype(dtype, copy=False), block.weight.astype(dtype, copy=False)
+        self.arrays = (block.indptr, block.indices, m, d)
+        self.h, self.g = system.fixed_factors.h.astype(dtype), block.popularity.astype(dtype)
         self.ridge, self.rho = system.ridge.astype(dtype), dtype.type(system.fixed_factors.rho)
         self.pull = np.zeros((0, system.ridge.shape[1])) if system.linear_term is None else system.linear_term
 
@@ -220,17 +218,17 @@ def short_rows(lengths: np.ndarray, k: int) -> np.ndarray:
     return _won(lengths, k) > 0
 
 
-def turning_pays(cells: np.ndarray, k: int, others: int) -> bool:
+def rotation_pays(cell_counts: np.ndarray, k: int, others: int) -> bool:
     """Whether the short ones among all rows of a side save more than turning the other side's rows costs.
 
     Parameters
     ----------
-    cells : int64 array of shape (size,)
+    cell_counts : int64 array of shape (size,)
         Of all rows, whoever solves them: the answer must not depend on the ranks.
     k, others : int
         Factors, and rows of the other side.
     """
-    return float(np.maximum(_won(cells, k), 0.0).sum()) > TURN * others * float(k) ** 2
+    return float(np.maximum(_won(cell_counts, k), 0.0).sum()) > TURN * others * float(k) ** 2
 
 
 def _won(lengths: np.ndarray, k: int) -> np.ndarray:
@@ -249,10 +247,10 @@ def _won(lengths: np.ndarray, k: int) -> np.ndarray:
     return np.where((n > 0) & (k >= DUAL_FROM), primal - dual, 0.0)
 
 
-def row_chunks(side: Side, width: int, threads: int, rows: np.ndarray | None = None) -> list[np.ndarray]:
-    """Own rows (all, or some) in falling order of cost, cut into pieces of nearly equal cost."""
-    rows = np.arange(len(side.rows)) if rows is None else rows
-    cost = np.diff(side.indptr)[rows] + width / 3
+def row_chunks(block: RowBlock, width: int, threads: int, rows: np.ndarray | None = None) -> list[np.ndarray]:
+    """Rows of a block (all, or some) in falling order of cost, cut into pieces of nearly equal cost."""
+    rows = np.arange(len(block)) if rows is None else rows
+    cost = block.lengths[rows] + width / 3
     order = np.argsort(-cost, kind="stable")
     ends = np.cumsum(cost[order])
     if not len(ends):
@@ -262,10 +260,10 @@ def row_chunks(side: Side, width: int, threads: int, rows: np.ndarray | None = N
     return [piece for piece in np.split(rows[order], bounds) if len(piece)]
 
 
-def refuse_singular(side: Side, failed: np.ndarray) -> None:
+def refuse_singular(block: RowBlock, failed: np.ndarray) -> None:
     """Raise for rows without a unique solution."""
     if len(failed):
-        ids = ", ".join(str(int(side.rows[i])) for i in failed[:5])
+        ids = ", ".join(str(int(block.ids[i])) for i in failed[:5])
         raise InputError(
             f"{len(failed)} rows have no unique solution (ids {ids}{', ...' if len(failed) > 5 else ''}): fewer cells "
             "than factors and hardly any regularisation; raise train.regularization or train.rho, or lower train.k"

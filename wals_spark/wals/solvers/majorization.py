@@ -20,15 +20,34 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from wals_spark.objective import Objective
-from wals_spark.wals.partition.side import Side
 from wals_spark.wals.solvers.cpu import TILE, CpuSolver, Solver, row_chunks
+from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import System, one_blas_thread
 
 DENSE_ROWS, DENSE_COLS = 256, 4096
+
+
+class Offsets(NamedTuple):
+    """What the marginals give to the predictions, see `Objective.offsets`.
+
+    Attributes
+    ----------
+    rows : float64 array of shape (r,)
+        b_i of the rows of a block.
+    others : float64 array of shape (n,)
+        c_j of the rows of the fixed side.
+    filled : bool array of shape (n,)
+        Which of these have observed cells.
+    """
+
+    rows: np.ndarray
+    others: np.ndarray
+    filled: np.ndarray
 
 
 class Curved(ABC):
@@ -43,17 +62,17 @@ class Curved(ABC):
         self.threads = threads
 
     @abstractmethod
-    def look(self, side: Side, features: np.ndarray, start: np.ndarray, fixed: Side) -> np.ndarray:
+    def look(self, block: RowBlock, features: np.ndarray, start: np.ndarray, offsets: Offsets) -> np.ndarray:
         """Sums per row from which `loss` makes the loss.
 
         Parameters
         ----------
-        side : Side
+        block : RowBlock
         features : array of shape (n, k)
             The fixed side.
         start : array of shape (r, k)
             The own rows.
-        fixed : Side
+        offsets : Offsets
 
         Returns
         -------
@@ -65,7 +84,7 @@ class Curved(ABC):
         """The loss without regularisation, from the sums of the rows of all ranks; shape (m, s)."""
 
     @abstractmethod
-    def improve(self, side: Side, system: System, solver: Solver) -> np.ndarray:
+    def improve(self, block: RowBlock, system: System, solver: Solver) -> np.ndarray:
         """Better rows than ``system.start``, for the look that was taken at them."""
 
 
@@ -74,42 +93,41 @@ class Softplus(Curved):
 
     pull: np.ndarray
 
-    def look(self, side: Side, features: np.ndarray, start: np.ndarray, fixed: Side) -> np.ndarray:
+    def look(self, block: RowBlock, features: np.ndarray, start: np.ndarray, offsets: Offsets) -> np.ndarray:
         from wals_spark.wals.solvers.kernels.softplus import expand_cells
 
         dtype = features.dtype
-        own_offsets, offsets = side.offsets[side.rows].astype(dtype), fixed.offsets.astype(dtype)
-        filled = (fixed.cells > 0).astype(dtype)
-        self.pull = np.zeros((len(side.rows), features.shape[1]))
-        row_loss = np.zeros(len(side.rows))
+        own, others, filled = (array.astype(dtype) for array in offsets)
+        self.pull = np.zeros((len(block), features.shape[1]))
+        row_loss = np.zeros(len(block))
         rho = dtype.type(0.125)
 
         def expand(begin: int) -> None:
-            rows = np.arange(begin, min(begin + DENSE_ROWS, len(side.rows)))
+            rows = np.arange(begin, min(begin + DENSE_ROWS, len(block)))
             for first in range(0, len(features), DENSE_COLS):
                 cols = slice(first, first + DENSE_COLS)
                 s = start[rows] @ features[cols].T  # (B, C)
                 gradient = np.empty_like(s)
                 expand_cells(
-                    s, rows, first, side.indptr, side.indices, side.m, side.d, rho, own_offsets[rows], offsets[cols],
-                    filled[cols], gradient, row_loss,
+                    s, rows, first, block.indptr, block.indices, block.target, block.weight, rho, own[rows],
+                    others[cols], filled[cols], gradient, row_loss,
                 )  # fmt: skip
                 self.pull[rows] += gradient @ features[cols]
 
         with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(expand, range(0, len(side.rows), DENSE_ROWS)))
+            list(pool.map(expand, range(0, len(block), DENSE_ROWS)))
         return row_loss[:, None]
 
     def loss(self, sums: np.ndarray) -> float:
         return float(sums.sum())
 
-    def improve(self, side: Side, system: System, solver: Solver) -> np.ndarray:
+    def improve(self, block: RowBlock, system: System, solver: Solver) -> np.ndarray:
         assert system.start is not None
         fixed = system.fixed_factors
         pull = self.pull + fixed.rho * (system.start @ fixed.gramian)
         if not isinstance(solver, CpuSolver):
             solver = CpuSolver(self.threads, dual=True)
-        solved, _ = solver.solve(side, replace(system, linear_term=pull))
+        solved, _ = solver.solve(block, replace(system, linear_term=pull))
         return solved
 
 
@@ -124,16 +142,16 @@ class SquaredNorm(Curved):
 
     z = 0.0
 
-    def look(self, side: Side, features: np.ndarray, start: np.ndarray, fixed: Side) -> np.ndarray:
+    def look(self, block: RowBlock, features: np.ndarray, start: np.ndarray, offsets: Offsets) -> np.ndarray:
         from wals_spark.wals.solvers.kernels.gauss_newton import sum_residuals
 
-        sums = np.zeros((len(side.rows), 3))
+        sums = np.zeros((len(block), 3))
 
         def add(rows: np.ndarray) -> None:
-            sum_residuals(rows, side.indptr, side.indices, side.m, side.d, features, start, sums)
+            sum_residuals(rows, block.indptr, block.indices, block.target, block.weight, features, start, sums)
 
         with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(add, row_chunks(side, features.shape[1], self.threads)))
+            list(pool.map(add, row_chunks(block, features.shape[1], self.threads)))
         return sums
 
     def loss(self, sums: np.ndarray) -> float:
@@ -141,7 +159,7 @@ class SquaredNorm(Curved):
         self.z = float(first / weight)
         return float(second - first * self.z)
 
-    def improve(self, side: Side, system: System, solver: Solver) -> np.ndarray:
+    def improve(self, block: RowBlock, system: System, solver: Solver) -> np.ndarray:
         from wals_spark.wals.solvers.kernels.gauss_newton import improve_rows
 
         assert system.start is not None
@@ -149,11 +167,11 @@ class SquaredNorm(Curved):
 
         def work(rows: np.ndarray) -> None:
             improve_rows(
-                rows, side.indptr, side.indices, side.m, side.d, v, self.z, system.ridge[:, 0], out, TILE
+                rows, block.indptr, block.indices, block.target, block.weight, v, self.z, system.ridge[:, 0], out, TILE
             )  # fmt: skip
 
         with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(work, row_chunks(side, out.shape[1], self.threads)))
+            list(pool.map(work, row_chunks(block, out.shape[1], self.threads)))
         return out
 
 

@@ -68,7 +68,7 @@ class FixedFactors:
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """The linear systems of some own rows, without their cells.
+    """The linear systems of the rows of a block, without their cells.
 
     Attributes
     ----------
@@ -82,6 +82,9 @@ class System:
         Added to the right-hand sides; a row's loss is then known up to a constant.
     biases : int
         1 where the last solved coordinate is a bias, else 0.
+    rotation_pays : bool
+        Whether short rows are worth a rotation of the fixed factors, see `wals_spark.wals.solvers.cpu.rotation_pays`:
+        decided over all rows of the side, so that it depends neither on the block nor on the ranks.
     """
 
     fixed_factors: FixedFactors
@@ -90,6 +93,7 @@ class System:
     start: np.ndarray | None = None
     linear_term: np.ndarray | None = None
     biases: int = 0
+    rotation_pays: bool = True
 
     def astype(self, dtype: np.dtype) -> System:
         """With fixed factors of another precision."""

@@ -275,7 +275,7 @@ def test_the_solver_of_least_cost_gives_the_exact_factors(
     make_task, result_of, counts, preset, bias, monkeypatch
 ) -> None:
     monkeypatch.setattr("wals_spark.wals.solvers.cpu.short_rows", lambda lengths, k: (lengths > 0) & (lengths < 20))
-    monkeypatch.setattr("wals_spark.wals.solvers.cpu.turning_pays", lambda cells, k, others: True)
+    monkeypatch.setattr("wals_spark.wals.engine.rank.rotation_pays", lambda cells, k, others: True)
     objective = replace(PRESETS[preset], bias=bias)
     exact = make_task(counts, objective=objective, name="exact", solver="exact", precision="float64")
     auto = make_task(counts, objective=objective, name="auto", solver="auto", precision="float64")
@@ -294,8 +294,8 @@ def test_blocks_of_coordinates_fall_to_the_exact_loss(make_task, counts) -> None
 def test_a_loss_that_rises_raises_with_both_figures(make_task, counts, monkeypatch) -> None:
     solve = CpuSolver.solve
 
-    def worse(self, side, system):
-        x, row_loss = solve(self, side, system)
+    def worse(self, block, system):
+        x, row_loss = solve(self, block, system)
         return x, row_loss * (100.0 if system.start.any() else 1.0)
 
     monkeypatch.setattr(CpuSolver, "solve", worse)

@@ -76,16 +76,17 @@ def test_every_cell_is_in_one_block_and_a_block_fetches_each_column_once(counts)
     make = {"symmetric": True, "unit": 1, "k": 6, "dtype": np.dtype("float32")}
     whole, _ = make_sides(GROUP, cells, counts.shape, PRESETS["ppmi"], **make)
     side, _ = make_sides(GROUP, lambda: iter([cells]), counts.shape, PRESETS["ppmi"], holding=BOTH, **make)
-    blocks = list(side.blocks())
+    blocks = list(side.blocks)
+    (whole_block,) = whole.blocks
     assert len(blocks) > 10
     assert [block.start for block in blocks] == np.cumsum([0, *(len(block.rows) for block in blocks[:-1])]).tolist()
-    named = np.concatenate([block.needs.ids[block.indices] for block in blocks])
-    assert np.array_equal(named, whole.indices)
-    assert np.array_equal(np.concatenate([block.d for block in blocks]), whole.d)
+    named = np.concatenate([block.needs.ids[block.rows.indices] for block in blocks])
+    assert np.array_equal(named, whole_block.rows.indices)
+    assert np.array_equal(np.concatenate([block.rows.weight for block in blocks]), whole_block.rows.weight)
     for block in blocks:
         assert len(np.unique(block.needs.ids)) == len(block.needs.ids)
         assert len(block.needs.ids) <= 9 or len(block.rows) == 1
-        assert len(block.indices) <= 40 or len(block.rows) == 1
+        assert len(block.rows.indices) <= 40 or len(block.rows) == 1
 
 
 def test_shards_of_a_few_rows_are_read_back_whole(make_task, result_of, counts, monkeypatch) -> None:

@@ -9,15 +9,16 @@ import pytest
 from oracles import wals as oracle
 
 from wals_spark.objective import PRESETS
-from wals_spark.wals.partition.side import Side
+from wals_spark.wals.partition.side import Side, SideBlock
 from wals_spark.wals.solvers.cpu import CpuSolver
-from wals_spark.wals.solvers.majorization import SquaredNorm, make_curved
+from wals_spark.wals.solvers.majorization import Offsets, SquaredNorm, make_curved
+from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import FixedFactors, System
 
 TOLERANCE = {"float32": 3e-4, "float64": 1e-9}
 
 
-def side_of(counts: np.ndarray, preset: str, dtype: str) -> tuple[Side, Side, oracle.DenseProblem]:
+def sides_of(counts: np.ndarray, preset: str, dtype: str) -> tuple[Side, Side, oracle.DenseProblem]:
     """Rows and columns of a dense matrix as one rank holds them, built by hand."""
     objective = PRESETS[preset]
     sides = []
@@ -31,20 +32,32 @@ def side_of(counts: np.ndarray, preset: str, dtype: str) -> tuple[Side, Side, or
         totals = (seen.total, int(seen.row_cells.sum()))
         offsets = objective.offsets(seen.rows, seen.row_cells, totals)
         size = len(values)
+        rows = RowBlock(
+            np.arange(size), np.r_[0, np.cumsum((values != 0).sum(1))], other.astype(np.int32), m.astype(dtype),
+            d.astype(dtype), g,
+        )  # fmt: skip
         sides.append(
             Side(
-                np.zeros(size, np.int32), np.arange(size), np.r_[0, np.cumsum((values != 0).sum(1))],
-                other.astype(np.int32), m.astype(dtype), d.astype(dtype), g, g,
-                objective.regularizers(seen.row_cells, len(seen.cols)), seen.row_cells, offsets,
+                np.zeros(size, np.int32), np.arange(size), g, objective.regularizers(seen.row_cells, len(seen.cols)),
+                seen.row_cells, offsets, [SideBlock(rows)],
             )
         )  # fmt: skip
     return sides[0], sides[1], oracle.dense_problem(objective, counts)
 
 
+def rows_of(side: Side) -> RowBlock:
+    (block,) = side.blocks
+    return block.rows
+
+
+def offsets_of(side: Side, fixed: Side) -> Offsets:
+    return Offsets(side.offsets, fixed.offsets, fixed.cell_counts > 0)
+
+
 def system_of(side: Side, fixed: Side, u: np.ndarray, v: np.ndarray, rho: float) -> System:
-    gramian = (v.astype(float).T * fixed.weights) @ v
+    gramian = (v.astype(float).T * fixed.popularity) @ v
     ridge = np.repeat(side.ridge[:, None], v.shape[1], 1)
-    return System(FixedFactors(v, fixed.weights, gramian, rho), np.zeros((len(u), 0)), ridge, u)
+    return System(FixedFactors(v, fixed.popularity, gramian, rho), np.zeros((len(u), 0)), ridge, u)
 
 
 def factors(counts: np.ndarray, k: int, dtype: str, scale: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -59,30 +72,30 @@ def factors(counts: np.ndarray, k: int, dtype: str, scale: float = 0.5) -> tuple
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
 def test_swivel_minimises_the_upper_bound(counts, dtype, transposed) -> None:
     counts = counts[:, :50]
-    row, col, problem = side_of(counts, "swivel", dtype)
+    row, col, problem = sides_of(counts, "swivel", dtype)
     u, v = factors(counts, 6, dtype)
     if transposed:
         row, col, problem, u, v = col, row, problem.transposed, v, u
     curved = make_curved(PRESETS["swivel"], 2)
-    sums = curved.look(row, v, u, col)
+    sums = curved.look(rows_of(row), v, u, offsets_of(row, col))
     expected = oracle.loss(problem, u, v, np.zeros(len(u)), np.zeros(len(v)))
     ridge = problem.row_lambda @ (u.astype(float) ** 2).sum(1) + problem.col_lambda @ (v.astype(float) ** 2).sum(1)
     assert curved.loss(sums) + ridge == pytest.approx(expected, rel=1e-6 if dtype == "float32" else 1e-12)
-    better = curved.improve(row, system_of(row, col, u, v, 0.125), CpuSolver(2))
+    better = curved.improve(rows_of(row), system_of(row, col, u, v, 0.125), CpuSolver(2))
     exact = oracle.softplus_step(problem, u.astype(float), v.astype(float))
     assert np.abs(better - exact).max() < TOLERANCE[dtype] * np.abs(exact).max()
     assert oracle.loss(problem, better, v, np.zeros(len(u)), np.zeros(len(v))) < expected
 
 
 def test_swivel_blocks_of_cells_are_all_counted(counts, monkeypatch) -> None:
-    row, col, _ = side_of(counts, "swivel", "float64")
+    row, col, _ = sides_of(counts, "swivel", "float64")
     u, v = factors(counts, 6, "float64")
     whole = make_curved(PRESETS["swivel"], 1)
-    expected = whole.look(row, v, u, col)
+    expected = whole.look(rows_of(row), v, u, offsets_of(row, col))
     monkeypatch.setattr("wals_spark.wals.solvers.majorization.DENSE_ROWS", 7)
     monkeypatch.setattr("wals_spark.wals.solvers.majorization.DENSE_COLS", 11)
     pieces = make_curved(PRESETS["swivel"], 3)
-    assert np.allclose(pieces.look(row, v, u, col), expected, rtol=1e-12)
+    assert np.allclose(pieces.look(rows_of(row), v, u, offsets_of(row, col)), expected, rtol=1e-12)
     assert np.allclose(pieces.pull, whole.pull, rtol=1e-10, atol=1e-13)
 
 
@@ -109,16 +122,16 @@ def test_series_of_the_softplus_are_as_exact_as_their_numbers(dtype) -> None:
 @pytest.mark.parametrize("scale", [0.05, 0.5, 3.0])
 def test_squared_norm_takes_the_reference_step(counts, dtype, scale) -> None:
     counts = counts[:, :50]
-    row, col, problem = side_of(counts, "squared_norm", dtype)
+    row, col, problem = sides_of(counts, "squared_norm", dtype)
     u, v = factors(counts, 6, dtype, scale)
     curved = make_curved(PRESETS["squared_norm"], 2)
     assert isinstance(curved, SquaredNorm)
     ridge = problem.row_lambda @ (u.astype(float) ** 2).sum(1) + problem.col_lambda @ (v.astype(float) ** 2).sum(1)
-    loss = curved.loss(curved.look(row, v, u, col)) + ridge
+    loss = curved.loss(curved.look(rows_of(row), v, u, offsets_of(row, col))) + ridge
     u, v = u.astype(float), v.astype(float)
     assert loss == pytest.approx(oracle.squared_norm_loss(problem, u, v), rel=1e-5 if dtype == "float32" else 1e-12)
     assert curved.z == pytest.approx(oracle.squared_norm_constant(problem, u, v), rel=1e-5)
-    better = curved.improve(row, system_of(row, col, u.astype(dtype), v.astype(dtype), 0.0), CpuSolver(2))
+    better = curved.improve(rows_of(row), system_of(row, col, u.astype(dtype), v.astype(dtype), 0.0), CpuSolver(2))
     expected = oracle.squared_norm_step(problem, u, v)
     assert np.abs(better - expected).max() < 10 * TOLERANCE[dtype] * np.abs(expected).max()
     assert oracle.squared_norm_loss(problem, better, v) < oracle.squared_norm_loss(problem, u, v)
@@ -126,9 +139,9 @@ def test_squared_norm_takes_the_reference_step(counts, dtype, scale) -> None:
 
 def test_a_row_that_cannot_fall_stays() -> None:
     counts = np.full((4, 4), 3)
-    row, col, _ = side_of(counts, "squared_norm", "float64")
+    row, col, _ = sides_of(counts, "squared_norm", "float64")
     row = replace(row, ridge=np.full(4, 1e-12))
     u = v = np.zeros((4, 2))
     curved = make_curved(PRESETS["squared_norm"], 1)
-    curved.loss(curved.look(row, v, u, col))
-    assert not curved.improve(row, system_of(row, col, u, v, 0.0), CpuSolver(1)).any()
+    curved.loss(curved.look(rows_of(row), v, u, offsets_of(row, col)))
+    assert not curved.improve(rows_of(row), system_of(row, col, u, v, 0.0), CpuSolver(1)).any()

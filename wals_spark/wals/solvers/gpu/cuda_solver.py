@@ -17,9 +17,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from wals_spark.wals.partition.side import Side
 from wals_spark.wals.solvers.gpu import nvrtc
 from wals_spark.wals.solvers.gpu.torch_solver import TorchSolver
+from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import System
 
 logger = logging.getLogger(__name__)
@@ -204,47 +204,47 @@ class CudaSolver(TorchSolver):
     def __init__(self, device: str, bytes_at_once: int | None = None, segment: int = SEGMENT) -> None:
         super().__init__(device, bytes_at_once)
         self.segment = segment
-        self._cut: WeakKeyDictionary[Side, Segments] = WeakKeyDictionary()
+        self._cut: WeakKeyDictionary[RowBlock, Segments] = WeakKeyDictionary()
         self._trusted: dict[Layout, bool] = {}
 
-    def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
         layout = Layout(system.ridge.shape[1], system.known.shape[1])
         if system.fixed_factors.z.dtype != np.float32 or not layout.fits or self._trusted.get(layout) is False:
-            return super().solve(side, system)
-        x, row_loss, failed = self.solve_prepared(self.prepare(side, system))
+            return super().solve(block, system)
+        x, row_loss, failed = self.solve_prepared(self.prepare(block, system))
         out, losses = x.cpu().numpy(), row_loss.cpu().numpy()
-        self.solve_again(side, system, np.flatnonzero(failed.cpu().numpy()), out, losses)
+        self.solve_again(block, system, np.flatnonzero(failed.cpu().numpy()), out, losses)
         if layout not in self._trusted:
-            self._trusted[layout] = self._agrees(side, system, losses)
+            self._trusted[layout] = self._agrees(block, system, losses)
             if not self._trusted[layout]:
-                return super().solve(side, system)
+                return super().solve(block, system)
         return out, losses
 
-    def _agrees(self, side: Side, system: System, losses: np.ndarray) -> bool:
+    def _agrees(self, block: RowBlock, system: System, losses: np.ndarray) -> bool:
         """Whether the losses of some rows, of all lengths, are those that torch finds in float64."""
-        rows = self.segments(side).rows.cpu().numpy()
+        rows = self.segments(block).rows.cpu().numpy()
         some = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), CHECKED_ROWS)).astype(np.int64))]
         expected, out = np.array(losses), np.zeros((len(losses), system.ridge.shape[1]))
-        self.solve_in_float64(side, system, some, out, expected)
+        self.solve_in_float64(block, system, some, out, expected)
         if np.allclose(losses[some], expected[some], rtol=CHECK_TOLERANCE, atol=0):
             return True
         worst = some[np.argmax(np.abs(losses[some] - expected[some]))]
         logger.error(
             "the losses of our CUDA kernels differ from those of torch (row %d: %r, expected %r); using torch's from "
             "here on, which are slower; please report this with the GPU's name",
-            side.rows[worst],
+            block.ids[worst],
             losses[worst],
             expected[worst],
         )
         return False
 
-    def segments(self, side: Side) -> Segments:
-        """Those of a side; cut once, and kept as long as the side is."""
-        if side not in self._cut:
-            self._cut[side] = cut(side.indptr, self.segment, self.device)
-        return self._cut[side]
+    def segments(self, block: RowBlock) -> Segments:
+        """Those of a block; cut once, and kept as long as the block is."""
+        if block not in self._cut:
+            self._cut[block] = cut(block.indptr, self.segment, self.device)
+        return self._cut[block]
 
-    def prepare(self, side: Side, system: System) -> Prepared:
+    def prepare(self, block: RowBlock, system: System) -> Prepared:
         """Move what a half-step needs to the device."""
         layout = Layout(system.ridge.shape[1], system.known.shape[1])
         place = torch.from_numpy(layout.place()).to(self.device)
@@ -256,12 +256,12 @@ class CudaSolver(TorchSolver):
         z[:, place] = moved(system.fixed_factors.z)
         gramian = torch.zeros((layout.width, layout.width), device=self.device)
         gramian[place[:, None], place] = moved(system.fixed_factors.gramian)
-        held = torch.zeros((len(side.rows), TILE), dtype=torch.float64, device=self.device)
+        held = torch.zeros((len(block), TILE), dtype=torch.float64, device=self.device)
         held[:, : layout.held] = moved(system.known, torch.float64)
-        _, indices, m, d = self.resident(side)
+        _, indices, m, d = self.resident(block)
         return Prepared(
-            layout, self.segments(side), indices, m, d, z, moved(system.fixed_factors.h), gramian,
-            moved(system.fixed_factors.rho * side.g), held, moved(system.ridge),
+            layout, self.segments(block), indices, m, d, z, moved(system.fixed_factors.h), gramian,
+            moved(system.fixed_factors.rho * block.popularity), held, moved(system.ridge),
         )  # fmt: skip
 
     def solve_prepared(self, p: Prepared) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from wals_spark.wals.partition.side import Side
 from wals_spark.wals.solvers.cpu import Solver, refuse_singular
+from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import System
 
 logger = logging.getLogger(__name__)
@@ -92,13 +92,13 @@ class TorchSolver(Solver):
             free = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else 1 << 30
             bytes_at_once = free // 4
         self.bytes_at_once = bytes_at_once
-        self._resident: WeakKeyDictionary[Side, tuple[torch.Tensor, ...]] = WeakKeyDictionary()
+        self._resident: WeakKeyDictionary[RowBlock, tuple[torch.Tensor, ...]] = WeakKeyDictionary()
 
-    def solve(self, side: Side, system: System) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
         dtype = {"float32": torch.float32, "float64": torch.float64}[system.fixed_factors.z.dtype.name]
-        problem = _Problem(self, side, system, dtype)
-        lengths = np.diff(side.indptr)
-        count, width = len(side.rows), system.fixed_factors.z.shape[1]
+        problem = _Problem(self, block, system, dtype)
+        lengths = np.diff(block.indptr)
+        count, width = len(block), system.fixed_factors.z.shape[1]
         out = torch.zeros((count, system.ridge.shape[1]), dtype=dtype, device=self.device)
         row_loss = torch.zeros(count, dtype=torch.float64, device=self.device)
         failed = []
@@ -109,53 +109,56 @@ class TorchSolver(Solver):
             failed.append((batch.rows, info))
         again = np.concatenate([rows[(info != 0).cpu().numpy()] for rows, info in failed] or [np.zeros(0, np.int64)])
         x_host, loss_host = out.cpu().numpy(), row_loss.cpu().numpy()
-        self.solve_again(side, system, again, x_host, loss_host)
+        self.solve_again(block, system, again, x_host, loss_host)
         return x_host, loss_host
 
-    def solve_again(self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray) -> None:
+    def solve_again(
+        self, block: RowBlock, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
+    ) -> None:
         """As `solve_in_float64`, for rows that failed in the factors' own precision."""
         if len(rows):
             logger.warning("%d rows are nearly singular in %s, solved in float64", len(rows), out.dtype)
-            self.solve_in_float64(side, system, rows, out, row_loss)
+            self.solve_in_float64(block, system, rows, out, row_loss)
 
     def solve_in_float64(
-        self, side: Side, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
+        self, block: RowBlock, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
     ) -> None:
         """Solve some rows in float64, and refuse those that fail even so.
 
         Parameters
         ----------
-        side : Side
+        block : RowBlock
         system : System
         rows : int64 array
         out, row_loss : arrays of shapes (r, K - fixed) and (r,)
             Where the rows' solution and loss go.
         """
-        double = _Problem(self, side, system, torch.float64)
+        double = _Problem(self, block, system, torch.float64)
         still = []
         for row in rows:
-            cells = int(side.indptr[row + 1] - side.indptr[row])
+            cells = int(block.indptr[row + 1] - block.indptr[row])
             x, loss, info = double.solve(torch.tensor([row], device=self.device), cells)
             out[row], row_loss[row] = x[0].cpu().numpy(), float(loss[0])
             still += [row] if int(info[0]) else []
-        refuse_singular(side, np.array(still, np.int64))
+        refuse_singular(block, np.array(still, np.int64))
 
-    def resident(self, side: Side) -> tuple[torch.Tensor, ...]:
-        """indptr, indices, m, d of a side on the device; moved there once, and kept as long as the side is."""
-        if side not in self._resident:
-            self._resident[side] = tuple(
-                torch.from_numpy(array).to(self.device) for array in (side.indptr, side.indices, side.m, side.d)
+    def resident(self, block: RowBlock) -> tuple[torch.Tensor, ...]:
+        """indptr, indices, m, d of a block on the device; moved there once, and kept as long as the block is."""
+        if block not in self._resident:
+            self._resident[block] = tuple(
+                torch.from_numpy(array).to(self.device)
+                for array in (block.indptr, block.indices, block.target, block.weight)
             )
-        return self._resident[side]
+        return self._resident[block]
 
 
 class _Problem:
     """A half-step on the device in one precision."""
 
-    def __init__(self, solver: TorchSolver, side: Side, system: System, dtype: torch.dtype) -> None:
+    def __init__(self, solver: TorchSolver, block: RowBlock, system: System, dtype: torch.dtype) -> None:
         device = solver.device
         self.longest, self.dtype = solver.longest, dtype
-        self.indptr, self.indices, self.m, self.d = solver.resident(side)
+        self.indptr, self.indices, self.m, self.d = solver.resident(block)
 
         def moved(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device=device, dtype=dtype)
@@ -165,7 +168,7 @@ class _Problem:
             moved(system.fixed_factors.h),
             moved(system.fixed_factors.gramian),
         )
-        self.scale = system.fixed_factors.rho * moved(side.g)
+        self.scale = system.fixed_factors.rho * moved(block.popularity)
         self.held, self.ridge = moved(system.known), moved(system.ridge)
 
     def solve(self, rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from wals_spark.errors import InputError
-from wals_spark.wals.partition.side import Side
 from wals_spark.wals.solvers.gpu import cuda_solver, nvrtc
 from wals_spark.wals.solvers.gpu.cuda_solver import CudaSolver, Layout, cut
+from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import FixedFactors, System
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
@@ -73,7 +73,7 @@ def on_cpu(request: pytest.FixtureRequest, build: Build, monkeypatch: pytest.Mon
     )
 
 
-def problem(k: int, held: int, lengths: list[int], seed: int, columns: int = 60) -> tuple[Side, System]:
+def problem(k: int, held: int, lengths: list[int], seed: int, columns: int = 60) -> tuple[RowBlock, System]:
     """Random rows of the given lengths."""
     generator = np.random.default_rng(seed)
     rows, nnz = len(lengths), sum(lengths)
@@ -81,25 +81,25 @@ def problem(k: int, held: int, lengths: list[int], seed: int, columns: int = 60)
     indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     m, d = generator.standard_normal(nnz).astype(np.float32), generator.random(nnz).astype(np.float32)
     g, h = generator.random(rows) + 0.5, generator.random(columns)
-    side = Side(np.zeros(rows, np.int32), np.arange(rows), indptr, indices, m, d, g, g, g, np.diff(indptr))
+    block = RowBlock(np.arange(rows), indptr, indices, m, d, g)
     z = generator.standard_normal((columns, k + held)).astype(np.float32)
     gramian = (z.T * h) @ z.astype(np.float64)
     ridge = np.full((rows, k), 0.3)
-    return side, System(FixedFactors(z, h, gramian, 0.1), generator.standard_normal((rows, held)), ridge)
+    return block, System(FixedFactors(z, h, gramian, 0.1), generator.standard_normal((rows, held)), ridge)
 
 
-def solution(side: Side, system: System) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def solution(block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows, their losses and what rounding to float32 may move each row by, from dense float64 products."""
     free = system.ridge.shape[1]
     z = system.fixed_factors.z.astype(np.float64)
-    x, loss, moved = np.zeros((len(side.rows), free)), np.zeros(len(side.rows)), np.zeros(len(side.rows))
-    for row in range(len(side.rows)):
-        part = slice(side.indptr[row], side.indptr[row + 1])
+    x, loss, moved = np.zeros((len(block), free)), np.zeros(len(block)), np.zeros(len(block))
+    for row in range(len(block)):
+        part = slice(block.indptr[row], block.indptr[row + 1])
         if part.start == part.stop:
             continue
-        weight, target = system.fixed_factors.rho * side.g[row] * system.fixed_factors.h, np.zeros(len(z))
-        weight[side.indices[part]] += side.d[part]
-        target[side.indices[part]] = side.m[part]
+        weight, target = system.fixed_factors.rho * block.popularity[row] * system.fixed_factors.h, np.zeros(len(z))
+        weight[block.indices[part]] += block.weight[part]
+        target[block.indices[part]] = block.target[part]
         rest = target - z[:, free:] @ system.known[row]
         a = (z[:, :free].T * weight) @ z[:, :free] + np.diag(system.ridge[row])
         x[row] = np.linalg.solve(a, z[:, :free].T @ (weight * rest))
@@ -115,25 +115,25 @@ LENGTHS = [17, 1, 0, 60, 8, 33, 2, 59]
     ("k", "held"), [(1, 0), (5, 1), (16, 0), (33, 1), (40, 3), (64, 0), (100, 0), (128, 0), (129, 1)]
 )
 def test_rows_and_losses_are_those_of_a_dense_solution(on_cpu: None, k: int, held: int) -> None:
-    side, system = problem(k, held, LENGTHS, seed=k)
-    x, loss = CudaSolver("cpu", segment=25).solve(side, system)
-    expected, expected_loss, moved = solution(side, system)
+    block, system = problem(k, held, LENGTHS, seed=k)
+    x, loss = CudaSolver("cpu", segment=25).solve(block, system)
+    expected, expected_loss, moved = solution(block, system)
     assert (np.linalg.norm(x - expected, axis=1) <= moved).all()
     np.testing.assert_allclose(loss, expected_loss, rtol=2e-5)
 
 
 def test_the_widest_layout(on_cpu: None) -> None:
-    side, system = problem(257, 1, [9, 31], seed=3)
-    x, loss = CudaSolver("cpu", segment=25).solve(side, system)
-    expected, expected_loss, moved = solution(side, system)
+    block, system = problem(257, 1, [9, 31], seed=3)
+    x, loss = CudaSolver("cpu", segment=25).solve(block, system)
+    expected, expected_loss, moved = solution(block, system)
     assert (np.linalg.norm(x - expected, axis=1) <= moved).all()
     np.testing.assert_allclose(loss, expected_loss, rtol=2e-5)
 
 
 def test_a_row_does_not_depend_on_the_memory_or_the_other_rows(on_cpu: None) -> None:
-    side, system = problem(24, 0, LENGTHS, seed=1)
-    whole, loss = CudaSolver("cpu", segment=25).solve(side, system)
-    pieces, piece_loss = CudaSolver("cpu", bytes_at_once=1, segment=25).solve(side, system)
+    block, system = problem(24, 0, LENGTHS, seed=1)
+    whole, loss = CudaSolver("cpu", segment=25).solve(block, system)
+    pieces, piece_loss = CudaSolver("cpu", bytes_at_once=1, segment=25).solve(block, system)
     np.testing.assert_array_equal(pieces, whole)
     np.testing.assert_array_equal(piece_loss, loss)
 
@@ -141,30 +141,30 @@ def test_a_row_does_not_depend_on_the_memory_or_the_other_rows(on_cpu: None) -> 
 def test_rows_that_are_singular_in_float32_are_solved_in_float64(
     on_cpu: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    side, system = problem(24, 0, [3, 40], seed=2)
+    block, system = problem(24, 0, [3, 40], seed=2)
     features = np.array(system.fixed_factors.z)
     features[:, 1] = features[:, 0] * (1 + 1e-7)
     gramian = (features.T.astype(np.float64) * system.fixed_factors.h) @ features
     fixed_factors = FixedFactors(features, system.fixed_factors.h, gramian, 0.1)
     tiny = System(fixed_factors, system.known, np.full_like(system.ridge, 1e-9))
-    x, loss = CudaSolver("cpu").solve(side, tiny)
+    x, loss = CudaSolver("cpu").solve(block, tiny)
     assert np.isfinite(x).all()
     assert "nearly singular" in caplog.text
-    np.testing.assert_allclose(loss, solution(side, tiny)[1], rtol=1e-4)
+    np.testing.assert_allclose(loss, solution(block, tiny)[1], rtol=1e-4)
 
 
 def test_rows_without_a_solution_are_refused_by_name(on_cpu: None) -> None:
-    side, system = problem(24, 0, [3, 60], seed=2)
+    block, system = problem(24, 0, [3, 60], seed=2)
     fixed = system.fixed_factors
     open_system = System(FixedFactors(fixed.z, fixed.h, fixed.gramian * 0, 0.0), system.known, system.ridge * 0)
     with pytest.raises(InputError, match=r"1 rows have no unique solution \(ids 0\)"):
-        CudaSolver("cpu").solve(side, open_system)
+        CudaSolver("cpu").solve(block, open_system)
 
 
 def test_kernels_that_disagree_with_torch_are_not_used(
     on_cpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    side, system = problem(24, 0, LENGTHS, seed=1)
+    block, system = problem(24, 0, LENGTHS, seed=1)
     launch = ModuleOnCpu.launch
 
     def broken(self: ModuleOnCpu, name: str, *arguments: Any) -> None:
@@ -173,8 +173,8 @@ def test_kernels_that_disagree_with_torch_are_not_used(
             arguments[-2][:, 0] *= 1.5
 
     monkeypatch.setattr(ModuleOnCpu, "launch", broken)
-    x, loss = CudaSolver("cpu", segment=25).solve(side, system)
-    expected, expected_loss, moved = solution(side, system)
+    x, loss = CudaSolver("cpu", segment=25).solve(block, system)
+    expected, expected_loss, moved = solution(block, system)
     assert "differ from those of torch" in caplog.text
     assert (np.linalg.norm(x - expected, axis=1) <= moved).all()
     np.testing.assert_allclose(loss, expected_loss, rtol=2e-5)

@@ -51,14 +51,15 @@ def sides_of(counts: np.ndarray, objective: Objective, dtype: str, symmetric: bo
 def solve(
     solver: Solver, side: Side, h: np.ndarray, z: np.ndarray, model: Coordinates, rho: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    x = np.zeros((len(side.rows), model.width))
+    x = np.zeros((len(side.ids), model.width))
     if model.bias == "fixed":
-        x[:, model.k] = side.offsets[side.rows]
+        x[:, model.k] = side.offsets[side.ids]
     system = System(
-        FixedFactors(z, h, (z.T.astype(np.float64) * h) @ z, rho), model.held(x), model.ridge(side.ridge[side.rows]),
+        FixedFactors(z, h, (z.T.astype(np.float64) * h) @ z, rho), model.held(x), model.ridge(side.ridge[side.ids]),
         biases=model.free - model.k,
     )  # fmt: skip
-    return solver.solve(side, system)
+    (block,) = side.blocks
+    return solver.solve(block.rows, system)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -80,10 +81,10 @@ def test_a_half_step_solves_the_reference_problem(
     x = rng.standard_normal((fixed.size, model.width)).astype(dtype)
     if objective.bias == "fixed":
         x[:, k] = fixed.offsets
-    x[fixed.cells == 0] = 0
+    x[fixed.cell_counts == 0] = 0
     v, c = x[:, :k].astype(np.float64), x[:, k].astype(np.float64) if biased else np.zeros(fixed.size)
     u, b = oracle.half_step(problem, v, c)
-    solved, row_loss = solve(solvers()[kernel], side, fixed.weights, model.features(x), model, objective.rho)
+    solved, row_loss = solve(solvers()[kernel], side, fixed.popularity, model.features(x), model, objective.rho)
     size = np.abs(u).max()
     assert np.abs(solved[:, :k] - u).max() < TOLERANCE[dtype] * size
     if biased:
@@ -96,9 +97,9 @@ def test_cells_beyond_one_tile_are_all_counted(counts: np.ndarray, monkeypatch: 
     row, col = sides_of(counts, PRESETS["ppmi"], "float64")
     z = np.random.default_rng(2).standard_normal((col.size, 6))
     model = Coordinates(6, "none")
-    whole, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
+    whole, _ = solve(CpuSolver(1), row, col.popularity, z, model, 0.005)
     monkeypatch.setattr("wals_spark.wals.solvers.cpu.TILE", 3)
-    pieces, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
+    pieces, _ = solve(CpuSolver(1), row, col.popularity, z, model, 0.005)
     assert np.allclose(whole, pieces, rtol=1e-12)
 
 
@@ -107,8 +108,8 @@ def test_wide_rows_are_solved_as_narrow_ones_are(counts: np.ndarray) -> None:
     for objective in (PRESETS["ppmi"], VARIANTS["replaced"]):
         row, col = sides_of(counts, objective, "float64")
         z = np.random.default_rng(2).standard_normal((col.size, k))
-        z[col.cells == 0] = 0
-        solved, _ = solve(CpuSolver(1), row, col.weights, z, Coordinates(k, "none"), objective.rho)
+        z[col.cell_counts == 0] = 0
+        solved, _ = solve(CpuSolver(1), row, col.popularity, z, Coordinates(k, "none"), objective.rho)
         u, _ = oracle.half_step(oracle.dense_problem(objective, counts), z, np.zeros(col.size))
         assert np.allclose(solved, u, atol=1e-9)
 
@@ -117,18 +118,18 @@ def test_threads_change_no_bit(counts: np.ndarray) -> None:
     row, col = sides_of(counts, PRESETS["ppmi"], "float32")
     z = np.random.default_rng(2).standard_normal((col.size, 6)).astype(np.float32)
     model = Coordinates(6, "none")
-    one, _ = solve(CpuSolver(1), row, col.weights, z, model, 0.005)
-    four, _ = solve(CpuSolver(4), row, col.weights, z, model, 0.005)
+    one, _ = solve(CpuSolver(1), row, col.popularity, z, model, 0.005)
+    four, _ = solve(CpuSolver(4), row, col.popularity, z, model, 0.005)
     assert one.tobytes() == four.tobytes()
 
 
 def test_a_symmetric_layout_gives_what_two_layouts_give(counts: np.ndarray) -> None:
     for objective in (PRESETS["ppmi"], VARIANTS["smoothed"]):
-        _, apart = sides_of(counts, objective, "float64")
-        _, shared = sides_of(counts, objective, "float64", symmetric=True)
-        assert np.allclose(apart.m, shared.m, rtol=1e-13)
-        assert np.allclose(apart.d, shared.d, rtol=1e-13)
-        assert np.array_equal(apart.indices, shared.indices)
+        (apart,) = sides_of(counts, objective, "float64")[1].blocks
+        (shared,) = sides_of(counts, objective, "float64", symmetric=True)[1].blocks
+        assert np.allclose(apart.rows.target, shared.rows.target, rtol=1e-13)
+        assert np.allclose(apart.rows.weight, shared.rows.weight, rtol=1e-13)
+        assert np.array_equal(apart.rows.indices, shared.rows.indices)
 
 
 def test_a_matrix_that_is_not_symmetric_is_found_out(counts: np.ndarray) -> None:
@@ -145,7 +146,7 @@ def test_a_singular_row_is_named(kernel: str) -> None:
     row, col = sides_of(counts, objective, "float32")
     z = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
     with pytest.raises(InputError, match=r"2 rows have no unique solution \(ids 2, 3\)"):
-        solve(solvers()[kernel], row, col.weights, z, Coordinates(6, "none"), 0.0)
+        solve(solvers()[kernel], row, col.popularity, z, Coordinates(6, "none"), 0.0)
 
 
 def test_no_regularisation_at_all_is_refused() -> None:
