@@ -108,10 +108,10 @@ def kernel(ids: np.ndarray, offsets: np.ndarray, size: int, memory: int = 4 << 3
     from wals_spark.config import CooccurrenceConfig
     from wals_spark.cooccurrence.semantics import semantics_of
     from wals_spark.cooccurrence.window import WindowCounter
-    from wals_spark.token_shards import Chunk
+    from wals_spark.token_shards import TokenChunk
 
     semantics = semantics_of(CooccurrenceConfig(preset="glove", window_left=WINDOW, window_right=WINDOW))
-    chunk = Chunk(ids, offsets, 0, np.zeros(len(offsets) - 1, np.uint64), 0)
+    chunk = TokenChunk(ids, offsets, 0, np.zeros(len(offsets) - 1, np.uint64), 0)
     started = time.perf_counter()
     counter = WindowCounter(semantics, size, np.zeros(size, np.int32), memory)
     packed = sum(len(blob.payload) for blob in counter.count(iter([chunk])))
@@ -277,12 +277,12 @@ def sorted_cells(plain: Path) -> Any:
     from wals_spark.cooccurrence.merge import BlockMerger, Cells
     from wals_spark.cooccurrence.semantics import semantics_of
     from wals_spark.cooccurrence.window import WindowCounter
-    from wals_spark.token_shards import Chunk
+    from wals_spark.token_shards import TokenChunk
 
     ids, offsets, size = word_ids(plain)
     semantics = semantics_of(CooccurrenceConfig())
     counter = WindowCounter(semantics, size, np.zeros(size, np.int32), 4 << 30)
-    chunk = Chunk(ids, offsets, 0, np.zeros(len(offsets) - 1, np.uint64), 0)
+    chunk = TokenChunk(ids, offsets, 0, np.zeros(len(offsets) - 1, np.uint64), 0)
     blobs = [(blob.rows, blob.payload) for blob in counter.count(iter([chunk]))]
     parts = list(BlockMerger(semantics, size, 4 << 30).merge(iter(blobs)))
     return Cells(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "cols", "units")))
@@ -296,7 +296,7 @@ from wals_spark.cooccurrence.counting import cell_writer
 from wals_spark.cooccurrence.merge import BlockMerger
 from wals_spark.cooccurrence.semantics import semantics_of
 from wals_spark.cooccurrence.window import WindowCounter
-from wals_spark.token_shards import Chunk
+from wals_spark.token_shards import TokenChunk
 settings = json.loads(sys.argv[1])
 offsets = np.load(settings["offsets"])
 size, memory = settings["size"], settings["memory"]
@@ -316,7 +316,7 @@ def chunks(source, limit):
     while low < len(offsets) - 1 and offsets[low] < limit:
         high = max(low + 1, int(np.searchsorted(offsets, offsets[low] + (1 << 18), side="right")) - 1)
         ids = np.fromfile(source, np.int32, int(offsets[high] - offsets[low]))
-        yield Chunk(ids, offsets[low:high + 1] - offsets[low], 0, np.zeros(high - low, np.uint64), 0)
+        yield TokenChunk(ids, offsets[low:high + 1] - offsets[low], 0, np.zeros(high - low, np.uint64), 0)
         low = high
 
 def count(limit):

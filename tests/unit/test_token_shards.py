@@ -12,9 +12,9 @@ from wals_spark.token_shards import (
     SPECIAL,
     ShardWriter,
     list_shards,
+    read_batch_ranges,
     read_shards,
-    read_spans,
-    split,
+    split_shards,
 )
 
 
@@ -44,8 +44,8 @@ def documents_of(chunks):
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(token_shards, "BATCH_TOKENS", 16)
-    monkeypatch.setattr(token_shards, "PIECE_TOKENS", 16)
+    monkeypatch.setattr(token_shards.writer, "BATCH_TOKENS", 16)
+    monkeypatch.setattr(token_shards.writer, "PIECE_TOKENS", 16)
 
 
 def test_documents_come_back_as_written(tmp_path):
@@ -83,9 +83,9 @@ def test_overlap_holds_enough_known_tokens(tmp_path, small_pieces):
 def test_a_span_starting_inside_a_document_has_its_context(tmp_path, small_pieces):
     document = list(range(100))
     shard = write_documents(tmp_path / "part-00000.arrow", [document])
-    spans = split([shard], 32)
+    spans = split_shards([shard], 32)
     assert [span.tokens for span in spans] == [32, 32, 32, 4]
-    chunks = [list(read_spans([span], context=20)) for span in spans]
+    chunks = [list(read_batch_ranges([span], context=20)) for span in spans]
     assert documents_of([chunk for part in chunks for chunk in part]) == [document]
     first = chunks[2][0]
     assert (first.overlap, first.first) == (20, 44)

@@ -24,7 +24,7 @@ from wals_spark.cooccurrence.semantics import Semantics
 from wals_spark.cooccurrence.window import Tally, WindowCounter, context_tokens
 from wals_spark.errors import InputError
 from wals_spark.heartbeat import Heartbeat
-from wals_spark.token_shards import Boundary, Chunk, Span, read_spans
+from wals_spark.token_shards import BatchRange, Boundary, TokenChunk, read_batch_ranges
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -88,7 +88,7 @@ class BlockFacts:
     tallies: list[Tally] = field(default_factory=list)
 
 
-def packed_frame(spark: SparkSession, job: Job, tasks: Sequence[Sequence[Span]]) -> DataFrame:
+def packed_frame(spark: SparkSession, job: Job, tasks: Sequence[Sequence[BatchRange]]) -> DataFrame:
     """Count: a DataFrame of packed rows, one partition per task."""
     spans = [list(task) for task in tasks]
 
@@ -112,7 +112,7 @@ def _frame_of_tasks(
 
 
 def count_spans(
-    job: Job, spans: Sequence[Span], heartbeat: Heartbeat | None = None
+    job: Job, spans: Sequence[BatchRange], heartbeat: Heartbeat | None = None
 ) -> Iterator[tuple[int, int, bytes]]:
     """(block, rows, payload) of all packed rows of a task, then its tally."""
     semantics = job.semantics
@@ -127,16 +127,16 @@ def count_spans(
     yield 0, TALLY_ROWS, json.dumps(asdict(counter.tally)).encode()
 
 
-def _chunks(job: Job, spans: Sequence[Span]) -> Iterator[Chunk]:
+def _chunks(job: Job, spans: Sequence[BatchRange]) -> Iterator[TokenChunk]:
     boundary: Boundary = job.semantics.boundary  # type: ignore[assignment]  # the configuration allows these three only
-    return read_spans(spans, boundary=boundary, context=context_tokens(job.semantics, job.counts))
+    return read_batch_ranges(spans, boundary=boundary, context=context_tokens(job.semantics, job.counts))
 
 
 @dataclass(frozen=True)
 class Direct:
     """Counting without a shuffle: `tasks` tasks read all `spans` and count every tasks-th block each."""
 
-    spans: Sequence[Span]
+    spans: Sequence[BatchRange]
     tasks: int
     blocks: int
 

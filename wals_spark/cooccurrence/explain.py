@@ -13,7 +13,7 @@ from wals_spark.cooccurrence.semantics import Semantics, semantics_of
 from wals_spark.cooccurrence.window import TOKEN_BYTES, VOCABULARY_BYTES, WindowCounter, direct_bytes
 from wals_spark.stage import Context
 from wals_spark.tables.vocabulary import read_vocabulary
-from wals_spark.token_shards import Boundary, Chunk, Shard, list_shards, read_spans, split
+from wals_spark.token_shards import Boundary, TokenChunk, TokenShard, list_shards, read_batch_ranges, split_shards
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def explain(context: Context) -> list[str]:
     return describe(plan, semantics, len(vocabulary.tokens), memory, slots, sampled, plan.cells * ratio)
 
 
-def sample_ratio(shards: Sequence[Shard], counts: np.ndarray, semantics: Semantics) -> tuple[int, float]:
+def sample_ratio(shards: Sequence[TokenShard], counts: np.ndarray, semantics: Semantics) -> tuple[int, float]:
     """Tokens sampled, and their non-zeros over `expected_cells`."""
     size = len(counts)
     counter = WindowCounter(semantics, size, np.zeros(size, np.int32), 1 << 30, counts)
@@ -60,15 +60,15 @@ def sample_ratio(shards: Sequence[Shard], counts: np.ndarray, semantics: Semanti
     return counter.tally.tokens, counter.tally.cells / expected if expected else 1.0
 
 
-def _sample(shards: Sequence[Shard], semantics: Semantics) -> Iterator[Chunk]:
+def _sample(shards: Sequence[TokenShard], semantics: Semantics) -> Iterator[TokenChunk]:
     """Pieces of about equal size from all over the batch."""
-    spans = split(shards, 1)
+    spans = split_shards(shards, 1)
     chosen = spans[:: max(1, len(spans) // SAMPLE_SPANS)][:SAMPLE_SPANS]
     boundary: Boundary = semantics.boundary  # type: ignore[assignment]  # the configuration allows these three only
     limit = SAMPLE_TOKENS // max(1, len(chosen))
     for span in chosen:
         taken = 0
-        for chunk in read_spans([span], limit, boundary=boundary, context=semantics.window):
+        for chunk in read_batch_ranges([span], limit, boundary=boundary, context=semantics.window):
             yield chunk
             taken += len(chunk.tokens)
             if taken >= limit:

@@ -10,7 +10,7 @@ import numpy as np
 
 from wals_spark.cooccurrence.semantics import Semantics
 from wals_spark.cooccurrence.window import chunk_capacity, direct_bytes
-from wals_spark.token_shards import Shard, Span, split
+from wals_spark.token_shards import BatchRange, TokenShard, split_shards
 
 CELLS_PER_BLOCK = 4_000_000
 TOKENS_PER_TASK = 1 << 19
@@ -26,7 +26,7 @@ class Plan:
 
     Attributes
     ----------
-    tasks : list of list of Span
+    tasks : list of list of BatchRange
         What each counting task reads; about equal in tokens.
     direct : int
         When all tokens fit into every task: how many tasks read them all and count a share of the row
@@ -40,7 +40,7 @@ class Plan:
         Expected non-zeros, see `expected_cells`.
     """
 
-    tasks: list[list[Span]]
+    tasks: list[list[BatchRange]]
     direct: int
     blocks: int
     tokens: int
@@ -50,7 +50,7 @@ class Plan:
 
 
 def make_plan(
-    shards: Sequence[Shard],
+    shards: Sequence[TokenShard],
     counts: np.ndarray,
     semantics: Semantics,
     *,
@@ -70,7 +70,7 @@ def make_plan(
     if tokens > slots * capacity:
         wanted = slots * math.ceil(tokens / (slots * capacity))
     wanted = max(1, wanted)
-    spans = split(shards, max(1, tokens // (16 * wanted)))
+    spans = split_shards(shards, max(1, tokens // (16 * wanted)))
     cells = expected_cells(counts, tokens, semantics)
     if blocks is None:
         blocks = max(math.ceil(cells / CELLS_PER_BLOCK), 2 * min(slots, wanted))
@@ -88,10 +88,10 @@ def make_plan(
     )
 
 
-def _even(spans: Sequence[Span], parts: int) -> list[list[Span]]:
+def _even(spans: Sequence[BatchRange], parts: int) -> list[list[BatchRange]]:
     """Consecutive spans in `parts` groups of about equal tokens; empty groups are left out."""
     total = sum(span.tokens for span in spans)
-    groups: list[list[Span]] = [[] for _ in range(parts)]
+    groups: list[list[BatchRange]] = [[] for _ in range(parts)]
     before = 0
     for span in spans:
         middle = before + span.tokens / 2

@@ -19,7 +19,7 @@ from wals_spark.cooccurrence import kernels
 from wals_spark.cooccurrence.merge import LARGEST_OUTPUT, MAXIMUM_UNITS, Cells, MergeTotals
 from wals_spark.cooccurrence.semantics import Semantics, keep_thresholds
 from wals_spark.errors import InputError
-from wals_spark.token_shards import Chunk
+from wals_spark.token_shards import TokenChunk
 
 TOKEN_BYTES = 12
 """Memory per token of a chunk being counted: id, position, reach."""
@@ -143,7 +143,7 @@ class WindowCounter:
         self._words = np.zeros((size >> 6) + 1, np.uint64)
         self._summary = np.zeros((size >> 12) + 1, np.uint64)
 
-    def count(self, chunks: Iterator[Chunk]) -> Iterator[PackedRows]:
+    def count(self, chunks: Iterator[TokenChunk]) -> Iterator[PackedRows]:
         """The packed rows of all chunks; rows of a block may come several times."""
         for chunk in chunks:
             ids, bounds, overlap = self._clean(chunk)
@@ -154,7 +154,7 @@ class WindowCounter:
             self._append(ids, bounds, overlap)
         yield from self._flush()
 
-    def cells(self, chunks: Iterator[Chunk]) -> Iterator[tuple[int, MergeTotals, Iterator[Cells]]]:
+    def cells(self, chunks: Iterator[TokenChunk]) -> Iterator[tuple[int, MergeTotals, Iterator[Cells]]]:
         """Every block with its totals and its sorted cells: counted from all chunks at once, nothing to merge.
 
         The totals are whole when the cells are used up.
@@ -215,7 +215,7 @@ class WindowCounter:
                 yield Cells(out.rows[:written].copy(), out.cols[:written].copy(), out.units[:written].copy())
         totals.pruned_cells, totals.pruned_units = int(pruned[0]), int(pruned[1])
 
-    def _clean(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray, int]:
+    def _clean(self, chunk: TokenChunk) -> tuple[np.ndarray, np.ndarray, int]:
         """Ids that hold a place, segment bounds, and how many ids at the start are context only."""
         ids, bounds = self._cleaned(chunk.tokens, chunk.offsets, chunk.keys, chunk.first, count=True)
         self.tally.documents += int(chunk.first == 0) + len(chunk.keys) - 1

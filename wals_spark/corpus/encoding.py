@@ -37,7 +37,7 @@ from wals_spark.runs import RunLock
 from wals_spark.schemas import DOCUMENTS, VOCABULARY
 from wals_spark.stage import Context, Metric, Outcome
 from wals_spark.tables import DataFile
-from wals_spark.token_shards import Shard, ShardWriter
+from wals_spark.token_shards import ShardWriter, TokenShard
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ class Work:
 
 def _encode_task(
     work: Work, task: int, tally: Tally, encode: Callable[[Batch], Encoded], size: Callable[[], int]
-) -> tuple[Shard, int]:
+) -> tuple[TokenShard, int]:
     """Write the shard of a task; returns it and the bytes of text read."""
     writer = ShardWriter(storage.join(work.directory, f"part-{task:05d}.arrow"))
     heartbeat = Heartbeat(work.scratch, str(task))
@@ -228,21 +228,21 @@ def _encode_task(
         raise
 
 
-def _written(shard: Shard, text_bytes: int, task: int, reducers: int) -> Blob:
+def _written(shard: TokenShard, text_bytes: int, task: int, reducers: int) -> Blob:
     facts = {"path": shard.path, "documents": shard.documents, "batches": shard.batches, "text_bytes": text_bytes}
     return Blob(task % reducers, "shard", json.dumps({"task": task, **facts}).encode())
 
 
-def _shards(blobs: list[Blob]) -> tuple[list[Shard], int]:
+def _shards(blobs: list[Blob]) -> tuple[list[TokenShard], int]:
     """The shards in order, and the bytes of text they were made from."""
     found = sorted(
         (json.loads(blob.payload) for blob in blobs if blob.kind == "shard"), key=lambda entry: entry["task"]
     )
-    shards = [Shard(entry["path"], entry["documents"], tuple(entry["batches"])) for entry in found]
+    shards = [TokenShard(entry["path"], entry["documents"], tuple(entry["batches"])) for entry in found]
     return shards, sum(entry["text_bytes"] for entry in found)
 
 
-def _require_documents(shards: list[Shard]) -> None:
+def _require_documents(shards: list[TokenShard]) -> None:
     if not any(shard.documents for shard in shards):
         raise InputError("the batch has no documents to count: all are held out; lower corpus.held_out_fraction")
 
@@ -254,7 +254,7 @@ class Made:
     tokens: Sequence[str]
     counts: npt.NDArray[np.int64]
     document_counts: npt.NDArray[np.int64]
-    shards: list[Shard]
+    shards: list[TokenShard]
     facts: dict[str, Any]
     special_ids: frozenset[int] = frozenset()
 

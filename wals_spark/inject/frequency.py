@@ -45,7 +45,7 @@ def exposure_counts(how: str, counts: np.ndarray, tokenizer: LoadedTokenizer, pr
 def count_encoded_tokens(directories: Sequence[str], size: int) -> np.ndarray:
     """Tokens of encoded batches, int64 (size,): one pass over the shards, on as many threads as there are cores."""
 
-    def count(shard: token_shards.Shard) -> np.ndarray:
+    def count(shard: token_shards.TokenShard) -> np.ndarray:
         total = np.zeros(size, np.int64)
         for chunk in token_shards.read_shards([shard.path]):
             ids = chunk.tokens[chunk.overlap :]

@@ -191,8 +191,8 @@ def test_the_plan_is_explained_before_anything_runs(make_context, encode):
 
 def test_a_document_of_many_pieces_counts_as_a_whole(make_context, encode, read_pairs, monkeypatch, way):
     """One long document, cut by the shard writer, counted by several tasks."""
-    monkeypatch.setattr(token_shards, "BATCH_TOKENS", 50)
-    monkeypatch.setattr(token_shards, "PIECE_TOKENS", 50)
+    monkeypatch.setattr(token_shards.writer, "BATCH_TOKENS", 50)
+    monkeypatch.setattr(token_shards.writer, "PIECE_TOKENS", 50)
     monkeypatch.setattr(plan, "TOKENS_PER_TASK", 100)
     context = make_context(cooccurrence__oov="close_gap")
     rng = np.random.default_rng(9)

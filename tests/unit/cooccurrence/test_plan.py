@@ -8,13 +8,13 @@ import pytest
 from wals_spark.config import CooccurrenceConfig
 from wals_spark.cooccurrence.plan import blocks_by_rank, expected_cells, make_plan
 from wals_spark.cooccurrence.semantics import semantics_of
-from wals_spark.token_shards import Shard
+from wals_spark.token_shards import TokenShard
 
 SEMANTICS = semantics_of(CooccurrenceConfig())
 
 
 def shards(*batches):
-    return [Shard(f"part-{index}", 10, tuple(sizes)) for index, sizes in enumerate(batches)]
+    return [TokenShard(f"part-{index}", 10, tuple(sizes)) for index, sizes in enumerate(batches)]
 
 
 def zipf(size, tokens):

@@ -14,7 +14,7 @@ from wals_spark.cooccurrence.merge import BlockMerger
 from wals_spark.cooccurrence.semantics import keep_thresholds, semantics_of
 from wals_spark.cooccurrence.window import WindowCounter
 from wals_spark.errors import InputError
-from wals_spark.token_shards import OOV, SPECIAL, Chunk
+from wals_spark.token_shards import OOV, SPECIAL, TokenChunk
 
 MEMORY = 64 << 20
 
@@ -23,7 +23,7 @@ def chunk_of(documents, overlap=0, first=0):
     tokens = np.array([token for _, document in documents for token in document], np.int32)
     offsets = np.cumsum([0] + [len(document) for _, document in documents]).astype(np.int64)
     keys = np.array([key for key, _ in documents], np.uint64)
-    return Chunk(tokens, offsets, overlap, keys, first)
+    return TokenChunk(tokens, offsets, overlap, keys, first)
 
 
 def merged(semantics, size, blobs, memory=MEMORY, **options):
@@ -234,7 +234,7 @@ def test_a_cell_above_32_bits():
     tokens = np.zeros(400_000, np.int32)
     semantics = semantics_of(CooccurrenceConfig(window_left=20, window_right=20))
     assert semantics.exact_unit
-    pairs = counted([Chunk(tokens, np.array([0, len(tokens)]), 0, np.zeros(1, np.uint64), 0)], semantics, 1)
+    pairs = counted([TokenChunk(tokens, np.array([0, len(tokens)]), 0, np.zeros(1, np.uint64), 0)], semantics, 1)
     exact = sum(2 * (len(tokens) - d) * semantics.left[d - 1] for d in range(1, 21))
     assert pairs == {(0, 0): exact}
     assert exact > 2**40
