@@ -1,4 +1,4 @@
-"""Brute-force count in plain Python: the twin that every option of the kernel is compared with.
+"""Brute-force count in plain Python: the oracle that every option of the kernel is compared with.
 
 It walks over documents token by token and pair by pair, in the words of docs/cooccurrence.md, and
 shares nothing with the kernel but the weights.
@@ -9,23 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from wals_spark.cooccurrence.semantics import Semantics
+from wals_spark.splitmix64 import GOLDEN_GAMMA, mix64
 from wals_spark.token_shards import OOV, PARAGRAPH, SENTENCE, SPECIAL
-
-_WORD = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-
-
-def _mix(x: int) -> int:
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
-    return x ^ (x >> 31)
 
 
 def occurrence_hash(key: int, position: int, seed: int) -> int:
     """The 64-bit hash that decides whether an occurrence stays."""
-    salt = _mix(key ^ _mix((seed + _GOLDEN) & _WORD))
-    return _mix((salt + position * _GOLDEN) & _WORD)
+    salt = _mix64(key ^ _mix64(seed + GOLDEN_GAMMA))
+    return _mix64(salt + position * GOLDEN_GAMMA)
+
+
+def _mix64(x: int) -> int:
+    return int(mix64(np.array([x % 2**64], np.uint64))[0])
 
 
 def count_pairs(

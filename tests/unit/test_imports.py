@@ -15,6 +15,7 @@ PACKAGE = Path(wals_spark.__file__).parent
 BASE_ORDER = [
     "errors",
     "compiled",
+    "splitmix64",
     "schemas",
     "objective",
     "config",

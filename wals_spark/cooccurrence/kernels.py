@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from wals_spark.compiled import compiled
+from wals_spark.splitmix64 import GOLDEN_GAMMA, mix64
 
 HOLD, REMOVE, BREAK = 0, 1, 2
 """What a marker does: keep a place that never counts, vanish, or end the window."""
@@ -36,6 +37,7 @@ U = np.uint64
 _I32 = ir.IntType(32)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 _loop = compiled(nogil=True, boundscheck=False, error_model="numpy")
+_mix64 = _loop(mix64)
 
 
 @intrinsic
@@ -58,14 +60,6 @@ def _prefetch(typing_context, array, index):
         return context.get_dummy_value()
 
     return types.void(array, types.uint64), generate
-
-
-@_loop
-def mix(x):
-    """The finaliser of splitmix64: a bijection of 64-bit words."""
-    x = (x ^ (x >> U(30))) * U(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> U(27))) * U(0x94D049BB133111EB)
-    return x ^ (x >> U(31))
 
 
 @_loop
@@ -103,7 +97,7 @@ def clean(tokens, offsets, keys, first, actions, size, thresholds, seed, dropped
     bounds[0] = 0
     for d in range(len(keys)):
         position = U(first) if d == 0 else U(0)
-        salt = mix(keys[d] ^ mix(U(seed) + U(0x9E3779B97F4A7C15)))
+        salt = _mix64(keys[d] ^ _mix64(U(seed) + U(GOLDEN_GAMMA)))
         for i in range(offsets[d], offsets[d + 1]):
             t = tokens[i]
             if t >= 0:
@@ -112,7 +106,7 @@ def clean(tokens, offsets, keys, first, actions, size, thresholds, seed, dropped
                 if len(thresholds) > 0:
                     threshold = thresholds[t]
                     always = threshold == U(0xFFFFFFFFFFFFFFFF)
-                    if not always and mix(salt + position * U(0x9E3779B97F4A7C15)) >= threshold:
+                    if not always and _mix64(salt + position * U(GOLDEN_GAMMA)) >= threshold:
                         subsampled += 1
                         if dropped == HOLD:
                             out[n] = size

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from wals_spark.compiled import compiled
 from wals_spark.corpus.document_batch import Batch
 from wals_spark.corpus.words import WordIndex
+from wals_spark.splitmix64 import splitmix64
 
 SHINGLE = 5
 PERMUTATIONS = 128
@@ -27,21 +28,8 @@ PAIRS_PER_GROUP = 64
 Signatures = npt.NDArray[np.uint32]
 Hashes = npt.NDArray[np.uint64]
 
-
-def _mixed(count: int, start: int) -> Hashes:
-    """The first values of SplitMix64: the same on every machine and version."""
-    mask = (1 << 64) - 1
-    values = []
-    for step in range(1, count + 1):
-        z = (start + step * 0x9E3779B97F4A7C15) & mask
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        values.append(z ^ (z >> 31))
-    return np.array(values, np.uint64)
-
-
-MULTIPLIERS = _mixed(PERMUTATIONS, 1) | np.uint64(1)
-ADDENDS = _mixed(PERMUTATIONS, 2)
+MULTIPLIERS = splitmix64(1, PERMUTATIONS) | np.uint64(1)
+ADDENDS = splitmix64(2, PERMUTATIONS)
 
 
 def signatures(batch: Batch, index: WordIndex) -> Signatures:
@@ -81,7 +69,7 @@ def _minhash(tokens, offsets, hashes, data, bounds, multipliers, addends, out): 
 def band_keys(found: Signatures) -> Hashes:
     """A hash of each band of each signature, uint64 of shape (documents, `BANDS`); each band hashes differently."""
     rows = found.reshape(len(found), BANDS, PERMUTATIONS // BANDS).astype(np.uint64)
-    keys = np.broadcast_to(_mixed(BANDS, 3), rows.shape[:2]).copy()
+    keys = np.broadcast_to(splitmix64(3, BANDS), rows.shape[:2]).copy()
     for row in range(rows.shape[2]):
         keys = (keys ^ rows[:, :, row]) * np.uint64(1099511628211)
         keys ^= keys >> np.uint64(32)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from wals_spark.compiled import compiled
 from wals_spark.corpus.document_batch import Batch, Bytes, Longs
 from wals_spark.corpus.word_rules import CASES, words_and_breaks
+from wals_spark.splitmix64 import GOLDEN_GAMMA
 
 Ints = npt.NDArray[np.int32]
 
@@ -28,7 +29,6 @@ _CASED_BELOW = 0x20000
 _SIGMA = 0x03A3
 FNV_BASIS = 14695981039346656037
 FNV_PRIME = 1099511628211
-_GOLDEN = 0x9E3779B97F4A7C15
 
 SEPARATOR, PLAIN, MAPPED, RULES = 0, 1, 2, 3
 """What a code point is to the kernel: no part of a word; part of one as it is; what `map_bytes` says; not for the
@@ -419,7 +419,7 @@ class ByteStrings:
     """
 
     def __init__(self, seed: int = 0, hash_bits: int = 64) -> None:
-        self._basis = np.uint64(FNV_BASIS ^ (seed * _GOLDEN & (1 << 64) - 1))
+        self._basis = np.uint64(FNV_BASIS ^ (seed * GOLDEN_GAMMA & (1 << 64) - 1))
         self._mask = np.uint64((1 << hash_bits) - 1)
         self._slots = np.full(1 << 16, -1, np.int32)
         self._hashes = np.zeros(1 << 15, np.uint64)
