@@ -34,7 +34,7 @@ from wals_spark.inject import domain_shift, modes, strength_search
 from wals_spark.inject import prepare as preparation
 from wals_spark.inject.stages import SHIFT_MIN_COUNT
 from wals_spark.inject.vocabulary import candidates, extend
-from wals_spark.mlm.data import Masked, SpecialIds, encode, mask, pack, special_ids
+from wals_spark.mlm.data import Masked, SpecialIds, encode, mask_tokens, pack_sequences, special_ids
 from wals_spark.objective import Objective
 from wals_spark.pipeline import run_stages
 from wals_spark.progress import setup_logging
@@ -246,7 +246,7 @@ def training_sequences(directory: str, special: SpecialIds, seed: int) -> np.nda
         for chunk in token_shards.read_shards([shard.path]):
             ends = chunk.offsets
             documents += [chunk.tokens[ends[i] : ends[i + 1]] for i in range(len(ends) - 1)]
-    packed = pack([ids[ids >= 0] for ids in documents], special, LENGTH)
+    packed = pack_sequences([ids[ids >= 0] for ids in documents], special, LENGTH)
     chosen = np.random.default_rng([seed, 21]).permutation(len(packed))[:TRAINING_SEQUENCES]
     return packed.ids[np.sort(chosen)].astype(np.uint16)
 
@@ -344,12 +344,14 @@ def prepare(data: Path, work: Path, output: Path, domain: str, sequences: int) -
     pad = int(json.loads((model / "config.json").read_text())["pad_token_id"])
     tests: dict[str, np.ndarray] = {}
     for text, documents in texts.items():
-        packed = pack(encode(loaded["old"], documents), special["old"], LENGTH, limit=sequences, fair=True)
-        tests.update(masked_arrays(f"test_{text}", mask(packed, special["old"], 0.15, TEST_SEED)))
+        packed = pack_sequences(encode(loaded["old"], documents), special["old"], LENGTH, limit=sequences, fair=True)
+        tests.update(masked_arrays(f"test_{text}", mask_tokens(packed, special["old"], 0.15, TEST_SEED)))
         found = hidden_words(documents, loaded, special["old"], pad, sequences, TEST_SEED)
         tests.update({f"words_{text}_{name}": values for name, values in found.items()})
-    packed = pack(encode(loaded["extended"], texts["domain"]), special["extended"], LENGTH, limit=64, fair=True)
-    tests.update(masked_arrays("test_extended", mask(packed, special["extended"], 0.15, TEST_SEED)))
+    packed = pack_sequences(
+        encode(loaded["extended"], texts["domain"]), special["extended"], LENGTH, limit=64, fair=True
+    )
+    tests.update(masked_arrays("test_extended", mask_tokens(packed, special["extended"], 0.15, TEST_SEED)))
     training = {
         f"training_{name}": training_sequences(
             each.manifests.require("vocabulary", domain).outputs["encoded"], special[name], 1

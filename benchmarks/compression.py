@@ -56,8 +56,8 @@ def loss(options: argparse.Namespace) -> None:
     learn, held = documents(options.corpus)
 
     def sample(texts: list[str], sequences: int, seed: int) -> data.Masked:
-        packed = data.pack(data.encode(tokenizer, texts), special, 128, limit=sequences, fair=True)
-        return data.mask(packed, special, text.MASKED_FRACTION, seed)
+        packed = data.pack_sequences(data.encode(tokenizer, texts), special, 128, limit=sequences, fair=True)
+        return data.mask_tokens(packed, special, text.MASKED_FRACTION, seed)
 
     E = embedding_values(opened)
     counts = np.bincount(np.concatenate(data.encode(tokenizer, learn[::4])), minlength=len(E)) + 0.5

@@ -32,7 +32,7 @@ from wals_spark.config import Config, load_config
 from wals_spark.factors.store import Vectors, read_vectors
 from wals_spark.inject.align import deciles, permute_within
 from wals_spark.inject.frequency import log_unigram
-from wals_spark.mlm.data import SpecialIds, encode, mask, pack, special_ids
+from wals_spark.mlm.data import SpecialIds, encode, mask_tokens, pack_sequences, special_ids
 from wals_spark.mlm.loss import best_device
 from wals_spark.mlm.pretrain import Schedule, evaluation_steps, pretrain
 from wals_spark.mlm.statistics import two_level
@@ -133,9 +133,9 @@ def main() -> int:
     loaded: LoadedTokenizer = load_tokenizer(str(config.vocabulary.tokenizer))
     special = special_ids(loaded)
     seen, held_out = texts(context)
-    train = pack(encode(loaded, seen), special, options.length)
-    pool = pack(encode(loaded, held_out), special, options.length, limit=options.unseen, fair=True)
-    unseen = mask(pool, special, 0.15, UNSEEN_SEED)
+    train = pack_sequences(encode(loaded, seen), special, options.length)
+    pool = pack_sequences(encode(loaded, held_out), special, options.length, limit=options.unseen, fair=True)
+    unseen = mask_tokens(pool, special, 0.15, UNSEEN_SEED)
     schedule = Schedule(options.steps, options.batch, options.rate)
     at = evaluation_steps(options.steps, options.points)
     arms = options.arms.split(",")

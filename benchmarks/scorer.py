@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from gensim.models import KeyedVectors
 
-from wals_spark.evaluate.intrinsic import Analogy, read_pairs, read_questions, score_vectors
+from wals_spark.evaluate.intrinsic import AnalogyResult, read_pairs, read_questions, score_vectors
 
 
 def random_vectors(pairs: Path, questions: Path, size: int, k: int) -> KeyedVectors:
@@ -65,7 +65,7 @@ def main() -> int:
     print(json.dumps({"case": "pairs, with 2,000 resamples", "n": rated.covered, **figures, **times}), flush=True)
 
     ours, (solved,) = timed(lambda: score_vectors(tokens, matrix, [str(questions)], search=options.search))
-    assert isinstance(solved, Analogy)
+    assert isinstance(solved, AnalogyResult)
     theirs, (accuracy, sections) = timed(lambda: peer.evaluate_word_analogies(str(questions), options.search))
     asked = sum(len(section["correct"]) + len(section["incorrect"]) for section in sections[:-1])
     figures = {"accuracy": round(solved.add.value, 5), "gensim_accuracy": round(accuracy, 5)}

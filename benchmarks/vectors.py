@@ -30,7 +30,7 @@ from scipy.sparse.linalg import svds
 
 from wals_spark import schemas
 from wals_spark.cluster.process_group import LocalGroup
-from wals_spark.evaluate.intrinsic import Analogy, score_vectors
+from wals_spark.evaluate.intrinsic import AnalogyResult, score_vectors
 from wals_spark.matrix.list_column import lists_to_matrix
 from wals_spark.objective import make_objective
 from wals_spark.runs import ManifestStore
@@ -174,8 +174,8 @@ def report(
 ) -> None:
     """One JSON line per file."""
     for result in score_vectors(tokens, matrix, files, counts=counts):
-        interval = result.add if isinstance(result, Analogy) else result.rho
-        total = result.questions if isinstance(result, Analogy) else result.pairs
+        interval = result.add if isinstance(result, AnalogyResult) else result.rho
+        total = result.questions if isinstance(result, AnalogyResult) else result.pairs
         line = {"vectors": name, "k": k, "set": result.name, "score": 100 * interval.value, "low": 100 * interval.low}
         line |= {"high": 100 * interval.high, "covered": result.covered, "of": total, "wall_s": seconds, "cpu_s": cpu}
         print(json.dumps(line), flush=True)

@@ -118,10 +118,12 @@ def masked_text(
     """
     loaded = _tokenizer(tokenizer, key)
     special = data.special_ids(loaded)
-    packed = data.pack(data.encode(loaded, read_texts(path, key)), special, length, limit=sequences, fair=True)
+    packed = data.pack_sequences(
+        data.encode(loaded, read_texts(path, key)), special, length, limit=sequences, fair=True
+    )
     if not len(packed):
         raise InputError(f"{key}: {path} has fewer than {length} tokens, not one sequence; give more text")
-    return data.mask(packed, special, MASKED_FRACTION, seed)
+    return data.mask_tokens(packed, special, MASKED_FRACTION, seed)
 
 
 def measure_sensitivity(directory: str | Path, masked: data.Masked) -> Sensitivity:

@@ -47,7 +47,7 @@ def run_demo(directory: str) -> None:
     blended = settings.demo_config(
         directory,
         inject__mode="blend",
-        inject__checkpoint=training.directory_of(os.path.join(directory, settings.TRAINED), training.RANDOM),
+        inject__checkpoint=training.arm_directory(os.path.join(directory, settings.TRAINED), training.RANDOM),
         inject__force=True,  # the demonstration shows the figures whatever the gate says, and what it said
     )
     ran += run_stages(blended, ("inject", "verify"))
@@ -81,7 +81,7 @@ def make_inputs(directory: str) -> tuple[dict[str, Any], bool]:
 
 def train_arms(
     directory: str, config: Config
-) -> tuple[dict[str, training.Curve], dict[tuple[str, str], Interval], list[str], Clusters]:
+) -> tuple[dict[str, training.ArmResult], dict[tuple[str, str], Interval], list[str], Clusters]:
     """Train the arms that are not trained yet; returns curves, final differences, which ran, and the clusters."""
     context = Context(config)
     try:
@@ -92,7 +92,7 @@ def train_arms(
         for arm in training.ARMS:
             curves[arm], new = training.train_arm(
                 arm,
-                training.directory_of(os.path.join(directory, settings.TRAINED), arm),
+                training.arm_directory(os.path.join(directory, settings.TRAINED), arm),
                 data,
                 start=os.path.join(directory, settings.START),
                 initial=str(injected.outputs["directory"]),
@@ -139,7 +139,7 @@ def _gate_lines(gate: Mapping[str, Any] | None) -> list[str]:
 def _summary(
     config: Config,
     facts: Mapping[str, Any],
-    curves: Mapping[str, training.Curve],
+    curves: Mapping[str, training.ArmResult],
     differences: Mapping[tuple[str, str], Interval],
     clusters: Clusters,
 ) -> str:

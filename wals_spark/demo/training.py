@@ -20,8 +20,8 @@ from wals_spark import schemas, storage
 from wals_spark.config import fingerprint
 from wals_spark.evaluate.stages import DIFFERENCE_PREFIX, PRETRAIN_PREFIX
 from wals_spark.inject.frequency import log_unigram
-from wals_spark.mlm.data import Masked, Packed, SpecialIds, encode, mask, pack, special_ids
-from wals_spark.mlm.loss import best_device, fresh_masked_lm, load_masked_lm
+from wals_spark.mlm.data import Masked, Packed, SpecialIds, encode, mask_tokens, pack_sequences, special_ids
+from wals_spark.mlm.loss import best_device, load_masked_lm, masked_lm_from_config
 from wals_spark.mlm.pretrain import Schedule, evaluation_steps, pretrain
 from wals_spark.mlm.statistics import Clusters, Interval
 from wals_spark.runs import package_versions
@@ -40,7 +40,7 @@ SCHEDULE = Schedule(steps=400, batch=8, learning_rate=1.5e-3)
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """What every arm trains on and is measured on."""
 
     train: Packed
@@ -50,7 +50,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Curve:
+class ArmResult:
     """A finished arm: loss per unseen target at each measured step."""
 
     steps: list[int]
@@ -58,12 +58,12 @@ class Curve:
     seconds: float
 
 
-def directory_of(directory: str, arm: str) -> str:
+def arm_directory(directory: str, arm: str) -> str:
     """Where an arm's checkpoint stands."""
     return os.path.join(directory, arm.replace(" ", "-"))
 
 
-def read_data(context: Context, length: int) -> Data:
+def read_data(context: Context, length: int) -> TrainingData:
     """Sequences of the counted documents to train on, and fixed masks of the held-out ones."""
     assert context.config.vocabulary.tokenizer is not None
     loaded = load_tokenizer(context.config.vocabulary.tokenizer)
@@ -75,10 +75,10 @@ def read_data(context: Context, length: int) -> Data:
     rows.sort(key=lambda row: row["doc_id"])
     seen = encode(loaded, [row["text"] for row in rows if not row["held_out"]])
     held_out = encode(loaded, [row["text"] for row in rows if row["held_out"]])
-    train = pack(seen, special, length)
-    unseen = pack(held_out, special, length, limit=UNSEEN_SEQUENCES, fair=True)
+    train = pack_sequences(seen, special, length)
+    unseen = pack_sequences(held_out, special, length, limit=UNSEEN_SEQUENCES, fair=True)
     identity = fingerprint([loaded.hash, train.ids.shape, int(train.ids.sum()), unseen.ids.tolist()])
-    return Data(train, mask(unseen, special, 0.15, context.config.seed), special, identity)
+    return TrainingData(train, mask_tokens(unseen, special, 0.15, context.config.seed), special, identity)
 
 
 def _model(arm: str, start: str, initial: str, counts: np.ndarray, seed: int) -> Any:
@@ -86,7 +86,7 @@ def _model(arm: str, start: str, initial: str, counts: np.ndarray, seed: int) ->
 
     if arm == FACTORS:
         return load_masked_lm(initial)
-    model = fresh_masked_lm(start, seed)
+    model = masked_lm_from_config(start, seed)
     if arm == BIAS:
         with torch.no_grad():
             model.lm_head.bias.copy_(torch.from_numpy(log_unigram(counts)).float())
@@ -94,8 +94,16 @@ def _model(arm: str, start: str, initial: str, counts: np.ndarray, seed: int) ->
 
 
 def train_arm(
-    arm: str, directory: str, data: Data, *, start: str, initial: str, counts: np.ndarray, initial_hash: str, seed: int
-) -> tuple[Curve, bool]:
+    arm: str,
+    directory: str,
+    data: TrainingData,
+    *,
+    start: str,
+    initial: str,
+    counts: np.ndarray,
+    initial_hash: str,
+    seed: int,
+) -> tuple[ArmResult, bool]:
     """Train one arm unless its marker says that this very training is done; returns its curve and whether it ran.
 
     Parameters
@@ -112,7 +120,7 @@ def train_arm(
     marker = os.path.join(directory, MARKER)
     if storage.exists(marker) and storage.read_json(marker).get("fingerprint") == expected:
         with np.load(os.path.join(directory, CURVE), allow_pickle=False) as stored:
-            return Curve(stored["steps"].tolist(), stored["nll"], float(stored["seconds"])), False
+            return ArmResult(stored["steps"].tolist(), stored["nll"], float(stored["seconds"])), False
     staging = f"{directory}.unfinished"
     shutil.rmtree(staging, ignore_errors=True)
     model = _model(arm, start, initial, counts, seed).to(best_device())
@@ -126,7 +134,7 @@ def train_arm(
         at=evaluation_steps(SCHEDULE.steps, POINTS),
         label=f"training from {arm}",
     )
-    curve = Curve(found.steps, np.stack(found.nll).astype(np.float32), found.seconds)
+    curve = ArmResult(found.steps, np.stack(found.nll).astype(np.float32), found.seconds)
     model.save_pretrained(staging)
     for name in os.listdir(start):
         if name.startswith(("tokenizer", "special_tokens")):
@@ -139,7 +147,7 @@ def train_arm(
 
 
 def final_differences(
-    curves: Mapping[str, Curve], clusters: Clusters, pairs: tuple[tuple[str, str], ...]
+    curves: Mapping[str, ArmResult], clusters: Clusters, pairs: tuple[tuple[str, str], ...]
 ) -> dict[tuple[str, str], Interval]:
     """Loss after the last step of the first arm of each pair minus that of the second."""
     return {(a, b): clusters.difference(curves[a].nll[-1], curves[b].nll[-1]) for a, b in pairs}
@@ -148,7 +156,9 @@ def final_differences(
 PAIRS = ((FACTORS, RANDOM), (FACTORS, BIAS), (BIAS, RANDOM))
 
 
-def report_metrics(context: Context, curves: Mapping[str, Curve], data: Data) -> dict[tuple[str, str], Interval]:
+def report_metrics(
+    context: Context, curves: Mapping[str, ArmResult], data: TrainingData
+) -> dict[tuple[str, str], Interval]:
     """Put the curves and their final differences into the metrics table, where `evaluate` finds them."""
     clusters = Clusters(data.unseen.document, context.config.evaluate.bootstrap, context.config.seed)
     differences = final_differences(curves, clusters, PAIRS)

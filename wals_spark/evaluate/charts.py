@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 
 @dataclass(frozen=True)
-class Point:
+class SeriesPoint:
     """A point with an optional interval."""
 
     x: float
@@ -24,15 +24,15 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Line:
+class Series:
     """A named line; `points` by rising x."""
 
     name: str
-    points: Sequence[Point]
+    points: Sequence[SeriesPoint]
 
 
 @dataclass(frozen=True)
-class Row:
+class IntervalRow:
     """A row of an interval plot.
 
     Attributes
@@ -66,7 +66,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A number in few characters, with a true minus."""
     size = abs(value)
     if size >= 1e6:
@@ -83,7 +83,9 @@ def _scale(low: float, high: float, margin: float = 0.06) -> tuple[float, float]
     return low - margin * span, high + margin * span
 
 
-def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, y_log: bool = False, late: bool = False) -> Markup:
+def line_chart(
+    lines: Sequence[Series], *, x_label: str, y_label: str, y_log: bool = False, late: bool = False
+) -> Markup:
     """Lines over x with their intervals as bands, a point per measurement and a legend.
 
     With ``y_log`` y must be positive; values that are no numbers are left out. With ``late`` the scale is made
@@ -94,7 +96,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, y_log: bool
         return math.log10(y) if y_log else y
 
     drawn = [
-        Line(line.name, [p for p in line.points if math.isfinite(p.y) and (not y_log or p.y > 0)]) for line in lines
+        Series(line.name, [p for p in line.points if math.isfinite(p.y) and (not y_log or p.y > 0)]) for line in lines
     ]
     drawn = [line for line in drawn if line.points]
     if not drawn:
@@ -125,7 +127,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, y_log: bool
     else:
         y_ticks = ticks(y_low, y_high)
     parts = ['<figure class="line-chart"><div class="y-label">', escape(y_label), '</div><div class="frame">']
-    parts += [f'<span class="y-tick" style="top:{top(y):.2f}%">{number(y)}</span>' for y in y_ticks]
+    parts += [f'<span class="y-tick" style="top:{top(y):.2f}%">{format_number(y)}</span>' for y in y_ticks]
     parts.append('<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">')
     parts += [f'<line class="grid" x1="0" x2="100" y1="{top(y):.3f}" y2="{top(y):.3f}"/>' for y in y_ticks]
     for index, line in enumerate(drawn):
@@ -142,25 +144,25 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, y_log: bool
             if shown(p.y) > y_high:
                 continue
             interval = f" [{p.low:.4g}, {p.high:.4g}]" if p.low is not None and p.high is not None else ""
-            title = escape(f"{line.name}, {x_label} {number(p.x)}: {p.y:.5g}{interval}")
+            title = escape(f"{line.name}, {x_label} {format_number(p.x)}: {p.y:.5g}{interval}")
             parts.append(
                 f'<i class="dot s{index % 6}" style="left:{left(p.x):.2f}%;top:{top(p.y):.2f}%" title="{title}"></i>'
             )
-    parts += [f'<span class="x-tick" style="left:{left(x):.2f}%">{number(x)}</span>' for x in x_ticks]
+    parts += [f'<span class="x-tick" style="left:{left(x):.2f}%">{format_number(x)}</span>' for x in x_ticks]
     parts += ['</div><div class="x-label">', escape(x_label), "</div>"]
     if len(drawn) > 1:
         parts.append('<figcaption class="legend">')
         for index, line in enumerate(drawn):
-            last = number(line.points[-1].y)
+            last = format_number(line.points[-1].y)
             if late:
-                last = f"{number(line.points[0].y)} → {last}"
+                last = f"{format_number(line.points[0].y)} → {last}"
             parts.append(f'<span><i class="key s{index % 6}"></i>{escape(line.name)} <b>{escape(last)}</b></span>')
         parts.append("</figcaption>")
     parts.append("</figure>")
     return Markup("".join(str(part) for part in parts))
 
 
-def interval_plot(rows: Sequence[Row], *, zero: bool, scale_label: str) -> Markup:
+def interval_plot(rows: Sequence[IntervalRow], *, zero: bool, scale_label: str) -> Markup:
     """A row per number: label, its interval on a common scale, the number in words.
 
     Parameters
@@ -193,7 +195,7 @@ def interval_plot(rows: Sequence[Row], *, zero: bool, scale_label: str) -> Marku
             f'<i class="mark" style="left:{left(row.value):.2f}%"></i></div>'
             f'<div class="text" role="cell">{escape(row.text)}</div></div>'
         )
-    labels = "".join(f'<span style="left:{left(x):.2f}%">{number(x)}</span>' for x in scale)
+    labels = "".join(f'<span style="left:{left(x):.2f}%">{format_number(x)}</span>' for x in scale)
     parts.append(
         f'<div class="row axis" aria-hidden="true"><div class="name">{escape(scale_label)}</div>'
         f'<div class="track">{labels}</div><div class="text"></div></div></div>'
@@ -201,7 +203,7 @@ def interval_plot(rows: Sequence[Row], *, zero: bool, scale_label: str) -> Marku
     return Markup("".join(parts))
 
 
-def bars(rows: Sequence[tuple[str, float, str]]) -> Markup:
+def bar_chart(rows: Sequence[tuple[str, float, str]]) -> Markup:
     """Horizontal bars from 0: (label, value, text)."""
     largest = max((value for _, value, _ in rows), default=0.0) or 1.0
     parts = ['<div class="bars">']

@@ -17,7 +17,7 @@ import numpy as np
 from wals_spark import storage
 from wals_spark.errors import InputError
 from wals_spark.factors.top_k import unit_rows
-from wals_spark.factors.words import WordIndex
+from wals_spark.factors.words import WordLookup
 from wals_spark.mlm.statistics import Clusters, Interval, percentile_interval
 
 SEARCH = 30_000
@@ -27,7 +27,7 @@ _RANKS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
-class Similarity:
+class SimilarityResult:
     """The result on one file of rated pairs.
 
     Attributes
@@ -49,7 +49,7 @@ class Similarity:
 
 
 @dataclass(frozen=True)
-class Analogy:
+class AnalogyResult:
     """The result on one file of analogy questions.
 
     Attributes
@@ -74,7 +74,7 @@ class Analogy:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class VectorGeometry:
     """How the vectors fill the space.
 
     Attributes
@@ -196,7 +196,7 @@ def spearman(x: np.ndarray, y: np.ndarray, *, resamples: int = 2000, seed: int =
 
 
 def pair_cosines(
-    index: WordIndex, unit: np.ndarray, pairs: Sequence[tuple[str, str, float]]
+    index: WordLookup, unit: np.ndarray, pairs: Sequence[tuple[str, str, float]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and ratings of the covered pairs, two float64 arrays of one length.
 
@@ -218,23 +218,27 @@ def pair_cosines(
     return np.einsum("ij,ij->i", unit[a].astype(np.float64), unit[b].astype(np.float64)), np.asarray(ratings)
 
 
-def similarity(path: str, index: WordIndex, unit: np.ndarray, *, resamples: int = 2000, seed: int = 1) -> Similarity:
+def score_similarity(
+    path: str, index: WordLookup, unit: np.ndarray, *, resamples: int = 2000, seed: int = 1
+) -> SimilarityResult:
     """Spearman's rho on one file; see the module."""
     pairs = read_pairs(path)
     cosines, ratings = pair_cosines(index, unit, pairs)
-    return Similarity(_name(path), spearman(cosines, ratings, resamples=resamples, seed=seed), len(pairs), len(cosines))
+    return SimilarityResult(
+        _name(path), spearman(cosines, ratings, resamples=resamples, seed=seed), len(pairs), len(cosines)
+    )
 
 
-def analogy(
+def score_analogies(
     path: str,
-    index: WordIndex,
+    index: WordLookup,
     unit: np.ndarray,
     order: np.ndarray,
     *,
     search: int = SEARCH,
     resamples: int = 2000,
     seed: int = 1,
-) -> Analogy:
+) -> AnalogyResult:
     """Accuracy on one file of analogy questions; see the module.
 
     Parameters
@@ -258,7 +262,7 @@ def analogy(
             sections.append(section)
     if not rows:
         empty = Interval(float("nan"), float("nan"), float("nan"), 0, 0)
-        return Analogy(_name(path), empty, empty, len(questions), 0, {})
+        return AnalogyResult(_name(path), empty, empty, len(questions), 0, {})
     quads = np.asarray(rows)
     add, mul = _solve(unit[answers], quads)
     labels = quads[:, 0] * len(answers) + quads[:, 1]
@@ -268,7 +272,7 @@ def analogy(
         name: (int((names == name).sum()), float(add[names == name].mean()), float(mul[names == name].mean()))
         for name in dict.fromkeys(sections)
     }
-    return Analogy(_name(path), clusters.mean(add), clusters.mean(mul), len(questions), len(rows), by_section)
+    return AnalogyResult(_name(path), clusters.mean(add), clusters.mean(mul), len(questions), len(rows), by_section)
 
 
 def _solve(unit: np.ndarray, quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -295,11 +299,11 @@ def _solve(unit: np.ndarray, quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return add, mul
 
 
-def geometry(unit: np.ndarray, matrix: np.ndarray, counts: np.ndarray, seed: int = 1) -> Geometry:
+def vector_geometry(unit: np.ndarray, matrix: np.ndarray, counts: np.ndarray, seed: int = 1) -> VectorGeometry:
     """Mean cosine of 100,000 random pairs, and the spectrum of the vectors of the tokens with a count."""
     used = np.nonzero((counts > 0) & unit.any(axis=1))[0]
     if len(used) < 2:
-        return Geometry(float("nan"), float("nan"), float("nan"), len(used))
+        return VectorGeometry(float("nan"), float("nan"), float("nan"), len(used))
     generator = np.random.default_rng([seed, 7])
     a = used[generator.integers(len(used), size=100_000)]
     b = used[generator.integers(len(used), size=100_000)]
@@ -310,7 +314,7 @@ def geometry(unit: np.ndarray, matrix: np.ndarray, counts: np.ndarray, seed: int
     share = eigenvalues / eigenvalues.sum()
     positive = share[share > 0]
     entropy = float(-(positive * np.log(positive)).sum())
-    return Geometry(float(cosine.mean()), float(np.exp(entropy)), float(share.max()), len(used))
+    return VectorGeometry(float(cosine.mean()), float(np.exp(entropy)), float(share.max()), len(used))
 
 
 def score_vectors(
@@ -322,7 +326,7 @@ def score_vectors(
     search: int = SEARCH,
     resamples: int = 2000,
     seed: int = 1,
-) -> list[Similarity | Analogy]:
+) -> list[SimilarityResult | AnalogyResult]:
     """Score vectors on files of pairs or analogy questions; which of them a file holds is told by its lines.
 
     Parameters
@@ -334,15 +338,15 @@ def score_vectors(
         that order already.
     search : tokens that analogy answers are sought among
     """
-    index = WordIndex(tokens)
+    index = WordLookup(tokens)
     unit = unit_rows(matrix)
     order = np.arange(len(tokens)) if counts is None else np.argsort(-counts, kind="stable")
-    results: list[Similarity | Analogy] = []
+    results: list[SimilarityResult | AnalogyResult] = []
     for path in files:
         if is_analogy_file(path):
-            results.append(analogy(path, index, unit, order, search=search, resamples=resamples, seed=seed))
+            results.append(score_analogies(path, index, unit, order, search=search, resamples=resamples, seed=seed))
         else:
-            results.append(similarity(path, index, unit, resamples=resamples, seed=seed))
+            results.append(score_similarity(path, index, unit, resamples=resamples, seed=seed))
     return results
 
 

@@ -10,9 +10,17 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from wals_spark.evaluate.charts import Line, Point, Row, bars, interval_plot, line_chart, number
-from wals_spark.evaluate.intrinsic import Analogy, Geometry, Similarity
-from wals_spark.evaluate.masked import LOWER_IS_BETTER, Bucket, MaskedResult
+from wals_spark.evaluate.charts import (
+    IntervalRow,
+    Series,
+    SeriesPoint,
+    bar_chart,
+    format_number,
+    interval_plot,
+    line_chart,
+)
+from wals_spark.evaluate.intrinsic import AnalogyResult, SimilarityResult, VectorGeometry
+from wals_spark.evaluate.masked_lm import LOWER_IS_BETTER, BucketResult, MaskedLmResult
 from wals_spark.mlm.statistics import Interval
 
 NOT_CLEAR = "not distinguishable"
@@ -36,7 +44,7 @@ class Training:
     """A masked-LM training run: its loss on unseen text by step."""
 
     name: str
-    points: Sequence[Point]
+    points: Sequence[SeriesPoint]
 
 
 @dataclass(frozen=True)
@@ -48,14 +56,14 @@ class ReportData:
     run_id, mode, made_at, fingerprint : str
     subtitle : str
         One line that says what was run.
-    loss : sequence of Point
+    loss : sequence of SeriesPoint
         Loss of the factorisation by half-sweep.
     objective : str
     trainings : sequence of Training
     training_differences : sequence of (label, Interval)
     similarity, analogies, geometry, combine
         Of the vectors.
-    masked : MaskedResult or None
+    masked : MaskedLmResult or None
     neighbours : mapping
         Content of neighbours.json.
     injection : mapping of fact -> text
@@ -70,15 +78,15 @@ class ReportData:
     made_at: str
     fingerprint: str
     subtitle: str
-    loss: Sequence[Point] = ()
+    loss: Sequence[SeriesPoint] = ()
     objective: str = ""
     trainings: Sequence[Training] = ()
     training_differences: Sequence[tuple[str, Interval]] = ()
-    similarity: Sequence[Similarity] = ()
-    analogies: Sequence[Analogy] = ()
-    geometry: Geometry | None = None
+    similarity: Sequence[SimilarityResult] = ()
+    analogies: Sequence[AnalogyResult] = ()
+    geometry: VectorGeometry | None = None
     combine: str = "u"
-    masked: MaskedResult | None = None
+    masked: MaskedLmResult | None = None
     neighbours: Mapping[str, Any] = field(default_factory=dict)
     injection: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[StageTime] = ()
@@ -173,7 +181,7 @@ def _details(summary: str, body: Markup) -> Markup:
     return Markup("<details><summary>{}</summary>{}</details>").format(summary, body)
 
 
-def masked_section(result: MaskedResult) -> Section:
+def masked_section(result: MaskedLmResult) -> Section:
     """Loss and accuracy of every arm on the same masks."""
     parts: list[Markup] = []
     for arm, figures in result.differences.items():
@@ -222,7 +230,7 @@ PROBES = {
 }
 
 
-def rare_section(result: MaskedResult) -> Section:
+def rare_section(result: MaskedLmResult) -> Section:
     """The probes by bucket of counts."""
     parts = [
         _paragraph(
@@ -251,9 +259,9 @@ def rare_section(result: MaskedResult) -> Section:
     return Section("rare", "Rare and frequent tokens", Markup("").join(parts))
 
 
-def _bucket_row(bucket: Bucket, arm: str) -> Row:
+def _bucket_row(bucket: BucketResult, arm: str) -> IntervalRow:
     difference = bucket.differences[arm]["nll"]
-    return Row(
+    return IntervalRow(
         label=f"seen {bucket.name.replace('-', '–')}×" if bucket.name != "0" else "never seen",
         note=f"{bucket.types:,} types",
         value=difference.value,
@@ -264,7 +272,7 @@ def _bucket_row(bucket: Bucket, arm: str) -> Row:
     )
 
 
-def _bucket_table(buckets: Sequence[Bucket], arm: str, base: str) -> Markup:
+def _bucket_table(buckets: Sequence[BucketResult], arm: str, base: str) -> Markup:
     head = ["count", "types", "targets", f"loss, {base}", f"loss, {arm}", "change by type"]
     head += [f"top-1, {base}", f"top-1, {arm}", f"top-5, {base}", f"top-5, {arm}", "change of top-5"]
     rows = []
@@ -291,7 +299,7 @@ def _bucket_table(buckets: Sequence[Bucket], arm: str, base: str) -> Markup:
 def training_section(data: ReportData) -> Section:
     """Loss curves of masked-LM training from different starts."""
     by_result = sorted(data.trainings, key=lambda training: -training.points[-1].y if training.points else 0.0)
-    lines = [Line(training.name, training.points) for training in by_result]
+    lines = [Series(training.name, training.points) for training in by_result]
     parts = [
         _paragraph(
             "Masked-LM loss on unseen text while training: same data, masks and schedule; only the start differs."
@@ -300,7 +308,7 @@ def training_section(data: ReportData) -> Section:
     ]
     if data.training_differences:
         rows = [
-            Row(
+            IntervalRow(
                 label=label,
                 value=difference.value,
                 low=difference.low,
@@ -317,14 +325,14 @@ def training_section(data: ReportData) -> Section:
 
 
 def intrinsic_section(data: ReportData) -> Section:
-    """Similarity, analogies and geometry of the vectors."""
+    """SimilarityResult, analogies and geometry of the vectors."""
     parts: list[Markup] = []
     if data.similarity:
         parts.append(_paragraph("Rank correlation (Spearman) of cosines with human ratings."))
         rows = []
         for item in data.similarity:
             rows.append(
-                Row(
+                IntervalRow(
                     label=item.name,
                     note=f"{item.covered:,} of {item.pairs:,} pairs",
                     value=item.rho.value,
@@ -334,7 +342,7 @@ def intrinsic_section(data: ReportData) -> Section:
                 )
             )
             rows += [
-                Row(
+                IntervalRow(
                     CONTROLS.get(name, name),
                     rho.value,
                     rho.low,
@@ -418,9 +426,9 @@ def loss_section(data: ReportData) -> Section:
         "Factorisation",
         _paragraph(
             f"The true objective ({data.objective or 'over every cell, observed or not'}) after each half-sweep: "
-            f"{number(first)} → {number(last)}, {100 * ratio:.1f} % of the first."
+            f"{format_number(first)} → {format_number(last)}, {100 * ratio:.1f} % of the first."
         )
-        + line_chart([Line("loss", data.loss)], x_label="half-sweep", y_label="loss", y_log=log),
+        + line_chart([Series("loss", data.loss)], x_label="half-sweep", y_label="loss", y_log=log),
     )
 
 
@@ -435,7 +443,7 @@ def run_section(data: ReportData) -> Section:
     if data.stages:
         total = sum(stage.seconds for stage in data.stages)
         parts.append(Markup("<h3>Time by stage <small>{} together</small></h3>").format(seconds(total)))
-        parts.append(bars([(stage.name, stage.seconds, seconds(stage.seconds)) for stage in data.stages]))
+        parts.append(bar_chart([(stage.name, stage.seconds, seconds(stage.seconds)) for stage in data.stages]))
         facts = [[stage.name, stage.facts, stage.finished_at] for stage in data.stages]
         parts.append(_details("What each stage made", _table(["stage", "result", "finished"], facts)))
     versions = Markup(" · ").join(
@@ -490,8 +498,8 @@ def tiles(data: ReportData) -> list[Tile]:
             found.append(Tile(f"analogies, {questions.name}", plain(questions.add.value), note))
     if data.loss:
         first, last = data.loss[0].y, data.loss[-1].y
-        note = f"from {number(first)} in {len(data.loss)} half-sweeps"
-        found.append(Tile("factorisation loss", number(last), note))
+        note = f"from {format_number(first)} in {len(data.loss)} half-sweeps"
+        found.append(Tile("factorisation loss", format_number(last), note))
     if data.stages:
         found.append(Tile("all stages", seconds(sum(stage.seconds for stage in data.stages))))
     return found[:6]

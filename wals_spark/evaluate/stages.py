@@ -14,23 +14,23 @@ from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.evaluate import controls
-from wals_spark.evaluate.charts import Point
+from wals_spark.evaluate.charts import SeriesPoint
 from wals_spark.evaluate.intrinsic import (
-    Analogy,
-    Geometry,
-    Similarity,
-    geometry,
+    AnalogyResult,
+    SimilarityResult,
+    VectorGeometry,
     read_pairs,
     read_questions,
     score_vectors,
+    vector_geometry,
 )
-from wals_spark.evaluate.masked import POOL, MaskedResult, make_task, measure
+from wals_spark.evaluate.masked_lm import POOL, MaskedLmResult, evaluate_masked_lm, make_masked_lm_task
 from wals_spark.evaluate.report import ReportData, StageTime, Training, between, plain, render, signed, verdict
 from wals_spark.factors.stages import NEIGHBOURS_FILE
 from wals_spark.factors.store import Vectors, read_vectors
 from wals_spark.factors.top_k import unit_rows
-from wals_spark.mlm.data import encode, pack, special_ids
-from wals_spark.mlm.loss import fresh_masked_lm, load_masked_lm
+from wals_spark.mlm.data import encode, pack_sequences, special_ids
+from wals_spark.mlm.loss import load_masked_lm, masked_lm_from_config
 from wals_spark.mlm.statistics import Interval
 from wals_spark.runs import Manifest, ManifestStore, now, package_versions
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun, write_metrics
@@ -156,7 +156,7 @@ def model_directory(context: Context) -> str:
     return storage.absolute(output) if output else context.run.path(f"model-{context.config.inject.mode}")
 
 
-def compare_models(context: Context, counts: np.ndarray) -> MaskedResult:
+def compare_models(context: Context, counts: np.ndarray) -> MaskedLmResult:
     """The checkpoint before and after injection, on the same held-out masks."""
     config, section = context.config, context.config.evaluate
     assert config.vocabulary.tokenizer is not None
@@ -165,13 +165,13 @@ def compare_models(context: Context, counts: np.ndarray) -> MaskedResult:
     loaded = load_tokenizer(config.vocabulary.tokenizer)
     special = special_ids(loaded)
     encoded = encode(loaded, held_out_texts(context, section.documents))
-    pool = pack(encoded, special, section.sequence_length, limit=POOL * section.sequences, fair=True)
+    pool = pack_sequences(encoded, special, section.sequence_length, limit=POOL * section.sequences, fair=True)
     if len(pool) == 0:
         raise InputError(
             f"{len(encoded)} held-out documents with {sum(map(len, encoded)):,} tokens do not fill one sequence of "
             f"{section.sequence_length}: lower evaluate.sequence_length or raise corpus.held_out_fraction"
         )
-    task = make_task(
+    task = make_masked_lm_task(
         pool,
         special,
         counts,
@@ -183,21 +183,23 @@ def compare_models(context: Context, counts: np.ndarray) -> MaskedResult:
     after = storage.local_path(model_directory(context))
     fresh = config.inject.mode == "init"
     models: dict[str, Callable[[], Any]] = {
-        BEFORE: partial(fresh_masked_lm, before, config.seed) if fresh else partial(load_masked_lm, before),
+        BEFORE: partial(masked_lm_from_config, before, config.seed) if fresh else partial(load_masked_lm, before),
         AFTER: partial(load_masked_lm, after),
         **{name: partial(load_masked_lm, path) for name, path in section.checkpoints.items()},
     }
-    return measure(task, models, resamples=section.bootstrap, seed=config.seed, batch_size=section.batch_size)
+    return evaluate_masked_lm(
+        task, models, resamples=section.bootstrap, seed=config.seed, batch_size=section.batch_size
+    )
 
 
 def score_files(
     config: Config, vectors: Vectors, controls: Mapping[str, np.ndarray]
-) -> tuple[list[Similarity], list[Analogy], Geometry]:
+) -> tuple[list[SimilarityResult], list[AnalogyResult], VectorGeometry]:
     """The vectors, and the controls in their place, on every file of the configuration."""
     section = config.evaluate
     files = [*section.similarity, *section.analogies]
 
-    def scored(matrix: np.ndarray) -> list[Similarity | Analogy]:
+    def scored(matrix: np.ndarray) -> list[SimilarityResult | AnalogyResult]:
         return score_vectors(
             vectors.tokens,
             matrix,
@@ -212,14 +214,14 @@ def score_files(
     similarities, analogies = [], []
     for place, item in enumerate(scored(vectors.matrix)):
         beside = {name: found[place] for name, found in others.items()}
-        if isinstance(item, Similarity):
-            rhos = {name: found.rho for name, found in beside.items() if isinstance(found, Similarity)}
+        if isinstance(item, SimilarityResult):
+            rhos = {name: found.rho for name, found in beside.items() if isinstance(found, SimilarityResult)}
             similarities.append(replace(item, controls=rhos))
         else:
-            accuracies = {name: found.add for name, found in beside.items() if isinstance(found, Analogy)}
+            accuracies = {name: found.add for name, found in beside.items() if isinstance(found, AnalogyResult)}
             analogies.append(replace(item, controls=accuracies))
     unit = unit_rows(vectors.matrix)
-    return similarities, analogies, geometry(unit, vectors.matrix, vectors.counts, config.seed)
+    return similarities, analogies, vector_geometry(unit, vectors.matrix, vectors.counts, config.seed)
 
 
 def make_controls(stage_run: StageRun, vectors: Vectors) -> dict[str, np.ndarray]:
@@ -236,7 +238,7 @@ def make_controls(stage_run: StageRun, vectors: Vectors) -> dict[str, np.ndarray
     return {name: makers[name]() for name in section.controls}
 
 
-def regressions(result: MaskedResult, margin: float) -> list[str]:
+def regressions(result: MaskedLmResult, margin: float) -> list[str]:
     """What is clearly worse after injection, in words: losses whose 95 % interval lies above `margin`."""
     found = []
     change = result.differences[AFTER]["nll"]
@@ -280,13 +282,15 @@ def _run(stage_run: StageRun, label: str) -> Outcome:
 
 
 def _metric(name: str, interval: Interval) -> Metric:
-    def number(value: float) -> float | None:
+    def format_number(value: float) -> float | None:
         return value if np.isfinite(value) else None
 
-    return Metric(name, interval.value, number(interval.low), number(interval.high))
+    return Metric(name, interval.value, format_number(interval.low), format_number(interval.high))
 
 
-def vector_metrics(similarities: Sequence[Similarity], analogies: Sequence[Analogy], shape: Geometry) -> list[Metric]:
+def vector_metrics(
+    similarities: Sequence[SimilarityResult], analogies: Sequence[AnalogyResult], shape: VectorGeometry
+) -> list[Metric]:
     """Rows of the metrics table; what could not be measured is left out, its coverage says why."""
     metrics = []
     for item in similarities:
@@ -309,7 +313,7 @@ def vector_metrics(similarities: Sequence[Similarity], analogies: Sequence[Analo
     return metrics
 
 
-def masked_metrics(result: MaskedResult) -> list[Metric]:
+def masked_metrics(result: MaskedLmResult) -> list[Metric]:
     """Rows of the metrics table: ``masked_lm.<arm>.<figure>``, ``rare.<probe>.<bucket>.<arm>.<figure>``."""
     metrics = [_metric("masked_lm.unigram.nll", result.unigram)]
     for arm, figures in result.arms.items():
@@ -327,7 +331,7 @@ def masked_metrics(result: MaskedResult) -> list[Metric]:
 
 
 def summary_lines(
-    similarities: Sequence[Similarity], analogies: Sequence[Analogy], masked: MaskedResult | None
+    similarities: Sequence[SimilarityResult], analogies: Sequence[AnalogyResult], masked: MaskedLmResult | None
 ) -> list[str]:
     """What a person reads at the end of the stage."""
     lines = []
@@ -377,18 +381,18 @@ def _interval(row: Mapping[str, Any]) -> Interval:
     return Interval(row["value"], np.nan if missing else low, np.nan if missing else high, 0, 0)
 
 
-def _points(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
+def _points(rows: Sequence[Mapping[str, Any]]) -> list[SeriesPoint]:
     rows = sorted((row for row in rows if row["name"] == "loss" and row["step"] is not None), key=lambda r: r["step"])
-    return [Point(row["step"], row["value"], row["low"], row["high"]) for row in rows]
+    return [SeriesPoint(row["step"], row["value"], row["low"], row["high"]) for row in rows]
 
 
 def report_data(
     stage_run: StageRun,
     vectors: Vectors,
-    similarities: Sequence[Similarity],
-    analogies: Sequence[Analogy],
-    shape: Geometry,
-    masked: MaskedResult | None,
+    similarities: Sequence[SimilarityResult],
+    analogies: Sequence[AnalogyResult],
+    shape: VectorGeometry,
+    masked: MaskedLmResult | None,
 ) -> ReportData:
     """Gather what the page shows from the manifests, the metrics and the results."""
     context = stage_run.context

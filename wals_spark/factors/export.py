@@ -79,7 +79,7 @@ def by_count(vectors: Vectors, min_count: int) -> np.ndarray:
     return kept[np.argsort(-vectors.counts[kept], kind="stable")]
 
 
-def write_word2vec(path: str, tokens: Sequence[str], matrix: np.ndarray, *, binary: bool) -> None:
+def export_word2vec(path: str, tokens: Sequence[str], matrix: np.ndarray, *, binary: bool) -> None:
     """Write one of the word2vec formats; the file appears under its name only when it is whole.
 
     The text keeps 9 significant digits, which give the same fp32 back.
@@ -118,7 +118,7 @@ def write_stream(path: str, chunks: Iterator[bytes]) -> None:
         storage.move(temporary, path)
 
 
-def write_safetensors(path: str, vectors: Vectors, metadata: dict[str, str]) -> None:
+def export_safetensors(path: str, vectors: Vectors, metadata: dict[str, str]) -> None:
     """Write ``vectors``, ``counts`` and ``bias`` with every id in its place."""
     from safetensors.numpy import save
 
@@ -130,14 +130,14 @@ def write_safetensors(path: str, vectors: Vectors, metadata: dict[str, str]) -> 
     storage.write_bytes(path, save(tensors, metadata=metadata))
 
 
-def write_npy(path: str, matrix: np.ndarray) -> None:
+def export_npy(path: str, matrix: np.ndarray) -> None:
     """Write the matrix alone."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(matrix, np.float32), allow_pickle=False)
     storage.write_bytes(path, buffer.getvalue())
 
 
-def write_tokens(path: str, tokens: Sequence[str]) -> None:
+def export_tokens(path: str, tokens: Sequence[str]) -> None:
     """Write the tokens by id as a JSON list."""
     storage.write_bytes(path, json.dumps(list(tokens), ensure_ascii=True).encode())
 
@@ -155,7 +155,7 @@ def sha256(path: str) -> str:
 SUFFIX = {"word2vec": ".txt", "word2vec_binary": ".bin", "safetensors": ".safetensors", "npy": ".npy"}
 
 
-def export(
+def export_vectors(
     directory: str,
     name: str,
     vectors: Vectors,
@@ -188,14 +188,14 @@ def export(
     for kind in formats:
         path = storage.join(directory, name + SUFFIX[kind])
         if kind in ("word2vec", "word2vec_binary"):
-            write_word2vec(path, tokens, matrix, binary=kind == "word2vec_binary")
+            export_word2vec(path, tokens, matrix, binary=kind == "word2vec_binary")
         elif kind == "safetensors":
-            write_safetensors(path, vectors, metadata)
+            export_safetensors(path, vectors, metadata)
         else:
-            write_npy(path, vectors.matrix)
+            export_npy(path, vectors.matrix)
         paths.append(path)
     if {"safetensors", "npy"} & set(formats):
         path = storage.join(directory, "tokens.json")
-        write_tokens(path, vectors.tokens)
+        export_tokens(path, vectors.tokens)
         paths.append(path)
     return paths

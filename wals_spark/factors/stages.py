@@ -10,11 +10,11 @@ import numpy as np
 from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.errors import InputError
-from wals_spark.factors.export import export, sha256
+from wals_spark.factors.export import export_vectors, sha256
 from wals_spark.factors.neighbours import distributed
 from wals_spark.factors.store import read_vectors
 from wals_spark.factors.top_k import top_k
-from wals_spark.factors.words import WordIndex, readable
+from wals_spark.factors.words import WordLookup, readable
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Outcome, Stage, StageRun
 from wals_spark.tables import TableStore
@@ -81,7 +81,7 @@ def _run_export(stage_run: StageRun) -> Outcome:
         "train_fingerprint": train.fingerprint,
     }
     directory = context.run.path("export")
-    paths = export(
+    paths = export_vectors(
         directory,
         f"vectors-{section.combine}",
         vectors,
@@ -118,7 +118,7 @@ def middle_tokens(tokens: Sequence[str], counts: np.ndarray, min_count: int) -> 
 
     Words of four letters or more in lower case come into question; any token where there are too few.
     """
-    index = WordIndex(tokens)
+    index = WordLookup(tokens)
     order = np.argsort(-counts, kind="stable")
     seen = [int(i) for i in order if counts[i] >= max(1, min_count)]
     words = [i for i in seen if _is_plain_word(index, tokens[i])]
@@ -130,12 +130,12 @@ def middle_tokens(tokens: Sequence[str], counts: np.ndarray, min_count: int) -> 
     return [pool[rank] for rank in ranks]
 
 
-def _is_plain_word(index: WordIndex, token: str) -> bool:
+def _is_plain_word(index: WordLookup, token: str) -> bool:
     shown = readable(token, index.style)
     return index.starts_word(token) and len(shown) >= 4 and shown.isalpha() and shown == shown.lower()
 
 
-def _query_ids(index: WordIndex, wanted: Sequence[str]) -> list[int]:
+def _query_ids(index: WordLookup, wanted: Sequence[str]) -> list[int]:
     found = []
     for word in wanted:
         number = index.token(word) if index.style == "words" else None
@@ -153,7 +153,7 @@ def _query_ids(index: WordIndex, wanted: Sequence[str]) -> list[int]:
 def _run_neighbours(context: Context) -> Outcome:
     section, run_id = context.config.neighbours, context.config.run_id
     tokens, counts = read_tokens(context.tables, run_id)
-    index = WordIndex(tokens)
+    index = WordLookup(tokens)
     wanted = _query_ids(index, section.tokens) or middle_tokens(tokens, counts, section.min_count)
     queries = np.asarray(wanted, np.int64)
     if len(tokens) <= section.driver_vectors:

@@ -90,7 +90,7 @@ def _hex_to_angles(text: str) -> str:
     return parts[0] + "".join(f"<{part[:2].upper()}>{part[2:]}" for part in parts[1:])
 
 
-class WordIndex:
+class WordLookup:
     """Finds words among the tokens of a vocabulary.
 
     In a sub-word vocabulary a word is found where one token is the whole word, with the mark of a word's

@@ -15,7 +15,7 @@ import numpy as np
 
 from wals_spark import token_shards
 from wals_spark.errors import InputError
-from wals_spark.mlm.data import Masked, SpecialIds, mask, pack
+from wals_spark.mlm.data import Masked, SpecialIds, mask_tokens, pack_sequences
 from wals_spark.mlm.loss import load_masked_lm, score
 from wals_spark.mlm.statistics import Clusters, Interval
 
@@ -60,7 +60,7 @@ def sample_text(
         chosen = set(generator.choice(shard.documents, min(quota, shard.documents), replace=False).tolist())
         documents += _read(shard.path, chosen, body)
     documents = [documents[index] for index in generator.permutation(len(documents))]
-    packed = pack(documents, special, length, limit=sequences, fair=True)
+    packed = pack_sequences(documents, special, length, limit=sequences, fair=True)
     if packed.documents < _LEAST_DOCUMENTS:
         raise InputError(
             f"{packed.documents} documents are too few to choose strengths on, expected at least {_LEAST_DOCUMENTS}: "
@@ -68,7 +68,7 @@ def sample_text(
         )
     ordinary = packed.ids[packed.document >= 0]
     counts = np.bincount(ordinary, minlength=special.size).astype(np.int64)
-    return TextSample(mask(packed, special, MASK_FRACTION, seed), counts)
+    return TextSample(mask_tokens(packed, special, MASK_FRACTION, seed), counts)
 
 
 def _read(path: str, chosen: set[int], body: int) -> Iterable[np.ndarray]:

@@ -131,7 +131,7 @@ def encode(loaded: LoadedTokenizer, texts: Iterable[str], *, batch: int = 256) -
     return encoded
 
 
-def pack(
+def pack_sequences(
     documents: Sequence[np.ndarray], special: SpecialIds, length: int, *, limit: int | None = None, fair: bool = False
 ) -> Packed:
     """Pack documents into sequences of `length`.
@@ -193,7 +193,7 @@ def _fair_pieces(documents: Sequence[np.ndarray], body: int) -> Iterable[tuple[i
         remaining = [index for index in remaining if len(documents[index]) > start]
 
 
-def mask(packed: Packed, special: SpecialIds, fraction: float, seed: int) -> Masked:
+def mask_tokens(packed: Packed, special: SpecialIds, fraction: float, seed: int) -> Masked:
     """Choose ``round(fraction x maskable)`` positions of every sequence (at least one) and hide them.
 
     Of the chosen, 80 % become ``<mask>``, 10 % a random id that is not special, 10 % stay. The choice

@@ -14,7 +14,6 @@ import numpy as np
 
 from wals_spark.errors import InputError
 from wals_spark.mlm.data import Masked
-from wals_spark.mlm.statistics import Clusters, Interval
 from wals_spark.progress import Progress
 
 
@@ -64,7 +63,7 @@ def load_masked_lm(source: str) -> Any:
     return model.eval()
 
 
-def fresh_masked_lm(source: str, seed: int) -> Any:
+def masked_lm_from_config(source: str, seed: int) -> Any:
     """A masked-LM model with random weights from a config.json, the same for the same seed.
 
     Raises
@@ -186,16 +185,6 @@ def unigram_nll(masked: Masked, counts: np.ndarray) -> np.ndarray:
     return np.log(smoothed.sum()) - np.log(smoothed[masked.target])
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The usual figures over a set of targets."""
-
-    nll: Interval
-    top1: Interval
-    top5: Interval
-    mrr: Interval
-
-
 def columns(scores: Scores) -> dict[str, np.ndarray]:
     """The figures per target: ``nll``, ``top1``, ``top5``, ``mrr``."""
     return {
@@ -204,14 +193,3 @@ def columns(scores: Scores) -> dict[str, np.ndarray]:
         "top5": (scores.rank < 5).astype(np.float64),
         "mrr": 1.0 / (scores.rank + 1.0),
     }
-
-
-def summarise(scores: Scores, clusters: Clusters) -> Summary:
-    """Means with intervals."""
-    return Summary(**{name: clusters.mean(values) for name, values in columns(scores).items()})
-
-
-def compare(after: Scores, before: Scores, clusters: Clusters) -> Summary:
-    """Differences after - before with paired intervals."""
-    old = columns(before)
-    return Summary(**{name: clusters.difference(values, old[name]) for name, values in columns(after).items()})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.mlm.data import Masked, Packed, SpecialIds, mask
+from wals_spark.mlm.data import Masked, Packed, SpecialIds, mask_tokens
 from wals_spark.mlm.loss import masked_logits, score
 from wals_spark.mlm.statistics import Clusters, Interval
 from wals_spark.progress import Progress
@@ -58,7 +58,7 @@ class Schedule:
 
 
 @dataclass
-class Curve:
+class LossCurve:
     """A loss curve on unseen text.
 
     Attributes
@@ -100,7 +100,7 @@ def pretrain(
     stop: int | None = None,
     label: str = "pretrain",
     on_point: Callable[[int, float], None] | None = None,
-) -> Curve:
+) -> LossCurve:
     """Train `model` in place.
 
     Parameters
@@ -133,7 +133,7 @@ def pretrain(
         eps=1e-6,
         fused=True,
     )
-    curve = Curve()
+    curve = LossCurve()
 
     def measure(step: int) -> None:
         if unseen is None or step not in at:
@@ -162,7 +162,7 @@ def pretrain(
                 epoch += 1
             taken, order = order[: schedule.batch], order[schedule.batch :]
             part = Packed(packed.ids[taken], packed.document[taken], packed.documents)
-            masked = mask(part, special, schedule.mask_fraction, _step_seed(seed, step))
+            masked = mask_tokens(part, special, schedule.mask_fraction, _step_seed(seed, step))
             loss = _loss(model, masked, device)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)

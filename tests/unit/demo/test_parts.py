@@ -9,7 +9,7 @@ from wals_spark.config import load_config
 from wals_spark.demo import model, training
 from wals_spark.demo.run import table
 from wals_spark.demo.settings import demo_config
-from wals_spark.mlm.data import encode, mask, pack, special_ids
+from wals_spark.mlm.data import encode, mask_tokens, pack_sequences, special_ids
 from wals_spark.mlm.pretrain import Schedule
 from wals_spark.mlm.statistics import Clusters
 from wals_spark.tokenizer import load_tokenizer
@@ -53,8 +53,8 @@ def arm(tmp_path, monkeypatch, tiny_tokenizer, tiny_model, special):
     start = tmp_path / "start"
     tiny_model.config.save_pretrained(start)
     tiny_tokenizer.tokenizer.save(str(start / "tokenizer.json"))
-    packed = pack(encode(tiny_tokenizer, [TEXT] * 30), special, 18)
-    data = training.Data(packed, mask(packed, special, 0.15, 1), special, "hash")
+    packed = pack_sequences(encode(tiny_tokenizer, [TEXT] * 30), special, 18)
+    data = training.TrainingData(packed, mask_tokens(packed, special, 0.15, 1), special, "hash")
 
     def train(name=training.RANDOM, **values):
         settings = {
@@ -101,8 +101,8 @@ def test_the_head_bias_arm_starts_at_the_unigram_level(arm):
 
 def test_final_differences_are_of_the_last_step():
     curves = {
-        "a": training.Curve([0, 1], np.array([[5.0, 5.0], [2.0, 3.0]]), 1.0),
-        "b": training.Curve([0, 1], np.array([[5.0, 5.0], [3.0, 4.5]]), 1.0),
+        "a": training.ArmResult([0, 1], np.array([[5.0, 5.0], [2.0, 3.0]]), 1.0),
+        "b": training.ArmResult([0, 1], np.array([[5.0, 5.0], [3.0, 4.5]]), 1.0),
     }
     found = training.final_differences(curves, Clusters(np.array([0, 1]), 100, 1), (("a", "b"),))
     assert found["a", "b"].value == -1.25

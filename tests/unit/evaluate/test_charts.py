@@ -4,7 +4,16 @@ import math
 
 import pytest
 
-from wals_spark.evaluate.charts import Line, Point, Row, bars, interval_plot, line_chart, number, ticks
+from wals_spark.evaluate.charts import (
+    IntervalRow,
+    Series,
+    SeriesPoint,
+    bar_chart,
+    format_number,
+    interval_plot,
+    line_chart,
+    ticks,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,18 +34,18 @@ def test_ticks_of_nothing():
     [(0.0, "0"), (1234.0, "1,234"), (-0.25, "−0.25"), (2.5e7, "25 M"), (1234567.0, "1.235 M"), (3e12, "3e12")],
 )
 def test_numbers_are_short(value, text):
-    assert number(value) == text
+    assert format_number(value) == text
 
 
 def test_a_line_chart_places_the_extremes_inside_the_frame():
-    page = line_chart([Line("a", [Point(0, 1.0), Point(10, 3.0)])], x_label="steps", y_label="loss")
+    page = line_chart([Series("a", [SeriesPoint(0, 1.0), SeriesPoint(10, 3.0)])], x_label="steps", y_label="loss")
     assert 'style="left:0.00%;top:94.64%"' in page
     assert 'style="left:100.00%;top:5.36%"' in page
     assert "legend" not in page
 
 
 def test_bands_and_a_legend_come_with_intervals_and_several_lines():
-    lines = [Line(name, [Point(0, 1, 0.9, 1.1), Point(1, 2, 1.9, 2.1)]) for name in "ab"]
+    lines = [Series(name, [SeriesPoint(0, 1, 0.9, 1.1), SeriesPoint(1, 2, 1.9, 2.1)]) for name in "ab"]
     page = line_chart(lines, x_label="x", y_label="y")
     assert page.count("<polygon") == 2
     assert page.count('class="key') == 2
@@ -46,9 +55,9 @@ def test_bands_and_a_legend_come_with_intervals_and_several_lines():
 def test_names_are_escaped():
     evil = '<script>"&'
     pages = [
-        line_chart([Line(evil, [Point(0, 1), Point(1, 2)])] * 2, x_label=evil, y_label=evil),
-        interval_plot([Row(evil, 1, 0, 2, evil, note=evil)], zero=True, scale_label=evil),
-        bars([(evil, 1.0, evil)]),
+        line_chart([Series(evil, [SeriesPoint(0, 1), SeriesPoint(1, 2)])] * 2, x_label=evil, y_label=evil),
+        interval_plot([IntervalRow(evil, 1, 0, 2, evil, note=evil)], zero=True, scale_label=evil),
+        bar_chart([(evil, 1.0, evil)]),
     ]
     for page in pages:
         assert "<script" not in page
@@ -56,26 +65,30 @@ def test_names_are_escaped():
 
 
 def test_numbers_that_are_none_are_left_out():
-    assert "Nothing was measured" in line_chart([Line("a", [Point(0, math.nan)])], x_label="x", y_label="y")
-    assert "Nothing was measured" in interval_plot([Row("a", math.nan, 0, 1, "")], zero=False, scale_label="")
-    assert (
-        "bar" not in interval_plot([Row("a", 1.0, math.nan, math.nan, "")], zero=False, scale_label="").split("axis")[0]
-    )
+    assert "Nothing was measured" in line_chart([Series("a", [SeriesPoint(0, math.nan)])], x_label="x", y_label="y")
+    assert "Nothing was measured" in interval_plot([IntervalRow("a", math.nan, 0, 1, "")], zero=False, scale_label="")
+    page = interval_plot([IntervalRow("a", 1.0, math.nan, math.nan, "")], zero=False, scale_label="")
+    assert "bar" not in page.split("axis")[0]
 
 
 def test_a_constant_line_and_a_single_point_can_be_drawn():
-    assert "nan" not in line_chart([Line("a", [Point(0, 2.0), Point(1, 2.0)])], x_label="x", y_label="y")
-    assert "nan" not in line_chart([Line("a", [Point(3, 0.0)])], x_label="x", y_label="y")
+    assert "nan" not in line_chart([Series("a", [SeriesPoint(0, 2.0), SeriesPoint(1, 2.0)])], x_label="x", y_label="y")
+    assert "nan" not in line_chart([Series("a", [SeriesPoint(3, 0.0)])], x_label="x", y_label="y")
 
 
 def test_a_logarithmic_axis_leaves_out_what_is_not_positive():
-    page = line_chart([Line("a", [Point(0, 1000), Point(1, 1), Point(2, 0)])], x_label="x", y_label="y", y_log=True)
+    page = line_chart(
+        [Series("a", [SeriesPoint(0, 1000), SeriesPoint(1, 1), SeriesPoint(2, 0)])],
+        x_label="x",
+        y_label="y",
+        y_log=True,
+    )
     assert page.count('class="dot') == 2
     assert ">100<" in page
 
 
 def test_a_late_scale_cuts_off_the_start_and_says_so():
-    lines = [Line(name, [Point(0, 9.0), Point(1, 2.0), Point(2, 1.0)]) for name in "ab"]
+    lines = [Series(name, [SeriesPoint(0, 9.0), SeriesPoint(1, 2.0), SeriesPoint(2, 1.0)]) for name in "ab"]
     page = line_chart(lines, x_label="x", y_label="y", late=True)
     assert page.count('class="dot') == 4
     assert "9 → 1" in page
@@ -83,6 +96,6 @@ def test_a_late_scale_cuts_off_the_start_and_says_so():
 
 
 def test_zero_is_marked_where_asked_for():
-    rows = [Row("a", 2.0, 1.0, 3.0, "")]
+    rows = [IntervalRow("a", 2.0, 1.0, 3.0, "")]
     assert 'class="zero"' in interval_plot(rows, zero=True, scale_label="")
     assert 'class="zero"' not in interval_plot(rows, zero=False, scale_label="")

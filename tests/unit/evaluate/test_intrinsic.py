@@ -7,18 +7,18 @@ import pytest
 
 from wals_spark.errors import InputError
 from wals_spark.evaluate.intrinsic import (
-    Analogy,
-    Similarity,
-    analogy,
-    geometry,
+    AnalogyResult,
+    SimilarityResult,
     read_pairs,
     read_questions,
+    score_analogies,
+    score_similarity,
     score_vectors,
-    similarity,
     spearman,
+    vector_geometry,
 )
 from wals_spark.factors.top_k import unit_rows
-from wals_spark.factors.words import WordIndex
+from wals_spark.factors.words import WordLookup
 
 
 def write(path, text):
@@ -83,7 +83,7 @@ def test_similarity_counts_what_it_covers(tmp_path):
     path = write(tmp_path / "WS.txt", "cat dog 9\ncat car 1\ndog car 2\ncat unheard 5\ncat zero 3\n")
     tokens = ["Ġcat", "Ġdog", "Ġcar", "Ġzero", "cat"]
     matrix = np.array([[1, 0.1], [1, 0], [0.1, 1], [0, 0], [-1, -1]], np.float32)
-    result = similarity(path, WordIndex(tokens), unit_rows(matrix), resamples=100)
+    result = score_similarity(path, WordLookup(tokens), unit_rows(matrix), resamples=100)
     assert (result.name, result.pairs, result.covered) == ("WS", 5, 3)
     assert result.rho.value == pytest.approx(0.5)
 
@@ -103,7 +103,7 @@ def test_analogies_equal_the_definition(tmp_path):
         shifted = (cos + 1) / 2
         add.append(max(free, key=lambda i: cos[i, b] - cos[i, a] + cos[i, c]) == d)
         mul.append(max(free, key=lambda i: shifted[i, b] * shifted[i, c] / (shifted[i, a] + 1e-3)) == d)
-    result = analogy(path, WordIndex(tokens), unit_rows(matrix), np.arange(60), search=50, resamples=100)
+    result = score_analogies(path, WordLookup(tokens), unit_rows(matrix), np.arange(60), search=50, resamples=100)
     assert result.covered == 300
     assert result.add.value == pytest.approx(np.mean(add))
     assert result.mul.value == pytest.approx(np.mean(mul))
@@ -114,9 +114,9 @@ def test_analogies_with_words_outside_the_search_vocabulary_are_not_covered(tmp_
     tokens = [f"w{i}" for i in range(9)]
     path = write(tmp_path / "q.txt", ": s\nw0 w1 w2 w3\nw0 w1 w2 w8\nw0 w1 w2 nothing\nw0 w1 w0 w1\n")
     matrix = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    result = analogy(path, WordIndex(tokens), unit_rows(matrix), np.arange(9), search=8, resamples=100)
+    result = score_analogies(path, WordLookup(tokens), unit_rows(matrix), np.arange(9), search=8, resamples=100)
     assert (result.questions, result.covered) == (4, 1)
-    none = analogy(path, WordIndex(tokens), unit_rows(matrix), np.arange(9), search=3, resamples=100)
+    none = score_analogies(path, WordLookup(tokens), unit_rows(matrix), np.arange(9), search=3, resamples=100)
     assert none.covered == 0
     assert math.isnan(none.add.value)
 
@@ -127,7 +127,7 @@ def test_perfect_offsets_are_solved(tmp_path):
     tokens = [f"m{i}" for i in range(10)] + [f"f{i}" for i in range(10)]
     path = write(tmp_path / "q.txt", "\n".join(f"m{i} f{i} m{j} f{j}" for i in range(10) for j in range(10) if i != j))
     (result,) = score_vectors(tokens, np.concatenate([base, base + shift]), [path], resamples=100)
-    assert isinstance(result, Analogy)
+    assert isinstance(result, AnalogyResult)
     assert result.add.value > 0.9
 
 
@@ -136,8 +136,8 @@ def test_score_vectors_tells_the_files_apart(tmp_path):
     questions = write(tmp_path / "questions.txt", "w0 w1 w2 w3\n")
     matrix = np.random.default_rng(0).normal(size=(4, 3))
     found = score_vectors([f"w{i}" for i in range(4)], matrix, [pairs, questions], resamples=100)
-    assert isinstance(found[0], Similarity)
-    assert isinstance(found[1], Analogy)
+    assert isinstance(found[0], SimilarityResult)
+    assert isinstance(found[1], AnalogyResult)
 
 
 def test_counts_decide_which_tokens_are_frequent(tmp_path):
@@ -153,18 +153,18 @@ def test_geometry_of_an_isotropic_and_of_a_flat_cloud():
     generator = np.random.default_rng(0)
     counts = np.ones(3000)
     round_cloud = generator.normal(size=(3000, 10))
-    shape = geometry(unit_rows(round_cloud), round_cloud, counts)
+    shape = vector_geometry(unit_rows(round_cloud), round_cloud, counts)
     assert abs(shape.mean_cosine) < 0.01
     assert shape.effective_rank == pytest.approx(10, abs=0.1)
     line = np.outer(np.ones(3000), np.arange(1.0, 11.0))
-    flat = geometry(unit_rows(line), line, counts)
+    flat = vector_geometry(unit_rows(line), line, counts)
     assert flat.mean_cosine == pytest.approx(1, abs=1e-5)
     assert flat.effective_rank == pytest.approx(1, abs=1e-4)
     assert flat.first_share == pytest.approx(1)
 
 
 def test_geometry_of_nothing_is_no_number():
-    assert math.isnan(geometry(np.zeros((4, 2)), np.zeros((4, 2)), np.ones(4)).mean_cosine)
+    assert math.isnan(vector_geometry(np.zeros((4, 2)), np.zeros((4, 2)), np.ones(4)).mean_cosine)
 
 
 def test_gensim_gives_the_same_figures(data, tmp_path):
@@ -176,6 +176,6 @@ def test_gensim_gives_the_same_figures(data, tmp_path):
     peer.add_vectors(lower, matrix)
     path = str(data / "similarity" / "EN-WS-353-ALL.txt")
     (result,) = score_vectors(lower, matrix, [path], resamples=100)
-    assert isinstance(result, Similarity)
+    assert isinstance(result, SimilarityResult)
     expected = peer.evaluate_word_pairs(path, case_insensitive=True)
     assert result.rho.value == pytest.approx(expected[1].statistic, abs=1e-6)

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from wals_spark.evaluate.charts import Point
-from wals_spark.evaluate.intrinsic import Analogy, Geometry, Similarity
-from wals_spark.evaluate.masked import Bucket, MaskedResult
+from wals_spark.evaluate.charts import SeriesPoint
+from wals_spark.evaluate.intrinsic import AnalogyResult, SimilarityResult, VectorGeometry
+from wals_spark.evaluate.masked_lm import BucketResult, MaskedLmResult
 from wals_spark.evaluate.report import ReportData, StageTime, Training, between, plain, render, seconds, signed, verdict
 from wals_spark.mlm.statistics import Interval
 
@@ -46,8 +46,10 @@ def masked():
     figures = {name: interval(2.0) for name in ("nll", "top1", "top5", "mrr")}
     change = {name: interval(-0.3) for name in ("nll", "top1", "top5", "mrr", "macro_nll")}
     arms, changes = {"before": figures, "after": figures}, {"after": change}
-    buckets = [Bucket(probe, name, 40, 90, arms, changes) for probe in ("target", "context") for name in ("0", "1-4")]
-    return MaskedResult("before", 1000, 40, 60, interval(7.0), arms, changes, buckets)
+    buckets = [
+        BucketResult(probe, name, 40, 90, arms, changes) for probe in ("target", "context") for name in ("0", "1-4")
+    ]
+    return MaskedLmResult("before", 1000, 40, 60, interval(7.0), arms, changes, buckets)
 
 
 @pytest.fixture
@@ -58,13 +60,16 @@ def full(masked):
         made_at="2026-01-01",
         fingerprint="abc",
         subtitle="8,192 vectors.",
-        loss=[Point(1, 100.0), Point(2, 60.0)],
+        loss=[SeriesPoint(1, 100.0), SeriesPoint(2, 60.0)],
         objective="ppmi",
-        trainings=[Training(name, [Point(0, 9, 8.9, 9.1), Point(10, 7, 6.9, 7.1)]) for name in ("random", "factors")],
+        trainings=[
+            Training(name, [SeriesPoint(0, 9, 8.9, 9.1), SeriesPoint(10, 7, 6.9, 7.1)])
+            for name in ("random", "factors")
+        ],
         training_differences=[("factors − random", interval(-0.2))],
-        similarity=[Similarity("WS-353", interval(0.6), 353, 300)],
-        analogies=[Analogy("google", interval(0.5), interval(0.6), 100, 80, {"capitals": (80, 0.5, 0.6)})],
-        geometry=Geometry(0.05, 60.0, 0.1, 8000),
+        similarity=[SimilarityResult("WS-353", interval(0.6), 353, 300)],
+        analogies=[AnalogyResult("google", interval(0.5), interval(0.6), 100, 80, {"capitals": (80, 0.5, 0.6)})],
+        geometry=VectorGeometry(0.05, 60.0, 0.1, 8000),
         masked=masked,
         neighbours={
             "style": "byte_level",
@@ -108,7 +113,7 @@ def test_the_page_says_what_is_better_and_what_is_not_distinguishable(full, mask
     assert 'class="chip better">better' in page
     unclear = {name: interval(-0.05) for name in ("nll", "top1", "top5", "mrr", "macro_nll")}
     same = ReportData(
-        **{**full.__dict__, "masked": MaskedResult(**{**masked.__dict__, "differences": {"after": unclear}})}
+        **{**full.__dict__, "masked": MaskedLmResult(**{**masked.__dict__, "differences": {"after": unclear}})}
     )
     assert 'class="chip unclear">not distinguishable' in render(same)
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from wals_spark.errors import InputError
-from wals_spark.factors.export import escape, export, unescape, word2vec_tokens
+from wals_spark.factors.export import escape, export_vectors, unescape, word2vec_tokens
 from wals_spark.factors.store import Vectors
 
 
@@ -23,7 +23,7 @@ def vectors():
 
 def write(directory, vectors, formats, **options):
     settings = {"min_count": 1, "white_space": "refuse", "metadata": {"run_id": "r"}, **options}
-    return export(str(directory), "vectors", vectors, formats, **settings)
+    return export_vectors(str(directory), "vectors", vectors, formats, **settings)
 
 
 @pytest.mark.parametrize(("kind", "binary"), [("word2vec", False), ("word2vec_binary", True)])

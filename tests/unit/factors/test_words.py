@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from wals_spark.factors.words import WordIndex, readable, style_of, to_byte_level
+from wals_spark.factors.words import WordLookup, readable, style_of, to_byte_level
 
 BYTE_LEVEL = ["Ġcat", "cat", "ing", "Ġthe", "ĠParis", "Ġ", "ĊĊ", "ĠÃ©tÃ©", "Ã", "<s>"]
 
@@ -51,7 +51,7 @@ def test_the_byte_level_alphabet_is_gpt2s(data):
 
 
 def test_a_word_is_found_with_the_mark_of_its_start_first():
-    index = WordIndex(BYTE_LEVEL)
+    index = WordLookup(BYTE_LEVEL)
     assert index.find("cat") == 0
     assert index.find("ing") == 2
     assert index.find("paris") == 4
@@ -61,14 +61,14 @@ def test_a_word_is_found_with_the_mark_of_its_start_first():
 
 
 def test_plain_vocabularies_are_searched_by_case():
-    index = WordIndex(["jerusalem", "OPEC", "tiger"])
+    index = WordLookup(["jerusalem", "OPEC", "tiger"])
     assert index.find("Jerusalem") == 0
     assert index.find("OPEC") == 1
     assert index.find("tiger") == 2
 
 
 def test_starts_word():
-    assert WordIndex(BYTE_LEVEL).starts_word("Ġcat")
-    assert not WordIndex(BYTE_LEVEL).starts_word("cat")
-    assert not WordIndex(["cat", "##s"]).starts_word("##s")
-    assert WordIndex(["cat", "dog"]).starts_word("dog")
+    assert WordLookup(BYTE_LEVEL).starts_word("Ġcat")
+    assert not WordLookup(BYTE_LEVEL).starts_word("cat")
+    assert not WordLookup(["cat", "##s"]).starts_word("##s")
+    assert WordLookup(["cat", "dog"]).starts_word("dog")

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from wals_spark.errors import InputError
-from wals_spark.mlm.data import encode, mask, pack
-from wals_spark.mlm.loss import columns, load_masked_lm, score, summarise, unigram_nll
-from wals_spark.mlm.statistics import Clusters
+from wals_spark.mlm.data import encode, mask_tokens, pack_sequences
+from wals_spark.mlm.loss import columns, load_masked_lm, score, unigram_nll
 
 
 @pytest.fixture
@@ -15,7 +14,7 @@ def masked(tiny_tokenizer, special):
     texts = ["the cat sat on a mat while the dog ran to the old house"] * 3 + [
         "a bird sang by the red river and the cat"
     ] * 4
-    return mask(pack(encode(tiny_tokenizer, texts), special, 18), special, 0.2, 3)
+    return mask_tokens(pack_sequences(encode(tiny_tokenizer, texts), special, 18), special, 0.2, 3)
 
 
 def test_scores_equal_a_full_forward_pass(tiny_model, masked):
@@ -76,7 +75,7 @@ def test_an_id_outside_the_vocabulary_is_reported(tiny_model, masked):
 
 def test_sequences_longer_than_the_positions_are_reported(tiny_model, tiny_tokenizer, special):
     texts = ["the cat sat on a mat"] * 20
-    long = mask(pack(encode(tiny_tokenizer, texts), special, 39), special, 0.2, 3)
+    long = mask_tokens(pack_sequences(encode(tiny_tokenizer, texts), special, 39), special, 0.2, 3)
     with pytest.raises(InputError, match="39 tokens do not fit the model's 38 positions"):
         score(tiny_model, long)
 
@@ -104,10 +103,11 @@ def test_unigram_loss_is_the_smoothed_log_frequency(masked):
     assert np.allclose(unigram_nll(masked, counts), expected)
 
 
-def test_summary_figures(tiny_model, masked):
+def test_columns_are_the_figures_per_target(tiny_model, masked):
     scores = score(tiny_model, masked)
-    summary = summarise(scores, Clusters(masked.document, 100, 1))
-    assert summary.nll.value == pytest.approx(scores.nll.mean())
-    assert summary.top1.value == pytest.approx((scores.rank == 0).mean())
-    assert summary.top5.value == pytest.approx((scores.rank < 5).mean())
-    assert columns(scores)["mrr"].tolist() == (1 / (scores.rank + 1)).tolist()
+    found = columns(scores)
+    assert set(found) == {"nll", "top1", "top5", "mrr"}
+    assert np.array_equal(found["nll"], scores.nll)
+    assert np.array_equal(found["top1"], scores.rank == 0)
+    assert np.array_equal(found["top5"], scores.rank < 5)
+    assert found["mrr"].tolist() == (1 / (scores.rank + 1)).tolist()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wals_spark.errors import InputError
-from wals_spark.mlm.data import encode, mask, pack
+from wals_spark.mlm.data import encode, mask_tokens, pack_sequences
 from wals_spark.mlm.pretrain import Schedule, evaluation_steps, pretrain
 from wals_spark.mlm.statistics import Clusters
 
@@ -16,12 +16,12 @@ TEXT = "the cat sat on a mat while the dog ran to the old house and a bird sang 
 
 @pytest.fixture
 def packed(tiny_tokenizer, special):
-    return pack(encode(tiny_tokenizer, [TEXT] * 40), special, 18)
+    return pack_sequences(encode(tiny_tokenizer, [TEXT] * 40), special, 18)
 
 
 @pytest.fixture
 def unseen(tiny_tokenizer, special):
-    return mask(pack(encode(tiny_tokenizer, [TEXT] * 6), special, 18), special, 0.15, 9)
+    return mask_tokens(pack_sequences(encode(tiny_tokenizer, [TEXT] * 6), special, 18), special, 0.15, 9)
 
 
 def test_the_rate_warms_up_and_falls_linearly_to_zero():

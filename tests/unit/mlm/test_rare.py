@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wals_spark.errors import InputError
-from wals_spark.mlm.data import pack
+from wals_spark.mlm.data import pack_sequences
 from wals_spark.mlm.rare import PER_TYPE, REACH, bucket_names, bucket_of, context_probe, target_probe
 
 
@@ -12,7 +12,7 @@ from wals_spark.mlm.rare import PER_TYPE, REACH, bucket_names, bucket_of, contex
 def packed(special):
     generator = np.random.default_rng(0)
     zipf = np.minimum(generator.zipf(1.3, size=(60, 200)), 18) + 4
-    return pack(list(zipf.astype(np.int32)), special, 34)
+    return pack_sequences(list(zipf.astype(np.int32)), special, 34)
 
 
 COUNTS = np.array([0] * 5 + [20_000, 5_000, 2_000, 300, 120, 60, 30, 12, 8, 3, 2, 1] + [0] * 6)
@@ -80,6 +80,6 @@ def test_counts_of_another_tokenizer_are_refused(packed, special):
 
 
 def test_no_sequences_give_no_targets(special):
-    empty = pack([], special, 34)
+    empty = pack_sequences([], special, 34)
     assert len(target_probe(empty, COUNTS, special, 1, per_bucket=50).masked) == 0
     assert len(context_probe(empty, COUNTS, special, 1, per_bucket=50).masked) == 0

@@ -12,19 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark.mlm.data import Masked, Packed, SpecialIds, mask
+from wals_spark.mlm.data import Masked, Packed, SpecialIds, mask_tokens
 from wals_spark.mlm.loss import Scores, best_device, columns, score, unigram_nll
 from wals_spark.mlm.rare import MIN_TYPES, Probe, bucket_names, context_probe, target_probe
 from wals_spark.mlm.statistics import Clusters, Interval
 
-FIGURES = ("nll", "top1", "top5", "mrr")
 LOWER_IS_BETTER = frozenset({"nll"})
 POOL = 8
 """The probes look for rare tokens in so many times the sequences of the loss."""
 
 
 @dataclass(frozen=True)
-class Bucket:
+class BucketResult:
     """A probe's figures on the tokens of one bucket of counts.
 
     Attributes
@@ -48,8 +47,8 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class MaskedResult:
-    """What `measure` gives.
+class MaskedLmResult:
+    """What `evaluate_masked_lm` gives.
 
     Attributes
     ----------
@@ -58,8 +57,8 @@ class MaskedResult:
     targets, documents, sequences : int
     unigram : Interval
         Loss of a model that knows token frequencies only.
-    arms, differences : as in `Bucket`
-    buckets : list of Bucket
+    arms, differences : as in `BucketResult`
+    buckets : list of BucketResult
         Those with `MIN_TYPES` types or more, rarest first, probe ``target`` before ``context``.
     """
 
@@ -70,11 +69,11 @@ class MaskedResult:
     unigram: Interval
     arms: dict[str, dict[str, Interval]]
     differences: dict[str, dict[str, Interval]]
-    buckets: list[Bucket]
+    buckets: list[BucketResult]
 
 
 @dataclass(frozen=True)
-class Task:
+class MaskedLmTask:
     """The fixed masks that every arm is measured on.
 
     Attributes
@@ -92,7 +91,7 @@ class Task:
     probes: dict[str, Probe]
 
 
-def make_task(
+def make_masked_lm_task(
     pool: Packed,
     special: SpecialIds,
     counts: np.ndarray,
@@ -101,24 +100,24 @@ def make_task(
     sequences: int,
     mask_fraction: float,
     probe_targets: int,
-) -> Task:
+) -> MaskedLmTask:
     """Fix the masks: of the first `sequences` for the loss, of the whole pool for the probes."""
     part = Packed(pool.ids[:sequences], pool.document[:sequences], pool.documents)
     probes = {}
     if probe_targets:
         for name, make in (("target", target_probe), ("context", context_probe)):
             probes[name] = make(pool, counts, special, seed, per_bucket=probe_targets, fraction=mask_fraction)
-    return Task(mask(part, special, mask_fraction, seed), len(part), counts, probes)
+    return MaskedLmTask(mask_tokens(part, special, mask_fraction, seed), len(part), counts, probes)
 
 
-def measure(
-    task: Task,
+def evaluate_masked_lm(
+    task: MaskedLmTask,
     models: Mapping[str, Callable[[], Any]],
     *,
     resamples: int = 2000,
     seed: int = 1,
     batch_size: int = 16,
-) -> MaskedResult:
+) -> MaskedLmResult:
     """Score every arm; the models are loaded one after the other, so that one is in memory at a time.
 
     Parameters
@@ -138,7 +137,7 @@ def measure(
     buckets = [
         bucket for name, probe in task.probes.items() for bucket in _buckets(name, probe, probes[name], resamples, seed)
     ]
-    return MaskedResult(
+    return MaskedLmResult(
         base=next(iter(models)),
         targets=len(task.masked),
         documents=clusters.count,
@@ -167,7 +166,7 @@ def _figures(
     return arms, differences
 
 
-def _buckets(name: str, probe: Probe, scores: Mapping[str, Scores], resamples: int, seed: int) -> list[Bucket]:
+def _buckets(name: str, probe: Probe, scores: Mapping[str, Scores], resamples: int, seed: int) -> list[BucketResult]:
     found = []
     for number, label in enumerate(bucket_names()):
         kept = probe.bucket == number
@@ -175,5 +174,5 @@ def _buckets(name: str, probe: Probe, scores: Mapping[str, Scores], resamples: i
         if clusters.count < MIN_TYPES:
             continue
         arms, differences = _figures(scores, clusters, kept)
-        found.append(Bucket(name, label, clusters.count, int(kept.sum()), arms, differences))
+        found.append(BucketResult(name, label, clusters.count, int(kept.sum()), arms, differences))
     return found
