@@ -16,7 +16,7 @@ help:
 	@echo "make lint       ruff, mypy and numpydoc only"
 	@echo "make format     let ruff format"
 	@echo "make benchmark  measure against peers: DATA=..., see benchmarks/all.sh (most of a day)"
-	@echo "make docs       rewrite docs/configuration.md and docs/architecture.svg from the code"
+	@echo "make docs       rewrite what docs/ has of the code: keys, objectives, architecture.svg"
 	@echo "make clean      remove everything that these commands made"
 
 demo:
@@ -48,6 +48,7 @@ benchmark:
 docs:
 	@scripts/install.sh dev
 	@( echo "# Configuration"; echo; echo "Made by \`make docs\` from the code."; echo; $(RUN) wals-spark config --reference ) > docs/configuration.md
+	@$(RUN) python scripts/document_objectives.py docs/objectives.md
 	@$(RUN) python scripts/draw_architecture.py
 
 clean:

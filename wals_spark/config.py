@@ -21,7 +21,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from wals_spark.errors import ConfigError
-from wals_spark.objective import PRESETS, Key, configuration_keys
+from wals_spark.objective import DEFAULT_PRESET, PRESETS, Key, configuration_keys
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -236,7 +236,7 @@ class CooccurrenceConfig(Section):
 class _Problem(Section):
     """What is factorised, and for how long."""
 
-    objective: PresetName = Field("ppmi", description="Preset; see docs/objectives.md.")
+    objective: PresetName = Field(DEFAULT_PRESET, description="Preset; see docs/objectives.md.")
     cells: tuple[str, ...] = Field(
         (),
         description="custom: Parquet files of (row_id, col_id, target, weight) over the vocabulary's ids, in place of "

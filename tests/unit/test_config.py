@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from wals_spark.config import Config, TrainConfig, load_config
+import wals_spark
+from wals_spark.config import Config, TrainConfig, load_config, reference_markdown
 from wals_spark.errors import ConfigError
 from wals_spark.objective import configuration_keys
 
@@ -70,6 +73,11 @@ def test_execution_keys_do_not_determine_the_result():
 
 def test_the_default_configuration_has_the_fingerprint_that_warehouses_hold():
     assert Config().fingerprint == "2bbefb97754cd10b"
+
+
+def test_the_reference_of_all_keys_is_current():
+    page = (Path(wals_spark.__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page.endswith(reference_markdown()), "run make docs"
 
 
 def test_the_section_train_has_every_key_that_an_objective_declares():

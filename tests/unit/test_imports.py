@@ -43,6 +43,7 @@ PARTS = {
         {"objective"},
         {"presets"},
         {"configuration"},
+        {"markdown"},
     ],
     "wals": [
         {"partition.memory_plan", "solvers.cache_lines", "solvers.row_block", "conventions"},

@@ -26,11 +26,12 @@ from wals_spark.objective.configuration import configuration_keys, from_config, 
 from wals_spark.objective.keys import Key
 from wals_spark.objective.marginals import Marginals
 from wals_spark.objective.objective import SOFTPLUS_CURVATURE, Objective
-from wals_spark.objective.presets import PRESETS
+from wals_spark.objective.presets import DEFAULT_PRESET, PRESETS
 from wals_spark.objective.targets import TARGETS
 from wals_spark.objective.weights import WEIGHTS
 
 __all__ = [
+    "DEFAULT_PRESET",
     "PRESETS",
     "SOFTPLUS_CURVATURE",
     "TARGETS",

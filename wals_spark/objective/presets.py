@@ -12,6 +12,8 @@ from typing import Any
 
 from wals_spark.objective.objective import SOFTPLUS_CURVATURE, Objective
 
+DEFAULT_PRESET = "ppmi"
+
 PRESETS: dict[str, Objective] = {}
 """Name -> the objective with its published defaults."""
 

@@ -103,7 +103,7 @@ class Target(ABC):
 class PMI(Target, name="pmi"):
     """``ln(x_ij sum_l (c_l + a)^cds / ((r_i + a) (c_j + a)^cds)) - ln shift``, a being `marginal_smoothing`."""
 
-    formula = "ln(x sum_l c_l^a / (r_i c_j^a)) - ln shift, a = context_smoothing"
+    formula = "ln(x_ij sum_l c_l^a / (r_i c_j^a)) - ln shift, a = context_smoothing"
     source = "Church and Hanks 1990; shift and a: Levy, Goldberg and Dagan 2015"
 
     context_smoothing: float = field(default=1.0, metadata=key("cds: power of the context distribution.", gt=0, le=1))
@@ -144,7 +144,7 @@ class Log(Target, name="log"):
 class One(Target, name="one"):
     """``scale`` where x_ij > 0, else 0: preferences. Only cells that express one count towards n_i, as in MLlib."""
 
-    formula = "scale where x > 0, else 0"
+    formula = "1 where x > 0, else 0; with `ials` 1/(1 + rho)"
     source = "Hu, Koren and Volinsky 2008"
 
     scale: float = 1.0

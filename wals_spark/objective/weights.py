@@ -82,7 +82,7 @@ class Root(Weight, name="root"):
 class Constant(Weight, name="constant"):
     """``constant``."""
 
-    formula = "constant"
+    formula = "1"
 
     constant: float = 1.0
 
