@@ -25,7 +25,7 @@ from wals_spark.objective import PRESETS, Objective  # noqa: E402
 from wals_spark.wals.engine.factors import Coordinates  # noqa: E402
 from wals_spark.wals.engine.rank import run  # noqa: E402
 from wals_spark.wals.engine.task import RankTask  # noqa: E402
-from wals_spark.wals.partition.build import make_sides  # noqa: E402
+from wals_spark.wals.partition.build import build_sides  # noqa: E402
 from wals_spark.wals.partition.memory_plan import Holding  # noqa: E402
 from wals_spark.wals.solvers.cpu import Solver  # noqa: E402
 from wals_spark.wals.solvers.gpu.cuda_solver import CudaSolver  # noqa: E402
@@ -58,7 +58,7 @@ def half_step(solver: Solver, counts: np.ndarray, objective: Objective, k: int) 
     """Rows solved on the device and by the dense float64 reference, and both losses."""
     rows, cols = np.nonzero(counts)
     cells = Coo(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
-    row, col = make_sides(
+    row, col = build_sides(
         GROUP, cells, counts.shape, objective, symmetric=False, unit=1, k=k, dtype=np.dtype("float32")
     )
     coordinates = Coordinates(k, objective.bias)

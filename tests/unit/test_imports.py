@@ -46,9 +46,9 @@ PARTS = {
         {"markdown"},
     ],
     "wals": [
-        {"partition.memory_plan", "solvers.cache_lines", "solvers.row_block", "conventions"},
-        {"partition.side", "partition.redistribute", "solvers.system", "solvers.kernels"},
-        {"partition.halo", "solvers.cpu"},
+        {"partition.memory_plan", "partition.blocking", "solvers.cache_lines", "solvers.row_block", "conventions"},
+        {"partition.halo", "partition.redistribute", "solvers.system", "solvers.kernels"},
+        {"partition.side", "solvers.cpu"},
         {"partition.build", "solvers.majorization", "solvers.gpu"},
         {"engine"},
         {"estimator", "stages"},

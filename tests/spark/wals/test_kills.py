@@ -99,5 +99,5 @@ def test_a_bug_in_a_rank_is_not_retried_and_carries_its_traceback(spark: Any, ta
     broken = replace(task, precision="float16")
     with pytest.raises(WalsSparkError, match=r"(?s)rank \d of 2 on \S+ failed: .*Traceback") as caught:
         train(spark, broken, Placement(2, "cpu"), timeout_s=60)
-    assert "make_sides" in str(caught.value) or "run(task, group)" in str(caught.value)
+    assert "build_sides" in str(caught.value) or "run(task, group)" in str(caught.value)
     assert not Path(task.directory, "attempts", "002").exists()

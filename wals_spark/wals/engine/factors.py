@@ -215,13 +215,13 @@ class Sharded(Model):
     ) -> Iterator[tuple[SideBlock, FixedFactors]]:
         x, weights = self.arrays[fixed], self.sides[fixed].popularity
         for block in self.sides[side].blocks:
-            assert block.needs is not None
-            wanted = np.split(block.needs.asked, np.cumsum(block.needs.counts)[:-1])
-            received = self.group.all_to_all([x[rows] for rows in wanted])
-            fetched = cache_lines.zeros(len(block.needs.ids), x.shape[1], x.dtype)
+            halo = block.halo
+            assert halo is not None
+            received = self.group.all_to_all(halo.split(x))
+            fetched = cache_lines.zeros(len(halo.ghost_ids), x.shape[1], x.dtype)
             np.concatenate(received, out=fetched)
             z = self.coordinates.features(fetched)
-            yield block, FixedFactors(z, weights[block.needs.ids], gramian, rho)
+            yield block, FixedFactors(z, weights[halo.ghost_ids], gramian, rho)
 
     def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
         x, ids = self.arrays[side], self.sides[side].ids

@@ -30,7 +30,7 @@ from wals_spark.wals.engine.factors import Coordinates, Model, Replicated, Shard
 from wals_spark.wals.engine.initial_factors import initial_factors
 from wals_spark.wals.engine.memory_estimate import choose, machine_memory
 from wals_spark.wals.engine.task import RankTask
-from wals_spark.wals.partition.build import make_sides
+from wals_spark.wals.partition.build import build_sides
 from wals_spark.wals.partition.side import SIDES, Side
 from wals_spark.wals.solvers.cpu import (
     BlockSolver,
@@ -139,7 +139,7 @@ def _place(task: RankTask, group: Group, phases: Phases) -> tuple[Side, Side]:
         if not task.holding.streamed:
             cells = read_coo(task.files, group.rank, group.size, task.shape, task.value, **columns)
     with phases("place"):
-        return make_sides(
+        return build_sides(
             group,
             cells,
             task.shape,
@@ -297,17 +297,17 @@ def _half_step(
         if len(block.rows):
             system = System(
                 fixed_factors,
-                coordinates.held(before[block.place]),
+                coordinates.held(before[block.positions]),
                 coordinates.ridge(side.ridge[block.rows.ids]),
-                before[block.place, : coordinates.free],
+                before[block.positions, : coordinates.free],
                 biases=coordinates.free - coordinates.k,
                 rotation_pays=rotation_pays(side.cell_counts, coordinates.k, len(fixed_factors.z)),
             )
             if curved is None:
-                x, row_loss[block.place] = solver.solve(block.rows, system)
+                x, row_loss[block.positions] = solver.solve(block.rows, system)
             else:
                 x = curved.improve(block.rows, system, solver)
-            solved[block.place, : coordinates.free] = x
+            solved[block.positions, : coordinates.free] = x
     return solved, row_loss
 
 

@@ -1,1 +1,1 @@
-"""Who owns which rows, which rows of the other side each rank needs, and how the matrix is held."""
+"""Partition of the matrix over ranks: owners of rows, redistribution of cells, blocks and their halos, memory plan."""

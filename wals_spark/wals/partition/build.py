@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -13,17 +14,19 @@ from wals_spark.matrix.array_file import ArrayFile
 from wals_spark.matrix.coo import Coo
 from wals_spark.matrix.csr import sum_by
 from wals_spark.objective import Marginals, Objective
-from wals_spark.wals.partition.halo import Piece, cut_by_distinct, with_needs
+from wals_spark.wals.partition.blocking import BlockCells, cut_by_cells, cut_by_columns
+from wals_spark.wals.partition.halo import Halo, build_halos
 from wals_spark.wals.partition.memory_plan import Holding
-from wals_spark.wals.partition.redistribute import OwnRows, Portions, collect, collect_filed, cut_rows
-from wals_spark.wals.partition.side import BlockBuilder, FiledBlocks, Needs, Side, SideBlock
+from wals_spark.wals.partition.redistribute import CooBatches, OwnRows, redistribute, redistribute_streamed
+from wals_spark.wals.partition.side import BlockBuilder, Side, SideBlock, StoredBlocks
 
-CELLS_AT_ONCE = 1 << 22
+BATCH_CELLS = 1 << 22
+"""Cells whose targets and weights are computed at a time."""
 
 
-def make_sides(
+def build_sides(
     group: Group,
-    cells: Coo | Portions,
+    cells: Coo | CooBatches,
     shape: tuple[int, int],
     objective: Objective,
     *,
@@ -34,15 +37,16 @@ def make_sides(
     duplicates: str = "sum",
     holding: Holding = Holding(),  # noqa: B008  # frozen
 ) -> tuple[Side, Side]:
-    """Exchange the cells that every rank has read so that each holds its rows and its columns whole.
+    """Redistribute the cells that every rank has read, so that each has its rows and its columns whole.
 
     Parameters
     ----------
     group : Group
-    cells : Coo, or a function that returns them in portions
-        Any part of the matrix; the parts of all ranks together are the matrix. Portions are asked for where the
-        matrix is streamed, several times.
-    shape : (m, n)
+    cells : Coo or callable
+        Any part of the matrix, or what reads it in batches (`CooBatches`), several times: then the matrix is streamed.
+        The parts of all ranks together are the matrix.
+    shape : (int, int)
+        m and n.
     objective : Objective
     symmetric : bool
         The matrix equals its transpose: one layout serves both sides.
@@ -50,10 +54,15 @@ def make_sides(
         Values are divided by it.
     k : int
         Decides the balance between long and short rows.
-    dtype : float32 or float64
-        Of targets and weights.
+    dtype : numpy.dtype
+        float32 or float64, of targets and weights.
     duplicates : {"sum", "refuse", "keep"}
     holding : Holding
+
+    Returns
+    -------
+    row, col : Side
+        The same object twice where one layout serves both.
 
     Raises
     ------
@@ -64,19 +73,20 @@ def make_sides(
 
     def own_rows(side: int) -> OwnRows:
         if isinstance(cells, Coo):
-            return collect(group, cells if side == 0 else cells.transposed, shape[side], k, duplicates)
-        portions = cells if side == 0 else lambda: (portion.transposed for portion in cells())
-        return collect_filed(group, portions, shape[side], k, duplicates, holding)
+            return redistribute(group, cells if side == 0 else cells.transposed, shape[side], k, duplicates)
+        batches = cells if side == 0 else lambda: (batch.transposed for batch in cells())
+        return redistribute_streamed(group, batches, shape[side], k, duplicates, holding)
 
     rows = own_rows(0)
     cols = rows if symmetric else own_rows(1)
     marginals = _marginals(group, objective, rows, cols, unit, symmetric)
     if marginals.row_cells.sum() == 0:
         raise InputError("the matrix has no observed cell; the batches asked for are empty")
-    row = _side(group, rows, cols, objective, marginals, unit, dtype, holding, swapped=False)
+    builder = _SideBuilder(group, objective, marginals, unit, dtype, holding)
+    row = builder.side(rows, cols, transposed=False)
     if symmetric and objective.symmetric:
         return row, row
-    return row, _side(group, cols, rows, objective, marginals, unit, dtype, holding, swapped=True)
+    return row, builder.side(cols, rows, transposed=True)
 
 
 def _marginals(
@@ -114,66 +124,56 @@ def _sums(group: Group, objective: Objective, own: OwnRows) -> tuple[np.ndarray,
     return group.all_reduce(sums), group.all_reduce(counted)
 
 
-def _side(
-    group: Group,
-    own: OwnRows,
-    fixed: OwnRows,
-    objective: Objective,
-    marginals: Marginals,
-    unit: int,
-    dtype: np.dtype,
-    holding: Holding,
-    *,
-    swapped: bool,
-) -> Side:
-    seen = marginals.transposed if swapped else marginals
-    popularity = objective.popularity(seen.rows, seen.row_cells)
-    ridge = objective.regularizers(seen.row_cells, len(seen.cols))
-    offsets = np.broadcast_to(0.0, len(popularity))
-    if objective.bias == "fixed" or objective.unobserved == "softplus":
-        offsets = objective.offsets(seen.rows, seen.row_cells, (seen.total, int(seen.row_cells.sum())))
-    pieces = _pieces(own, objective, marginals, unit, dtype, swapped=swapped)
-    blocks = _blocks(group, own, fixed, pieces, BlockBuilder(own.rows, popularity), dtype, holding)
-    return Side(own.owner, own.rows, popularity, ridge, seen.row_cells, offsets, blocks)
+@dataclass(frozen=True)
+class _SideBuilder:
+    """What both sides are made from."""
 
+    group: Group
+    objective: Objective
+    marginals: Marginals
+    unit: int
+    dtype: np.dtype
+    holding: Holding
 
-def _blocks(
-    group: Group,
-    own: OwnRows,
-    fixed: OwnRows,
-    pieces: Iterator[Piece],
-    build: BlockBuilder,
-    dtype: np.dtype,
-    holding: Holding,
-) -> Iterable[SideBlock]:
-    blocks: Iterator[tuple[Piece, Needs | None]] = ((piece, None) for piece in pieces)
-    if holding.sharded:
-        size = len(fixed.owner)
-        cut = (part for piece in pieces for part in cut_by_distinct(piece, size, holding.fetched_rows))
-        blocks = iter(with_needs(group, cut, fixed.owner, dtype))
-    if not holding.streamed:
-        return [build(start, arrays, needs) for (start, arrays), needs in blocks]
-    file = ArrayFile(holding.scratch)
-    for (start, arrays), needs in blocks:
-        more = [] if needs is None else [needs.ids, needs.asked, needs.counts]
-        file.append([np.array([start]), *arrays, *more])
-    return FiledBlocks(build, file)
+    def side(self, own: OwnRows, fixed: OwnRows, *, transposed: bool) -> Side:
+        """The side of the rows `own`; of the columns of the matrix where `transposed`."""
+        objective = self.objective
+        seen = self.marginals.transposed if transposed else self.marginals
+        popularity = objective.popularity(seen.rows, seen.row_cells)
+        ridge = objective.regularizers(seen.row_cells, len(seen.cols))
+        offsets = np.broadcast_to(0.0, len(popularity))
+        if objective.bias == "fixed" or objective.unobserved == "softplus":
+            offsets = objective.offsets(seen.rows, seen.row_cells, (seen.total, int(seen.row_cells.sum())))
+        cells = self._weighted(own, transposed=transposed)
+        blocks = self._blocks(cells, fixed, BlockBuilder(own.rows, popularity))
+        return Side(own.owner, own.rows, popularity, ridge, seen.row_cells, offsets, blocks)
 
+    def _blocks(self, cells: Iterator[BlockCells], fixed: OwnRows, build: BlockBuilder) -> Iterable[SideBlock]:
+        blocks: Iterator[tuple[BlockCells, Halo | None]] = ((block, None) for block in cells)
+        if self.holding.sharded:
+            size = len(fixed.owner)
+            cut = (part for block in cells for part in cut_by_columns(block, size, self.holding.fetched_rows))
+            blocks = iter(build_halos(self.group, cut, fixed.owner, self.dtype))
+        if not self.holding.streamed:
+            return [build(block, halo) for block, halo in blocks]
+        stored = StoredBlocks(build, ArrayFile(self.holding.scratch))
+        for block, halo in blocks:
+            stored.append(block, halo)
+        return stored
 
-def _pieces(
-    own: OwnRows, objective: Objective, marginals: Marginals, unit: int, dtype: np.dtype, *, swapped: bool
-) -> Iterator[Piece]:
-    """The own rows with targets and extra weights in place of values."""
-    g = objective.popularity(marginals.rows, marginals.row_cells)
-    h = objective.popularity(marginals.cols, marginals.col_cells)
-    for first, csr in own.parts:
-        rows = own.rows[first : first + len(csr.lengths)]
-        m, d = np.empty(csr.nnz, dtype), np.empty(csr.nnz, dtype)
-        bounds = cut_rows(csr.indptr, CELLS_AT_ONCE)
-        for start, stop in pairwise(bounds.tolist()):
-            part = slice(csr.indptr[start], csr.indptr[stop])
-            mine, other = rows[csr.row_numbers(start, stop)], csr.indices[part]
-            row, col = (other, mine) if swapped else (mine, other)
-            weight = None if csr.weights is None else csr.weights[part]
-            m[part], d[part] = objective.cells(csr.values[part] / unit, row, col, marginals, g, h, weight)
-        yield first, (csr.indptr, csr.indices, m, d)
+    def _weighted(self, own: OwnRows, *, transposed: bool) -> Iterator[BlockCells]:
+        """The own rows with targets and extra weights in place of values."""
+        marginals = self.marginals
+        g = self.objective.popularity(marginals.rows, marginals.row_cells)
+        h = self.objective.popularity(marginals.cols, marginals.col_cells)
+        for first, csr in own.parts:
+            rows = own.rows[first : first + len(csr.lengths)]
+            m, d = np.empty(csr.nnz, self.dtype), np.empty(csr.nnz, self.dtype)
+            bounds = cut_by_cells(csr.indptr, BATCH_CELLS)
+            for start, stop in pairwise(bounds.tolist()):
+                part = slice(csr.indptr[start], csr.indptr[stop])
+                mine, other = rows[csr.row_numbers(start, stop)], csr.indices[part]
+                row, col = (other, mine) if transposed else (mine, other)
+                weight = None if csr.weights is None else csr.weights[part]
+                m[part], d[part] = self.objective.cells(csr.values[part] / self.unit, row, col, marginals, g, h, weight)
+            yield BlockCells(first, csr.indptr, csr.indices, m, d)

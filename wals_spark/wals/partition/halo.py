@@ -1,58 +1,75 @@
-"""Which rows of the other side a block of rows is solved from, and who sends them; found out once, before training."""
+"""The halo of a block of rows where factors are sharded: ghost rows of the fixed side, and who sends them.
+
+Found once, before training; each half-step then fetches the ghost rows of a block by one `Group.all_to_all`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from wals_spark.cluster.process_group import Group, lockstep
-from wals_spark.wals.partition.side import Needs
-
-Piece = tuple[int, Sequence[np.ndarray]]
-"""First own row; indptr, indices, m and d."""
+from wals_spark.wals.partition.blocking import BlockCells
 
 
-def cut_by_distinct(piece: Piece, size: int, most: int) -> Iterator[Piece]:
-    """Cut a piece so that each part names at most `most` columns of `size`, or is one row."""
-    from wals_spark.matrix.kernels import distinct_bounds
+@dataclass(frozen=True, eq=False)
+class Halo:
+    """What a rank receives and sends for the blocks of one number, one block on each rank.
 
-    first, (indptr, indices, m, d) = piece
-    bounds = distinct_bounds(indptr, indices, np.full(size, -1, np.int32), most)
-    for start, stop in pairwise(bounds.tolist()):
-        cells = slice(int(indptr[start]), int(indptr[stop]))
-        yield first + start, (indptr[start : stop + 1] - indptr[start], indices[cells], m[cells], d[cells])
+    Attributes
+    ----------
+    ghost_ids : int64 array of shape (u,)
+        Ids of the rows of the fixed side that this rank's block is solved from, by owner and then rising: the order
+        in which they arrive. The block's `indices` count in these.
+    send_rows : int64 array of shape (s,)
+        Positions of the own rows of the fixed side that the blocks of all ranks are solved from, rank after rank.
+    send_counts : int64 array of shape (ranks,)
+        The number of `send_rows` that go to each rank.
+    """
+
+    ghost_ids: np.ndarray
+    send_rows: np.ndarray
+    send_counts: np.ndarray
+
+    def split(self, x: np.ndarray) -> list[np.ndarray]:
+        """The own rows `x` of the fixed side as parts, one for each rank to receive."""
+        return [x[rows] for rows in np.split(self.send_rows, np.cumsum(self.send_counts)[:-1])]
 
 
-def with_needs(
-    group: Group, pieces: Iterator[Piece], owner: np.ndarray, dtype: np.dtype
-) -> Iterator[tuple[Piece, Needs]]:
-    """Number the columns of every piece anew, and tell their owners.
+def build_halos(
+    group: Group, blocks: Iterator[BlockCells], owner: np.ndarray, dtype: np.dtype
+) -> Iterator[tuple[BlockCells, Halo]]:
+    """Number the columns of every block by its ghost rows, and let their owners know.
 
-    As many pieces on every rank: those that have fewer get empty ones.
+    As many blocks on every rank: those that have fewer get empty ones.
 
     Parameters
     ----------
     group : Group
-    pieces : iterator of Piece
+    blocks : iterator of BlockCells
     owner : int32 array of shape (size,)
         Of the columns.
-    dtype : dtype
-        Of m and d.
+    dtype : numpy.dtype
+        Of targets and weights.
+
+    Yields
+    ------
+    block : BlockCells
+        Its `indices` are positions among the halo's `ghost_ids`.
+    halo : Halo
     """
     own = np.flatnonzero(owner == group.rank)
-    nothing = np.zeros(0, dtype)
-    idle: Piece = (0, (np.zeros(1, np.int64), np.zeros(0, np.int32), nothing, nothing))
-    for first, (indptr, indices, m, d) in lockstep(group, pieces, idle):
+    for block in lockstep(group, blocks, BlockCells.empty(dtype)):
         named = np.zeros(len(owner), bool)
-        named[indices] = True
+        named[block.indices] = True
         ids = np.flatnonzero(named)
         ids = ids[np.argsort(owner[ids], kind="stable")]
-        place = np.zeros(len(owner), np.int32)
-        place[ids] = np.arange(len(ids), dtype=np.int32)
+        position = np.zeros(len(owner), np.int32)
+        position[ids] = np.arange(len(ids), dtype=np.int32)
         bounds = np.searchsorted(owner[ids], np.arange(1, group.size))
-        asked = group.all_to_all(np.split(ids, bounds))
-        counts = np.array([len(part) for part in asked], np.int64)
-        needs = Needs(ids, np.searchsorted(own, np.concatenate(asked)), counts)
-        yield (first, (indptr, place[indices], m, d)), needs
+        requested = group.all_to_all(np.split(ids, bounds))
+        counts = np.array([len(part) for part in requested], np.int64)
+        halo = Halo(ids, np.searchsorted(own, np.concatenate(requested)), counts)
+        yield block._replace(indices=position[block.indices]), halo

@@ -2,58 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from wals_spark.matrix.array_file import ArrayFile, read_ahead
+from wals_spark.wals.partition.blocking import BlockCells
+from wals_spark.wals.partition.halo import Halo
 from wals_spark.wals.solvers.row_block import RowBlock
 
 SIDES = ("row", "col")
 
 
 @dataclass(frozen=True, eq=False)
-class Needs:
-    """The rows of the fixed side that a block of rows is solved from, where no rank holds them all.
-
-    Attributes
-    ----------
-    ids : int64 array of shape (u,)
-        Their ids, by owner and then rising; the block's `indices` count in these.
-    asked : int64 array of shape (a,)
-        Which own rows the ranks need for their blocks of the same number, rank after rank.
-    counts : int64 array of shape (ranks,)
-        How many of `asked` each rank needs.
-    """
-
-    ids: np.ndarray
-    asked: np.ndarray
-    counts: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class SideBlock:
-    """Some consecutive own rows, with what only the engine needs: where they stand, and what they are solved from.
+    """Some consecutive own rows, with what the engine alone uses: their position, and the rows they are solved from.
 
-    A solver takes `rows` alone. The place among the own rows and the halo are kept around it, because they say how
+    A solver takes `rows` alone. The position among the own rows and the halo are kept around it, because they say how
     ranks work together, and change with the number of ranks while the rows' systems do not.
 
     Attributes
     ----------
     rows : RowBlock
     start : int
-        The place of the first row among the own rows.
-    needs : Needs or None
+        Position of the first row among the own rows.
+    halo : Halo or None
         Where the block's `indices` are not ids of the other side.
     """
 
     rows: RowBlock
     start: int = 0
-    needs: Needs | None = None
+    halo: Halo | None = None
 
     @property
-    def place(self) -> slice:
+    def positions(self) -> slice:
         """The block's rows among the own rows."""
         return slice(self.start, self.start + len(self.rows))
 
@@ -108,25 +91,30 @@ class BlockBuilder:
     def __init__(self, ids: np.ndarray, popularity: np.ndarray) -> None:
         self.ids, self.popularity = ids, popularity
 
-    def __call__(self, start: int, cells: Sequence[np.ndarray], needs: Needs | None = None) -> SideBlock:
-        """The block whose first row is own row `start`, given its indptr, indices, targets and weights."""
-        indptr, indices, target, weight = cells
+    def __call__(self, cells: BlockCells, halo: Halo | None = None) -> SideBlock:
+        """The block of these cells."""
+        start, indptr, indices, target, weight = cells
         ids = self.ids[start : start + len(indptr) - 1]
-        return SideBlock(RowBlock(ids, indptr, indices, target, weight, self.popularity[ids]), start, needs)
+        return SideBlock(RowBlock(ids, indptr, indices, target, weight, self.popularity[ids]), start, halo)
 
 
-class FiledBlocks:
+class StoredBlocks:
     """Blocks of a side in a file, each read while the one before is solved.
 
     Parameters
     ----------
     build : BlockBuilder
     file : ArrayFile
-        A record of (start, indptr, indices, targets, weights), or these and ids, asked and counts, for each block.
+        A record of the fields of `BlockCells`, or these and those of `Halo`, for each block: see `append`.
     """
 
     def __init__(self, build: BlockBuilder, file: ArrayFile) -> None:
         self.build, self.file = build, file
+
+    def append(self, cells: BlockCells, halo: Halo | None = None) -> None:
+        """Store the block that follows."""
+        more = [] if halo is None else [halo.ghost_ids, halo.send_rows, halo.send_counts]
+        self.file.append([np.array([cells.start]), *cells[1:], *more])
 
     def __len__(self) -> int:
         return len(self.file)
@@ -136,4 +124,4 @@ class FiledBlocks:
 
     def _read(self, number: int) -> SideBlock:
         start, *arrays = self.file.read(number)
-        return self.build(int(start[0]), arrays[:4], Needs(*arrays[4:]) if arrays[4:] else None)
+        return self.build(BlockCells(int(start[0]), *arrays[:4]), Halo(*arrays[4:]) if arrays[4:] else None)

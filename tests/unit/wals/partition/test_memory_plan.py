@@ -16,7 +16,7 @@ from wals_spark.matrix.coo import Coo
 from wals_spark.objective import PRESETS
 from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.engine.rank import run
-from wals_spark.wals.partition.build import make_sides
+from wals_spark.wals.partition.build import build_sides
 from wals_spark.wals.partition.memory_plan import Holding
 
 GROUP = LocalGroup()
@@ -74,18 +74,18 @@ def test_every_cell_is_in_one_block_and_a_block_fetches_each_column_once(counts)
     rows, cols = np.nonzero(counts)
     cells = Coo(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
     make = {"symmetric": True, "unit": 1, "k": 6, "dtype": np.dtype("float32")}
-    whole, _ = make_sides(GROUP, cells, counts.shape, PRESETS["ppmi"], **make)
-    side, _ = make_sides(GROUP, lambda: iter([cells]), counts.shape, PRESETS["ppmi"], holding=BOTH, **make)
+    whole, _ = build_sides(GROUP, cells, counts.shape, PRESETS["ppmi"], **make)
+    side, _ = build_sides(GROUP, lambda: iter([cells]), counts.shape, PRESETS["ppmi"], holding=BOTH, **make)
     blocks = list(side.blocks)
     (whole_block,) = whole.blocks
     assert len(blocks) > 10
     assert [block.start for block in blocks] == np.cumsum([0, *(len(block.rows) for block in blocks[:-1])]).tolist()
-    named = np.concatenate([block.needs.ids[block.rows.indices] for block in blocks])
+    named = np.concatenate([block.halo.ghost_ids[block.rows.indices] for block in blocks])
     assert np.array_equal(named, whole_block.rows.indices)
     assert np.array_equal(np.concatenate([block.rows.weight for block in blocks]), whole_block.rows.weight)
     for block in blocks:
-        assert len(np.unique(block.needs.ids)) == len(block.needs.ids)
-        assert len(block.needs.ids) <= 9 or len(block.rows) == 1
+        assert len(np.unique(block.halo.ghost_ids)) == len(block.halo.ghost_ids)
+        assert len(block.halo.ghost_ids) <= 9 or len(block.rows) == 1
         assert len(block.rows.indices) <= 40 or len(block.rows) == 1
 
 
@@ -112,7 +112,7 @@ from wals_spark.wals.partition import build
 from wals_spark.wals.partition.memory_plan import Holding
 from wals_spark.wals.engine.task import RankTask
 from wals_spark.wals.engine.rank import run
-coo.BATCH_ENTRIES = build.CELLS_AT_ONCE = 1 << 16
+coo.BATCH_ENTRIES = build.BATCH_CELLS = 1 << 16
 small, large = map(RankTask.from_json, sys.argv[1:3])
 
 def resident_bytes(name):

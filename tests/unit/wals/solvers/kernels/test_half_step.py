@@ -13,7 +13,7 @@ from wals_spark.errors import ConfigError, InputError
 from wals_spark.matrix.coo import Coo
 from wals_spark.objective import PRESETS, Objective
 from wals_spark.wals.engine.factors import Coordinates
-from wals_spark.wals.partition.build import make_sides
+from wals_spark.wals.partition.build import build_sides
 from wals_spark.wals.partition.side import Side
 from wals_spark.wals.solvers.cpu import CpuSolver, Solver
 from wals_spark.wals.solvers.system import FixedFactors, System
@@ -45,7 +45,7 @@ def solvers() -> dict[str, Solver]:
 def sides_of(counts: np.ndarray, objective: Objective, dtype: str, symmetric: bool = False) -> tuple[Side, Side]:
     rows, cols = np.nonzero(counts)
     cells = Coo(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
-    return make_sides(GROUP, cells, counts.shape, objective, symmetric=symmetric, unit=1, k=6, dtype=np.dtype(dtype))
+    return build_sides(GROUP, cells, counts.shape, objective, symmetric=symmetric, unit=1, k=6, dtype=np.dtype(dtype))
 
 
 def solve(
