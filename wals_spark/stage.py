@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from wals_spark import schemas, storage
 from wals_spark.cluster.failures import translated
 from wals_spark.config import Config, fingerprint
 from wals_spark.errors import GateError
 from wals_spark.runs import Manifest, ManifestStore, Run, RunLock, now, package_versions
+from wals_spark.stage_outputs import STAGE_OF, Outputs, StageOutputs, TableSlice, outputs_of
 from wals_spark.tables import TableStore, open_tables
 
 if TYPE_CHECKING:
@@ -47,16 +48,14 @@ class Outcome:
 
     Attributes
     ----------
-    outputs : dict
-        Facts for the manifest. Two keys have a meaning here: ``tables`` maps a table's name to
-        ``{"where": ..., "version": ...}``, ``paths`` lists files or directories; a stage counts as done
-        only while all of them are there.
+    outputs : mapping
+        Facts for the manifest, of the stage's type in `wals_spark.stage_outputs`.
     metrics : list of Metric
     lines : list of str
         What a person should read at the end, in a few lines.
     """
 
-    outputs: dict[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, Any] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
@@ -100,7 +99,7 @@ class Context:
                 self._spark = open_session(self.config)
         return self._spark
 
-    def table_output(self, table: schemas.Table, where: Mapping[str, str]) -> dict[str, Any]:
+    def table_output(self, table: schemas.Table, where: Mapping[str, str]) -> dict[str, TableSlice]:
         """The entry of ``Outcome.outputs["tables"]`` for a slice just written."""
         return {table.name: {"where": dict(where), "version": self.tables.version(table, where)}}
 
@@ -148,6 +147,10 @@ class StageRun:
         found = [manifest for (name, _), manifest in self.inputs.items() if name == stage]
         assert len(found) == 1, f"{len(found)} inputs of {stage}"
         return found[0]
+
+    def outputs(self, kind: type[Outputs]) -> Outputs:
+        """What the only input of the stage that makes this kind of outputs wrote into its manifest."""
+        return outputs_of(self.input(STAGE_OF[kind]), kind)
 
     def inputs_of(self, stage: str) -> list[Manifest]:
         """All input manifests of a stage, by key."""
@@ -218,7 +221,8 @@ def is_done(context: Context, manifest: Manifest | None, expected: str) -> bool:
     """Whether an output is complete, current and still there."""
     if manifest is None or not manifest.complete or manifest.fingerprint != expected:
         return False
-    for name, entry in manifest.outputs.get("tables", {}).items():
+    outputs = cast(StageOutputs, manifest.outputs)
+    for name, entry in outputs.get("tables", {}).items():
         table = schemas.TABLES[name]
         if context.tables.format == "parquet":
             if context.tables.version(table, entry["where"]) != entry["version"]:
@@ -226,7 +230,7 @@ def is_done(context: Context, manifest: Manifest | None, expected: str) -> bool:
                 return False
         elif not storage.exists(context.tables.path(table)):
             return False
-    return all(storage.exists(path) for path in manifest.outputs.get("paths", ()))
+    return all(storage.exists(path) for path in outputs.get("paths", ()))
 
 
 def run_stage(context: Context, stage: Stage, *, force: bool = False) -> tuple[Manifest, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,15 @@ from wals_spark.heartbeat import Watch, time_left
 from wals_spark.progress import Progress
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
+from wals_spark.stage_outputs import CooccurrenceOutputs, CountedVocabulary, VocabularyOutputs, require_outputs
 from wals_spark.tables.vocabulary import Vocabulary, read_vocabulary
 from wals_spark.token_shards import list_shards
 from wals_spark.tokenizer import vocabulary_hash
 
 if TYPE_CHECKING:
-    from wals_spark.cooccurrence.counting import Job
+    from wals_spark.cooccurrence.counting import BlockFacts, Job
     from wals_spark.cooccurrence.plan import Plan
+    from wals_spark.cooccurrence.semantics import Semantics
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +63,19 @@ def _run(stage_run: StageRun) -> Outcome:
     context = stage_run.context
     config = context.config
     settings = config.cooccurrence
-    vocabulary_facts = stage_run.input("vocabulary").outputs
+    encoded = stage_run.outputs(VocabularyOutputs)
     vocabulary = read_vocabulary(context.tables)
     semantics = semantics_of(settings, config.seed)
     semantics.check_head_room(int(vocabulary.counts.max(initial=0)))
     # As the table is now: it may have grown at its end since the batch was encoded.
-    facts = {"vocabulary_hash": vocabulary_hash(vocabulary.tokens), "vocabulary_size": len(vocabulary.tokens)}
-    refuse_other_meaning(context, semantics.facts(), facts, vocabulary)
+    counted: CountedVocabulary = {
+        "vocabulary_hash": vocabulary_hash(vocabulary.tokens),
+        "vocabulary_size": len(vocabulary.tokens),
+    }
+    refuse_other_meaning(context, semantics.facts(), counted, vocabulary)
     spark = context.spark
     plan = make_plan(
-        list_shards(vocabulary_facts["encoded"]),
+        list_shards(encoded["encoded"]),
         vocabulary.counts,
         semantics,
         slots=spark.sparkContext.defaultParallelism,
@@ -82,7 +87,7 @@ def _run(stage_run: StageRun) -> Outcome:
     where = {"batch_id": config.corpus.batch_id}
     with (
         context.scratch(f"cooccurrence.{config.corpus.batch_id}") as scratch,
-        _progress(scratch, plan, vocabulary_facts.get("text_bytes")),
+        _progress(scratch, plan, encoded.get("text_bytes")),
     ):
         job = counting.Job(
             semantics,
@@ -97,7 +102,8 @@ def _run(stage_run: StageRun) -> Outcome:
             _count_shuffled(context, job, plan, where)
         blocks, row_units, col_units = counting.collect_facts(job, plan.blocks)
     _write_marginals(context, row_units, col_units, where)
-    return _outcome(context, semantics, facts, plan, blocks, row_units, where)
+    outputs = _outputs(context, semantics, counted, plan, blocks, row_units, where)
+    return Outcome(outputs, _metrics(outputs), _lines(outputs))
 
 
 def _count_directly(context: Context, job: Job, plan: Plan, where: dict[str, str]) -> None:
@@ -149,11 +155,21 @@ def _progress(directory: str, plan: Plan, text_bytes: int | None) -> Iterator[No
 
 
 def refuse_other_meaning(
-    context: Context, semantics: dict[str, Any], facts: dict[str, Any], vocabulary: Vocabulary
+    context: Context, semantics: Mapping[str, Any], counted: CountedVocabulary, vocabulary: Vocabulary
 ) -> None:
-    """Batches of one table must mean the same: their sum is what is factorised.
+    """Refuse a batch that does not mean the same as those beside it: their sum is what is factorised.
 
     A vocabulary that has only grown at its end since another batch was counted is the same vocabulary.
+
+    Parameters
+    ----------
+    context : Context
+    semantics : mapping of str to object
+        `Semantics.facts` of the batch.
+    counted : CountedVocabulary
+        Size and hash of the vocabulary that it is counted with.
+    vocabulary : Vocabulary
+        The vocabulary table as it is now.
 
     Raises
     ------
@@ -163,7 +179,7 @@ def refuse_other_meaning(
     for key in context.manifests.keys("cooccurrence"):
         if key == context.config.corpus.batch_id:
             continue
-        other = context.manifests.require("cooccurrence", key).outputs
+        other = require_outputs(context.manifests, CooccurrenceOutputs, key)
         differences = [
             f"{name} is {semantics.get(name)!r} here and {value!r} there"
             for name, value in other["semantics"].items()
@@ -172,7 +188,7 @@ def refuse_other_meaning(
         size = other["vocabulary_size"]
         if not vocabulary.begins_with(size, other["vocabulary_hash"]):
             differences.append(
-                f"the vocabulary is {facts['vocabulary_hash']} ({facts['vocabulary_size']:,} tokens) here and "
+                f"the vocabulary is {counted['vocabulary_hash']} ({counted['vocabulary_size']:,} tokens) here and "
                 f"{other['vocabulary_hash']} ({size:,} tokens) there"
             )
         if differences:
@@ -190,70 +206,81 @@ def _write_marginals(context: Context, row_units: np.ndarray, col_units: np.ndar
     context.tables.replace_rows(schemas.MARGINALS, rows, where)
 
 
-def _outcome(
-    context: Context,
-    semantics: Any,
-    facts: dict[str, Any],
-    plan: Any,
-    blocks: Sequence[Any],
-    row_units: np.ndarray,
-    where: dict[str, str],
-) -> Outcome:
-    tallies = [tally for block in blocks for tally in block.tallies]
-    nnz = sum(block.cells for block in blocks)
-    total_units = sum(int(units) for units in row_units)
-    pruned_cells = sum(block.pruned_cells for block in blocks)
-    pruned_units = sum(block.pruned_units for block in blocks)
-    numbers = {
-        name: sum(getattr(tally, name) for tally in tallies) for name in ("documents", "tokens", "kept", "subsampled")
-    }
-    work = {
-        "tasks": plan.direct or len(plan.tasks),
-        "shuffled": int(not plan.direct),
-        "pieces": sum(tally.chunks for tally in tallies),
-        "packed_bytes": sum(tally.packed_bytes for tally in tallies),
-        "spilled_bytes": sum(block.spilled_bytes for block in blocks),
-    }
+def _stored_bytes(context: Context, nnz: int, where: dict[str, str]) -> int:
+    """Bytes of the batch's slice of the table, which must have all cells that were counted."""
     files = context.tables.files(schemas.COOCCURRENCE, where) if nnz else []
-    stored = sum(data_file.bytes for data_file in files)
     rows = sum(data_file.rows for data_file in files)
     if rows != nnz:
         raise InputError(f"the table holds {rows:,} cells of this batch, {nnz:,} were counted; run again (--force)")
-    outputs = {
+    return sum(data_file.bytes for data_file in files)
+
+
+def _outputs(
+    context: Context,
+    semantics: Semantics,
+    counted: CountedVocabulary,
+    plan: Plan,
+    blocks: Sequence[BlockFacts],
+    row_units: np.ndarray,
+    where: dict[str, str],
+) -> CooccurrenceOutputs:
+    """What the manifest says about the batch."""
+    tallies = [tally for block in blocks for tally in block.tallies]
+    nnz = sum(block.cells for block in blocks)
+    return {
         "unit": semantics.unit,
         "symmetric": semantics.symmetric,
-        **facts,
+        **counted,
         "blocks": plan.blocks,
         "nnz": nnz,
-        "total_units": total_units,
-        "pruned_cells": pruned_cells,
-        "pruned_units": pruned_units,
-        "bytes": stored,
-        **numbers,
+        "total_units": sum(int(units) for units in row_units),
+        "pruned_cells": sum(block.pruned_cells for block in blocks),
+        "pruned_units": sum(block.pruned_units for block in blocks),
+        "bytes": _stored_bytes(context, nnz, where),
+        "documents": sum(tally.documents for tally in tallies),
+        "tokens": sum(tally.tokens for tally in tallies),
+        "kept": sum(tally.kept for tally in tallies),
+        "subsampled": sum(tally.subsampled for tally in tallies),
         "semantics": semantics.facts(),
-        "work": work,
+        "work": {
+            "tasks": plan.direct or len(plan.tasks),
+            "shuffled": int(not plan.direct),
+            "pieces": sum(tally.chunks for tally in tallies),
+            "packed_bytes": sum(tally.packed_bytes for tally in tallies),
+            "spilled_bytes": sum(block.spilled_bytes for block in blocks),
+        },
         "tables": {
             **context.table_output(schemas.COOCCURRENCE, where),
             **context.table_output(schemas.MARGINALS, where),
         },
     }
-    weight = total_units / semantics.unit
-    metrics = [
-        *(Metric(name, float(number)) for name, number in numbers.items()),
-        Metric("nnz", float(nnz)),
-        Metric("weight", weight),
-        Metric("pruned_cells", float(pruned_cells)),
-        Metric("pruned_weight", pruned_units / semantics.unit),
-        Metric("bytes", float(stored)),
-        *(Metric(name, float(number)) for name, number in work.items()),
-    ]
+
+
+def _metrics(outputs: CooccurrenceOutputs) -> list[Metric]:
+    numbers = {
+        "documents": outputs["documents"],
+        "tokens": outputs["tokens"],
+        "kept": outputs["kept"],
+        "subsampled": outputs["subsampled"],
+        "nnz": outputs["nnz"],
+        "weight": outputs["total_units"] / outputs["unit"],
+        "pruned_cells": outputs["pruned_cells"],
+        "pruned_weight": outputs["pruned_units"] / outputs["unit"],
+        "bytes": outputs["bytes"],
+        **outputs["work"],
+    }
+    return [Metric(name, float(number)) for name, number in numbers.items()]
+
+
+def _lines(outputs: CooccurrenceOutputs) -> list[str]:
+    nnz, stored = outputs["nnz"], outputs["bytes"]
     lines = [
-        f"{numbers['documents']:,} documents, {numbers['tokens']:,} tokens ({numbers['kept']:,} in the vocabulary "
+        f"{outputs['documents']:,} documents, {outputs['tokens']:,} tokens ({outputs['kept']:,} in the vocabulary "
         "and counted)",
-        f"{nnz:,} non-zeros, weight {weight:,.1f}, in {plan.blocks} blocks; {stored / 1e6:,.1f} MB, "
-        f"{stored / max(nnz, 1):.2f} bytes each",
+        f"{nnz:,} non-zeros, weight {outputs['total_units'] / outputs['unit']:,.1f}, in {outputs['blocks']} blocks; "
+        f"{stored / 1e6:,.1f} MB, {stored / max(nnz, 1):.2f} bytes each",
     ]
-    if pruned_cells:
-        share = pruned_units / max(pruned_units + total_units, 1)
-        lines.append(f"min_pair_count dropped {pruned_cells:,} pairs with {share:.2%} of the weight")
-    return Outcome(outputs, metrics, lines)
+    if outputs["pruned_cells"]:
+        share = outputs["pruned_units"] / max(outputs["pruned_units"] + outputs["total_units"], 1)
+        lines.append(f"min_pair_count dropped {outputs['pruned_cells']:,} pairs with {share:.2%} of the weight")
+    return lines
