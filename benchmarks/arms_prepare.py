@@ -39,6 +39,7 @@ from wals_spark.objective import Objective
 from wals_spark.pipeline import run_stages
 from wals_spark.progress import setup_logging
 from wals_spark.stage import Context
+from wals_spark.stage_outputs import CooccurrenceOutputs, TrainOutputs, VocabularyOutputs, require_outputs
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
 
 GENERAL = "general"
@@ -138,7 +139,7 @@ def proposal_of(
     protected = ckpt.protected_ids(tokenizer, opened.config, opened.size)
     vectors = read_vectors(context.tables, config.run_id, "u")
     factors = TokenFactors(vectors.matrix, vectors.counts)
-    encoded_in = {b: context.manifests.require("vocabulary", b).outputs["encoded"] for b in config.train.batches}
+    encoded_in = {b: require_outputs(context.manifests, VocabularyOutputs, b)["encoded"] for b in config.train.batches}
     text = preparation.EncodedText((encoded_in[GENERAL],), (encoded_in[config.run_id],))
     seen = preparation.token_frequencies(config, factors, tokenizer, protected, text)
     delta = differences(config, context, np.flatnonzero(seen.corpus >= SHIFT_MIN_COUNT), opened.size)
@@ -176,8 +177,8 @@ def lengths(rows: np.ndarray) -> np.ndarray:
 
 def differences(config: Config, context: Context, ids: np.ndarray, size: int) -> np.ndarray:
     """How the domain uses tokens differently: `wals_spark.inject.domain_shift`."""
-    train = context.manifests.require("train", config.run_id).outputs
-    unit = int(context.manifests.require("cooccurrence", GENERAL).outputs["unit"])
+    train = require_outputs(context.manifests, TrainOutputs, config.run_id)
+    unit = require_outputs(context.manifests, CooccurrenceOutputs, GENERAL)["unit"]
     total, general = (
         domain_shift.batch_counts(context.tables, batches, size, unit) for batches in (train["batches"], [GENERAL])
     )
@@ -354,7 +355,7 @@ def prepare(data: Path, work: Path, output: Path, domain: str, sequences: int) -
     tests.update(masked_arrays("test_extended", mask_tokens(packed, special["extended"], 0.15, TEST_SEED)))
     training = {
         f"training_{name}": training_sequences(
-            each.manifests.require("vocabulary", domain).outputs["encoded"], special[name], 1
+            require_outputs(each.manifests, VocabularyOutputs, domain)["encoded"], special[name], 1
         )
         for name, each in (("old", context), ("extended", extended_context))
     }

@@ -34,6 +34,7 @@ from wals_spark.evaluate.intrinsic import AnalogyResult, score_vectors
 from wals_spark.matrix.list_column import lists_to_matrix
 from wals_spark.objective import make_objective
 from wals_spark.runs import ManifestStore
+from wals_spark.stage_outputs import CooccurrenceOutputs, require_outputs
 from wals_spark.tables import open_tables
 from wals_spark.wals.engine.rank import run
 from wals_spark.wals.engine.task import RankTask
@@ -52,9 +53,9 @@ class Words:
 
     def __init__(self, warehouse: str, batch: str) -> None:
         tables = open_tables("parquet", os.path.abspath(warehouse), no_session)
-        outputs = ManifestStore(os.path.abspath(warehouse)).require("cooccurrence", batch).outputs
-        self.unit, self.size = int(outputs["unit"]), int(outputs["vocabulary_size"])
-        self.symmetric = bool(outputs["symmetric"])
+        outputs = require_outputs(ManifestStore(os.path.abspath(warehouse)), CooccurrenceOutputs, batch)
+        self.unit, self.size = outputs["unit"], outputs["vocabulary_size"]
+        self.symmetric = outputs["symmetric"]
         self.files = [file.path for file in tables.files(schemas.COOCCURRENCE, {"batch_id": batch})]
         parts = [pq.read_table(file.path) for file in tables.files(schemas.VOCABULARY)]
         rows = sorted((row["token_id"], row["token"], row["count"]) for part in parts for row in part.to_pylist())

@@ -10,6 +10,7 @@ from wals_spark import schemas, storage
 from wals_spark.errors import InputError
 from wals_spark.matrix import to_scipy
 from wals_spark.runs import ManifestStore
+from wals_spark.stage_outputs import CooccurrenceOutputs, require_outputs
 from wals_spark.tables import open_tables
 from wals_spark.tables.vocabulary import read_vocabulary
 
@@ -45,7 +46,7 @@ def read_matrix(warehouse: str, batches: Sequence[str] = ("all",)) -> CountMatri
     names = manifests.keys("cooccurrence") if tuple(batches) == ("all",) else list(batches)
     if not names:
         raise InputError(f"there are no counts in {warehouse}; run `wals-spark cooccurrence` first")
-    outputs = [manifests.require("cooccurrence", name).outputs for name in names]
+    outputs = [require_outputs(manifests, CooccurrenceOutputs, name) for name in names]
     units = {found["unit"] for found in outputs}
     if len(units) != 1:
         raise InputError(f"the batches {', '.join(names)} have different units: {sorted(units)}")

@@ -12,6 +12,7 @@ from wals_spark.cooccurrence.plan import Plan, expected_cells, make_plan
 from wals_spark.cooccurrence.semantics import Semantics, semantics_of
 from wals_spark.cooccurrence.window import TOKEN_BYTES, VOCABULARY_BYTES, WindowCounter, direct_bytes
 from wals_spark.stage import Context
+from wals_spark.stage_outputs import VocabularyOutputs, require_outputs
 from wals_spark.tables.vocabulary import read_vocabulary
 from wals_spark.token_shards import Boundary, TokenChunk, TokenShard, list_shards, read_batch_ranges, split_shards
 
@@ -36,7 +37,7 @@ def explain(context: Context) -> list[str]:
         The vocabulary of the batch is not there yet.
     """
     config = context.config
-    outputs = context.manifests.require("vocabulary", config.corpus.batch_id).outputs
+    outputs = require_outputs(context.manifests, VocabularyOutputs, config.corpus.batch_id)
     vocabulary = read_vocabulary(context.tables)
     semantics = semantics_of(config.cooccurrence, config.seed)
     semantics.check_head_room(int(vocabulary.counts.max(initial=0)))

@@ -38,6 +38,7 @@ from wals_spark.errors import InputError
 from wals_spark.heartbeat import Heartbeat, text_progress
 from wals_spark.schemas import DOCUMENTS
 from wals_spark.stage import Context, Metric, Outcome
+from wals_spark.stage_outputs import CorpusOutputs
 from wals_spark.tables.base import spark_path
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,10 @@ def run(context: Context) -> Outcome:
             raise InputError(_nothing_left(files, counts))
         remove_temporary(directory)
     dropped = {name: number for name, number in sorted(counts.items()) if name in DROPPED and number}
-    outputs = {
-        **totals,
+    outputs: CorpusOutputs = {
+        "documents": totals["documents"],
+        "held_out": totals["held_out"],
+        "text_bytes": totals["text_bytes"],
         "files": len(files),
         "dropped": dropped,
         "tables": context.table_output(DOCUMENTS, where),

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ from wals_spark.heartbeat import Heartbeat, text_progress
 from wals_spark.runs import RunLock
 from wals_spark.schemas import DOCUMENTS, VOCABULARY
 from wals_spark.stage import Context, Metric, Outcome
+from wals_spark.stage_outputs import EncodedFacts, VocabularyOutputs
 from wals_spark.tables import DataFile
 from wals_spark.token_shards import ShardWriter, TokenShard
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
@@ -110,7 +111,7 @@ def _run(context: Context, directory: str, text_bytes: float) -> Outcome:
     version = versions.record(context, others, settings, size, made.facts["vocabulary_hash"], len(known))
     tokens = sum(shard.tokens for shard in made.shards)
     inside = int(made.counts.sum())
-    outputs = {
+    outputs: VocabularyOutputs = {
         "kind": config.vocabulary.kind,
         "size": size,
         "version": version.version,
@@ -124,7 +125,8 @@ def _run(context: Context, directory: str, text_bytes: float) -> Outcome:
         "paths": [target, context.tables.path(VOCABULARY)],
     }
     names = ("size", "version", "new_tokens", "tokens", "documents", "oov", "text_bytes", "shards")
-    metrics = [Metric(name, float(outputs[name])) for name in names]
+    figures: Mapping[str, Any] = outputs
+    metrics = [Metric(name, float(figures[name])) for name in names]
     lines = [
         f"{tokens:,} tokens of {outputs['documents']:,} documents, vocabulary of {size:,} (version {version.version}), "
         f"{inside / max(tokens, 1):.2%} of the tokens in it"
@@ -255,7 +257,7 @@ class Made:
     counts: npt.NDArray[np.int64]
     document_counts: npt.NDArray[np.int64]
     shards: list[TokenShard]
-    facts: dict[str, Any]
+    facts: EncodedFacts
     special_ids: frozenset[int] = frozenset()
 
 
@@ -285,7 +287,11 @@ def _encode_words(context: Context, work: Work, known: list[str]) -> Made:
             f"({distinct:,} words occur at all); lower vocabulary.min_count or change vocabulary.pattern"
         )
     token_shards.write_vocabulary(work.directory, ranked.hashes, ranked.hashed_ids)
-    facts = {"vocabulary_hash": vocabulary_hash(ranked.tokens), "distinct": distinct, "text_bytes": text_bytes}
+    facts: EncodedFacts = {
+        "vocabulary_hash": vocabulary_hash(ranked.tokens),
+        "distinct": distinct,
+        "text_bytes": text_bytes,
+    }
     return Made(ranked.tokens, ranked.counts, ranked.document_counts, shards, facts)
 
 
@@ -326,7 +332,7 @@ def _encode_subwords(context: Context, work: Work) -> Made:
     for blob in blobs:
         if blob.kind == "counts":
             totals += np.frombuffer(blob.payload, "<i8").reshape(2, size)
-    facts = {"vocabulary_hash": loaded.hash, "text_bytes": text_bytes}
+    facts: EncodedFacts = {"vocabulary_hash": loaded.hash, "text_bytes": text_bytes}
     return Made(loaded.tokens, totals[0], totals[1], shards, facts, loaded.special_ids)
 
 

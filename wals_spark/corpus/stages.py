@@ -9,6 +9,7 @@ from wals_spark.config import Config
 from wals_spark.corpus import documents, encoding
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Outcome, Stage, StageRun
+from wals_spark.stage_outputs import CorpusOutputs
 
 
 class CorpusStage(Stage):
@@ -62,6 +63,6 @@ class VocabularyStage(Stage):
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Encode and count the documents of the batch that are not held out."""
-        corpus = stage_run.input("corpus").outputs
+        corpus = stage_run.outputs(CorpusOutputs)
         text_bytes = float(corpus["text_bytes"]) * (1 - corpus["held_out"] / corpus["documents"])
         return encoding.run(stage_run.context, text_bytes)

@@ -19,6 +19,7 @@ from wals_spark.factors.stages import NEIGHBOURS_FILE, read_tokens
 from wals_spark.mlm.statistics import Clusters, Interval
 from wals_spark.pipeline import run_stages
 from wals_spark.stage import Context
+from wals_spark.stage_outputs import EvaluateOutputs, InjectOutputs, require_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def train_arms(
     try:
         data = training.read_data(context, model.LENGTH)
         _, counts = read_tokens(context.tables, config.run_id)
-        injected = context.manifests.require("inject", f"{config.run_id}.init")
+        injected = require_outputs(context.manifests, InjectOutputs, f"{config.run_id}.init")
         curves, ran = {}, []
         for arm in training.ARMS:
             curves[arm], new = training.train_arm(
@@ -95,9 +96,9 @@ def train_arms(
                 training.arm_directory(os.path.join(directory, settings.TRAINED), arm),
                 data,
                 start=os.path.join(directory, settings.START),
-                initial=str(injected.outputs["directory"]),
+                initial=injected["directory"],
                 counts=np.asarray(counts),
-                initial_hash=str(injected.outputs["injection_sha256"]),
+                initial_hash=injected["injection_sha256"],
                 seed=config.seed,
             )
             ran += [arm] if new else []
@@ -145,7 +146,7 @@ def _summary(
 ) -> str:
     context = Context(config)
     neighbours = storage.read_json(context.run.path(NEIGHBOURS_FILE))
-    evaluated = context.manifests.require("evaluate", f"{config.run_id}.blend")
+    evaluated = require_outputs(context.manifests, EvaluateOutputs, f"{config.run_id}.blend")
     steps = training.SCHEDULE.steps
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     training_rows = []
@@ -170,9 +171,9 @@ def _summary(
         table(["difference", "nats", ""], difference_rows),
         "",
         f"Blend of the factors into the model that started from {training.RANDOM}, before and after:",
-        *(f"  {line}" for line in evaluated.outputs["summary"]),
-        *_gate_lines(context.manifests.require("inject", f"{config.run_id}.blend").outputs.get("gate")),
+        *(f"  {line}" for line in evaluated["summary"]),
+        *_gate_lines(require_outputs(context.manifests, InjectOutputs, f"{config.run_id}.blend").get("gate")),
         "",
-        f"Report: {evaluated.outputs['report']}",
+        f"Report: {evaluated['report']}",
     ]
     return "\n".join(parts)

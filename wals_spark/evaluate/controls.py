@@ -13,7 +13,8 @@ import numpy as np
 from wals_spark import schemas
 from wals_spark.errors import InputError
 from wals_spark.matrix import coo
-from wals_spark.stage import StageRun
+from wals_spark.stage import Context
+from wals_spark.stage_outputs import TrainOutputs
 
 SVD_CELLS = 100_000_000
 """The SVD control is held by the driver: about 16 bytes per cell; larger matrices are refused."""
@@ -64,7 +65,7 @@ def truncated_svd(matrix: Any, k: int, seed: int) -> np.ndarray:
     return np.asarray((basis @ u[:, :k]) * np.sqrt(s[:k]), np.float32)
 
 
-def svd(stage_run: StageRun, k: int) -> np.ndarray:
+def svd(context: Context, train: TrainOutputs, k: int) -> np.ndarray:
     """`truncated_svd` of the `ppmi` of the counts that the factors were trained on.
 
     Raises
@@ -72,10 +73,9 @@ def svd(stage_run: StageRun, k: int) -> np.ndarray:
     InputError
         More than `SVD_CELLS` cells.
     """
-    context, train = stage_run.context, stage_run.input("train")
     files = [
         data_file
-        for batch in train.outputs["batches"]
+        for batch in train["batches"]
         for data_file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": batch})
     ]
     total = sum(data_file.rows for data_file in files)
@@ -84,7 +84,7 @@ def svd(stage_run: StageRun, k: int) -> np.ndarray:
             f"evaluate.controls: svd would hold {total:,} cells on the driver, at most {SVD_CELLS:,} are allowed; "
             "take svd out of the list"
         )
-    size = int(train.outputs["vocabulary_size"])
+    size = train["vocabulary_size"]
     found = coo.read_coo([data_file.path for data_file in files], 0, 1, (size, size))
     matrix = ppmi(found.rows, found.cols, found.values, size)
     return truncated_svd(matrix, k, context.config.seed)

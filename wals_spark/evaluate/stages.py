@@ -34,6 +34,7 @@ from wals_spark.mlm.loss import load_masked_lm, masked_lm_from_config
 from wals_spark.mlm.statistics import Interval
 from wals_spark.runs import Manifest, ManifestStore, now, package_versions
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun, write_metrics
+from wals_spark.stage_outputs import EvaluateOutputs, TrainOutputs
 from wals_spark.tokenizer import load_tokenizer
 
 PRETRAIN_PREFIX = "pretrain."
@@ -233,7 +234,7 @@ def make_controls(stage_run: StageRun, vectors: Vectors) -> dict[str, np.ndarray
     makers: dict[str, Callable[[], np.ndarray]] = {
         "permuted": lambda: controls.permuted(vectors.matrix, vectors.counts, seed),
         "random": lambda: controls.random(vectors.matrix, vectors.counts, seed),
-        "svd": lambda: controls.svd(stage_run, vectors.matrix.shape[1]),
+        "svd": lambda: controls.svd(stage_run.context, stage_run.outputs(TrainOutputs), vectors.matrix.shape[1]),
     }
     return {name: makers[name]() for name in section.controls}
 
@@ -274,11 +275,8 @@ def _run(stage_run: StageRun, label: str) -> Outcome:
             f"Figures: {path}. Set evaluate.gate_margin to what is acceptable, or evaluate.gate to false",
             details={"regressions": worse, "report": path},
         )
-    return Outcome(
-        outputs={"paths": [path], "report": path, "summary": summary},
-        metrics=metrics,
-        lines=[*summary, f"report: {path}"],
-    )
+    outputs: EvaluateOutputs = {"paths": [path], "report": path, "summary": summary}
+    return Outcome(outputs, metrics, [*summary, f"report: {path}"])
 
 
 def _metric(name: str, interval: Interval) -> Metric:

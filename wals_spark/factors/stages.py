@@ -17,6 +17,7 @@ from wals_spark.factors.top_k import top_k
 from wals_spark.factors.words import WordLookup, readable
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Outcome, Stage, StageRun
+from wals_spark.stage_outputs import ExportOutputs, NeighboursOutputs, TrainOutputs, outputs_of
 from wals_spark.tables import TableStore
 
 NEIGHBOURS_FILE = "neighbours.json"
@@ -77,7 +78,7 @@ def _run_export(stage_run: StageRun) -> Outcome:
         "format": "wals_spark factors",
         "run_id": context.config.run_id,
         "combine": section.combine,
-        "vocabulary_hash": str(train.outputs.get("vocabulary_hash", "")),
+        "vocabulary_hash": str(outputs_of(train, TrainOutputs).get("vocabulary_hash", "")),
         "train_fingerprint": train.fingerprint,
     }
     directory = context.run.path("export")
@@ -92,8 +93,9 @@ def _run_export(stage_run: StageRun) -> Outcome:
     )
     digests = {path.rpartition("/")[2]: sha256(path) for path in paths}
     rows, k = vectors.matrix.shape
+    outputs: ExportOutputs = {"paths": paths, "rows": rows, "k": k, "sha256": digests}
     return Outcome(
-        outputs={"paths": paths, "rows": rows, "k": k, "sha256": digests},
+        outputs,
         lines=[f"{rows:,} vectors of {k} as {', '.join(sorted(digests))} in {directory}"],
     )
 
@@ -182,4 +184,5 @@ def _run_neighbours(context: Context) -> Outcome:
     path = context.run.path(NEIGHBOURS_FILE)
     storage.write_json(path, {"run_id": run_id, "combine": section.combine, "style": index.style, "lists": lists})
     lines = [f"{item['shown']}: {', '.join(n['shown'] for n in item['neighbours'])}" for item in lists]
-    return Outcome(outputs={"paths": [path], "queries": len(lists)}, lines=lines)
+    outputs: NeighboursOutputs = {"paths": [path], "queries": len(lists)}
+    return Outcome(outputs, lines=lines)

@@ -33,6 +33,15 @@ from wals_spark.inject.prepare import (
 from wals_spark.objective import Objective
 from wals_spark.runs import ManifestStore, Run
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
+from wals_spark.stage_outputs import (
+    CooccurrenceOutputs,
+    InjectOutputs,
+    TrainOutputs,
+    VerifyOutputs,
+    VocabularyOutputs,
+    outputs_of,
+    require_outputs,
+)
 from wals_spark.tables.vocabulary import read_vocabulary
 from wals_spark.tokenizer import load_tokenizer, vocabulary_hash
 
@@ -59,7 +68,7 @@ class InjectStage(Stage):
         found = [("train", config.run_id)]
         train = manifests.find("train", config.run_id)
         if train is not None and config.inject.mode in ("blend", "replace"):
-            found += [("vocabulary", batch) for batch in train.outputs.get("batches", ())]
+            found += [("vocabulary", batch) for batch in outputs_of(train, TrainOutputs).get("batches", ())]
         return found
 
     def check(self, config: Config) -> None:
@@ -205,7 +214,7 @@ def _run(stage_run: StageRun) -> Outcome:
     else:
         train = stage_run.input("train")
         vectors = read_vectors(context.tables, config.run_id, config.inject.combine)
-        found, recorded = vocabulary_hash(vectors.tokens), train.outputs.get("vocabulary_hash")
+        found, recorded = vocabulary_hash(vectors.tokens), outputs_of(train, TrainOutputs).get("vocabulary_hash")
         if found != recorded:
             raise InputError(
                 f"the factors of run {config.run_id!r} have tokens of the hash {found}, the train manifest says "
@@ -246,7 +255,10 @@ def _text(stage_run: StageRun) -> EncodedText:
     """Encoded text of the factorised batches, general ones apart."""
     context = stage_run.context
     wanted = set(context.config.inject.general_batches)
-    batches = {manifest.key: manifest.outputs["encoded"] for manifest in stage_run.inputs_of("vocabulary")}
+    batches = {
+        manifest.key: outputs_of(manifest, VocabularyOutputs)["encoded"]
+        for manifest in stage_run.inputs_of("vocabulary")
+    }
     unknown = sorted(wanted - batches.keys())
     if unknown:
         raise InputError(
@@ -264,9 +276,9 @@ def _delta(stage_run: StageRun, domain: tuple[str, ...]) -> np.ndarray:
     """How the domain uses each token differently: `wals_spark.inject.domain_shift`."""
     context = stage_run.context
     config = context.config
-    train = stage_run.input("train").outputs
-    batches, size = list(train["batches"]), int(train["vocabulary_size"])
-    unit = int(context.manifests.require("cooccurrence", batches[0]).outputs["unit"])
+    train = stage_run.outputs(TrainOutputs)
+    batches, size = train["batches"], train["vocabulary_size"]
+    unit = require_outputs(context.manifests, CooccurrenceOutputs, batches[0])["unit"]
     found = frequency.count_encoded_tokens(domain, size)
     V = read_vectors(context.tables, config.run_id, "v").matrix
     return domain_shift.fold_in_difference_in_spark(
@@ -295,18 +307,15 @@ def _outcome(output: str, manifest: dict[str, Any], change: EmbeddingEdit) -> Ou
         metrics += [Metric(f"r2_{name}", value) for name, value in gate["r2"].items()]
         metrics.append(Metric("gate_gain", gate["gain"], gate["low"], gate["high"]))
         lines.append(gate["reason"] if gate["passed"] else f"written by force though {gate['reason']}")
-    return Outcome(
-        {
-            "paths": [output],
-            "directory": output,
-            "rows_changed": embedding["rows_changed"],
-            "head_bias_changed": manifest["head_bias"]["changed"],
-            "gate": manifest["gate"],
-            "injection_sha256": manifest["sha256"],
-        },
-        metrics,
-        lines,
-    )
+    outputs: InjectOutputs = {
+        "paths": [output],
+        "directory": output,
+        "rows_changed": embedding["rows_changed"],
+        "head_bias_changed": manifest["head_bias"]["changed"],
+        "gate": manifest["gate"],
+        "injection_sha256": manifest["sha256"],
+    }
+    return Outcome(outputs, metrics, lines)
 
 
 @contextmanager
@@ -322,7 +331,7 @@ def _local(directory: str) -> Iterator[Path]:
 
 def _run_verify(stage_run: StageRun) -> Outcome:
     config = stage_run.context.config
-    directory = stage_run.input("inject").outputs["directory"]
+    directory = stage_run.outputs(InjectOutputs)["directory"]
     with _local(directory) as local:
         report = verify_checkpoint(local, checkpoint_source(config))
     for line in report.lines():
@@ -333,8 +342,16 @@ def _run_verify(stage_run: StageRun) -> Outcome:
             f"{'; '.join(report.failures)}. Make it again with `wals-spark inject --force`",
             details={"failures": report.failures},
         )
+    outputs: VerifyOutputs = {
+        "directory": directory,
+        "checks": {check.name: check.detail for check in report.checks},
+        "rows_changed": report.facts["rows_changed"],
+        "displacement": report.facts["displacement"],
+    }
+    if "suspicious_rows" in report.facts:
+        outputs["suspicious_rows"] = report.facts["suspicious_rows"]
     return Outcome(
-        {"directory": directory, "checks": {check.name: check.detail for check in report.checks}, **report.facts},
-        [Metric("checks_passed", len(report.checks)), Metric("rows_changed", report.facts["rows_changed"])],
-        [f"all {len(report.checks)} checks passed, {report.facts['rows_changed']:,} rows changed: {directory}"],
+        outputs,
+        [Metric("checks_passed", len(report.checks)), Metric("rows_changed", outputs["rows_changed"])],
+        [f"all {len(report.checks)} checks passed, {outputs['rows_changed']:,} rows changed: {directory}"],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wals_spark import schemas, storage
 from wals_spark.config import Config
@@ -14,10 +14,14 @@ from wals_spark.matrix.coo import list_row_groups
 from wals_spark.objective import from_config
 from wals_spark.runs import Manifest, ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
+from wals_spark.stage_outputs import CooccurrenceOutputs, TrainOutputs, outputs_of
 from wals_spark.tables.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+    from wals_spark.cluster.preflight import Placement
+    from wals_spark.wals.engine.task import RankTask
 
 logger = logging.getLogger(__name__)
 
@@ -82,56 +86,17 @@ def cells_identity(config: Config) -> Any:
 def _run(stage_run: StageRun) -> Outcome:
     from wals_spark.cluster.preflight import preflight
     from wals_spark.wals.engine.driver import train
-    from wals_spark.wals.engine.memory_estimate import choose, machine_memory
     from wals_spark.wals.engine.rank import check_shape
-    from wals_spark.wals.engine.task import RankTask
-    from wals_spark.wals.partition.memory_plan import Holding
 
     context = stage_run.context
     config = context.config.train
     counts = agreed_facts(stage_run.inputs_of("cooccurrence"), read_vocabulary(context.tables))
-    size = int(counts["vocabulary_size"])
+    size = counts.vocabulary_size
     check_shape(config.k, (size, size))
     batches = [manifest.key for manifest in stage_run.inputs_of("cooccurrence")]
-    files = [file for batch in batches for file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": batch})]
-    given: dict[str, Any] = {
-        "files": tuple(file.path for file in files),
-        "symmetric": bool(counts["symmetric"]),
-        "unit": int(counts["unit"]),
-    }
-    cells: int = sum(file.rows for file in files)
-    if config.cells:
-        given = {"files": config.cells, "symmetric": False, "unit": 1, "value": "target", "weight": "weight"}
-        given |= {"signed": True, "duplicates": "refuse"}
-        cells = sum(row_group.rows for row_group in list_row_groups(config.cells))
+    matrix, cells = _matrix(context, batches, counts)
     placement = preflight(context.spark, workers=config.workers, device=config.device)
-    objective = from_config(config)
-    directory = _directory(stage_run)
-    task = RankTask(
-        **given,
-        shape=(size, size),
-        objective=objective,
-        k=config.k,
-        sweeps=config.sweeps,
-        tolerance=config.tolerance,
-        seed=context.config.seed,
-        directory=directory,
-        facts={"fingerprint": stage_run.fingerprint},
-        precision=config.precision,
-        gauge_power=config.gauge_power,
-        device=placement.device,
-        checkpoint_every=config.checkpoint_every,
-        solver=config.solver,
-        cg_steps=config.cg_steps,
-        block_size=config.block_size,
-        holding=Holding(config.exchange, config.matrix, config.memory_bytes, scratch=config.scratch),
-    )
-    # With GPUs, or on other machines, the ranks look at their memory themselves.
-    if placement.local and placement.device == "cpu":
-        memory = machine_memory() // placement.ranks
-        holding, estimate = choose(task.problem(cells, placement.ranks), task.holding, memory)
-        task = replace(task, holding=holding)
-        logger.info("train: factors %s, matrix %s; a rank needs about: %s", holding.exchange, holding.matrix, estimate)
+    task = _fit_memory(_rank_task(stage_run, matrix, size, placement.device), cells, placement)
     logger.info(
         "train: %s, %d x %d, about %s cells of %d batches, k=%d, %d ranks on %s",
         config.objective, size, size, f"{cells:,}", len(batches), config.k, placement.ranks, placement.device,
@@ -147,26 +112,94 @@ def _run(stage_run: StageRun) -> Outcome:
     where = {"run_id": context.config.run_id}
     context.tables.replace(schemas.FACTORS, factors_frame(context, result, size), where)
     storage.remove(task.result)
-    losses = result["losses"]
-    outputs = {
+    outputs: TrainOutputs = {
         "k": config.k,
         "objective": task.objective.to_dict(),
         "batches": batches,
-        "vocabulary_hash": counts["vocabulary_hash"],
+        "vocabulary_hash": counts.vocabulary_hash,
         "vocabulary_size": size,
         "sweeps": result["half_sweeps"] / 2,
         "converged": result["converged"],
-        "loss": losses[-1],
-        **{name: result[name] for name in ("nnz", "empty_rows", "empty_cols", "singular_values", "ranks", "seconds")},
-        **{name: result[name] for name in ("exchange", "matrix")},
+        "loss": result["losses"][-1],
+        "nnz": result["nnz"],
+        "empty_rows": result["empty_rows"],
+        "empty_cols": result["empty_cols"],
+        "singular_values": result["singular_values"],
+        "ranks": result["ranks"],
+        "seconds": result["seconds"],
+        "exchange": result["exchange"],
+        "matrix": result["matrix"],
         "tables": context.table_output(schemas.FACTORS, where),
     }
-    metrics = [Metric("loss", loss, step=step) for step, loss in enumerate(losses, 1)]
-    metrics += [Metric(f"seconds_{name}", seconds) for name, seconds in result["seconds"].items()]
-    metrics += [Metric("peak_memory_bytes", result["peak_memory_bytes"]), Metric("nnz", result["nnz"])]
-    metrics += [Metric("empty_rows", result["empty_rows"]), Metric("empty_cols", result["empty_cols"])]
+    return Outcome(outputs, _metrics(result), _lines(result, config.k))
+
+
+def _matrix(context: Context, batches: Sequence[str], counts: CountFacts) -> tuple[dict[str, Any], int]:
+    """Fields of the ranks' task that say where the cells are and what they mean; the number of cells."""
+    given = context.config.train.cells
+    if given:
+        rows = sum(row_group.rows for row_group in list_row_groups(given))
+        columns = {"files": given, "symmetric": False, "unit": 1, "value": "target", "weight": "weight"}
+        return {**columns, "signed": True, "duplicates": "refuse"}, rows
+    files = [file for batch in batches for file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": batch})]
+    paths = tuple(file.path for file in files)
+    return {"files": paths, "symmetric": counts.symmetric, "unit": counts.unit}, sum(file.rows for file in files)
+
+
+def _rank_task(stage_run: StageRun, matrix: dict[str, Any], size: int, device: str) -> RankTask:
+    from wals_spark.wals.engine.task import RankTask
+    from wals_spark.wals.partition.memory_plan import Holding
+
+    config = stage_run.context.config.train
+    return RankTask(
+        **matrix,
+        shape=(size, size),
+        objective=from_config(config),
+        k=config.k,
+        sweeps=config.sweeps,
+        tolerance=config.tolerance,
+        seed=stage_run.context.config.seed,
+        directory=_directory(stage_run),
+        facts={"fingerprint": stage_run.fingerprint},
+        precision=config.precision,
+        gauge_power=config.gauge_power,
+        device=device,
+        checkpoint_every=config.checkpoint_every,
+        solver=config.solver,
+        cg_steps=config.cg_steps,
+        block_size=config.block_size,
+        holding=Holding(config.exchange, config.matrix, config.memory_bytes, scratch=config.scratch),
+    )
+
+
+def _fit_memory(task: RankTask, cells: int, placement: Placement) -> RankTask:
+    """The task with its memory plan, where this machine's memory is that of the ranks.
+
+    With GPUs, or on other machines, the ranks decide by the memory that they find.
+    """
+    from wals_spark.wals.engine.memory_estimate import choose, machine_memory
+
+    if not placement.local or placement.device != "cpu":
+        return task
+    memory = machine_memory() // placement.ranks
+    holding, estimate = choose(task.problem(cells, placement.ranks), task.holding, memory)
+    logger.info("train: factors %s, matrix %s; a rank needs about: %s", holding.exchange, holding.matrix, estimate)
+    return replace(task, holding=holding)
+
+
+def _metrics(result: dict[str, Any]) -> list[Metric]:
+    figures = ("peak_memory_bytes", "nnz", "empty_rows", "empty_cols")
+    return [
+        *(Metric("loss", loss, step=step) for step, loss in enumerate(result["losses"], 1)),
+        *(Metric(f"seconds_{name}", seconds) for name, seconds in result["seconds"].items()),
+        *(Metric(name, result[name]) for name in figures),
+    ]
+
+
+def _lines(result: dict[str, Any], k: int) -> list[str]:
+    losses = result["losses"]
     lines = [
-        f"{result['nnz']:,} cells, k={config.k}, {result['half_sweeps'] / 2:g} sweeps"
+        f"{result['nnz']:,} cells, k={k}, {result['half_sweeps'] / 2:g} sweeps"
         f"{' (converged)' if result['converged'] else ''}, loss {losses[0]:.6g} -> {losses[-1]:.6g}"
     ]
     if result["empty_rows"] or result["empty_cols"]:
@@ -174,7 +207,7 @@ def _run(stage_run: StageRun) -> Outcome:
             f"{result['empty_rows']:,} tokens have no co-occurrence and get zero vectors (as columns "
             f"{result['empty_cols']:,})"
         )
-    return Outcome(outputs, metrics, lines)
+    return lines
 
 
 def _directory(stage_run: StageRun) -> str:
@@ -188,7 +221,17 @@ def _directory(stage_run: StageRun) -> str:
     return storage.join(root, stage_run.fingerprint)
 
 
-def agreed_facts(manifests: Sequence[Manifest], vocabulary: Vocabulary) -> dict[str, Any]:
+class CountFacts(NamedTuple):
+    """What the counts of co-occurrence batches mean, and the vocabulary of their ids."""
+
+    unit: int
+    symmetric: bool
+    semantics: dict[str, Any]
+    vocabulary_hash: str
+    vocabulary_size: int
+
+
+def agreed_facts(manifests: Sequence[Manifest], vocabulary: Vocabulary) -> CountFacts:
     """The facts of co-occurrence batches that must be equal for their counts to be added.
 
     A vocabulary grows only at its end, so batches counted before and after have ids in common: size and hash are
@@ -200,24 +243,30 @@ def agreed_facts(manifests: Sequence[Manifest], vocabulary: Vocabulary) -> dict[
         Two batches were counted in different ways, or one with tokens that the vocabulary table does not begin
         with; names the batches and what differs.
     """
-    first = manifests[0]
-    for manifest in manifests:
-        size, hash_ = int(manifest.outputs["vocabulary_size"]), str(manifest.outputs["vocabulary_hash"])
+    counted = {manifest.key: outputs_of(manifest, CooccurrenceOutputs) for manifest in manifests}
+    for key, outputs in counted.items():
+        size, hash_ = outputs["vocabulary_size"], outputs["vocabulary_hash"]
         if not vocabulary.begins_with(size, hash_):
             raise InputError(
-                f"co-occurrence batch {manifest.key!r} was counted with a vocabulary of {size:,} tokens ({hash_}), but "
+                f"co-occurrence batch {key!r} was counted with a vocabulary of {size:,} tokens ({hash_}), but "
                 f"the vocabulary table, of {len(vocabulary.tokens):,}, does not begin with these; count it again"
             )
-    largest = max(manifests, key=lambda manifest: int(manifest.outputs["vocabulary_size"])).outputs
-    facts = {name: first.outputs.get(name) for name in AGREED}
-    for other in manifests[1:]:
-        for name, value in facts.items():
-            if other.outputs.get(name) != value:
+    (first, expected), *others = counted.items()
+    for key, outputs in others:
+        for name in AGREED:
+            if outputs.get(name) != expected.get(name):
                 raise InputError(
-                    f"co-occurrence batches {first.key!r} and {other.key!r} cannot be added: {name} is {value!r} and "
-                    f"{other.outputs.get(name)!r}; count both with one configuration, or set train.batches"
+                    f"co-occurrence batches {first!r} and {key!r} cannot be added: {name} is {expected.get(name)!r} "
+                    f"and {outputs.get(name)!r}; count both with one configuration, or set train.batches"
                 )
-    return {**facts, **{name: largest[name] for name in ("vocabulary_size", "vocabulary_hash")}}
+    largest = max(counted.values(), key=lambda outputs: outputs["vocabulary_size"])
+    return CountFacts(
+        expected["unit"],
+        expected["symmetric"],
+        expected["semantics"],
+        largest["vocabulary_hash"],
+        largest["vocabulary_size"],
+    )
 
 
 def factors_frame(context: Context, result: dict[str, Any], size: int) -> DataFrame:
