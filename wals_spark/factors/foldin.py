@@ -2,15 +2,18 @@
 
 ::
 
-    (rho g_i G + sum_j d_ij z_j z_j^T + lambda_i I) u_i = sum_j (d_ij + rho g_i h_j) m_ij z_j - rho g_i q,
-    G = sum_j h_j v_j v_j^T
+    A_i u_i = rhs_i
+    A_i     = rho g_i G + sum_observed d_ij z_j z_j^T + lambda_i I,    G = sum_j h_j z_j z_j^T
+    rhs_i   = sum_observed ((d_ij + rho g_i h_j) m_ij - d_ij (b_i + c_j)) z_j - rho g_i sum_j h_j (b_i + c_j) z_j
 
+z_j is v_j; with free biases it is (v_j, 1), the last entry of u_i is the bias, without ridge, and b_i is 0 in rhs_i.
 The row needs its whole history: cells that are left out count as unobserved, with target 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -20,6 +23,56 @@ from wals_spark.errors import InputError
 from wals_spark.matrix.csr import Csr, sum_by
 from wals_spark.objective import Marginals, Objective
 from wals_spark.tables import TableStore
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The fixed side.
+
+    Attributes
+    ----------
+    z : float64 array of shape (n, K)
+        Factors; with free biases a last column of ones, K = k + 1.
+    h, c : float64 arrays of shape (n,)
+        Popularities and biases.
+    gramian : float64 array of shape (K, K)
+        G.
+    biased, popular : float64 arrays of shape (K,)
+        sum_j h_j c_j z_j and sum_j h_j z_j.
+    """
+
+    z: np.ndarray
+    h: np.ndarray
+    c: np.ndarray
+    gramian: np.ndarray
+    biased: np.ndarray
+    popular: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Targets and weights of the new rows.
+
+    Attributes
+    ----------
+    indptr, indices : arrays of shapes (r + 1,) and (nnz,)
+        Their cells.
+    m, d : float64 arrays of shape (nnz,)
+        Targets and extra weights.
+    cells : int64 array of shape (r,)
+        n_i; a row with 0 has no vector.
+    g, ridge, b : float64 arrays of shape (r,)
+        Popularities, lambda_i and fixed biases.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    m: np.ndarray
+    d: np.ndarray
+    cells: np.ndarray
+    g: np.ndarray
+    ridge: np.ndarray
+    b: np.ndarray
 
 
 def fold_in(
@@ -46,6 +99,7 @@ def fold_in(
         Of the matrix that v was trained on, see `read_marginals`; they give the popularity of the columns, the
         context distribution and the geometric mean that the popularity of the new rows is relative to.
     unit : int
+        What a count of 1 is in `rows`.
     c : array of shape (n,), optional
         Column biases, for objectives with biases.
 
@@ -59,55 +113,83 @@ def fold_in(
     Raises
     ------
     InputError
-        Sizes that do not fit, or a row without a unique solution.
+        Sizes that do not fit, an objective that has no exact half-step or takes weights from a column, or a row
+        without a unique solution.
+
+    References
+    ----------
+    Y. Hu, Y. Koren, C. Volinsky. Collaborative filtering for implicit feedback datasets. ICDM 2008, section 4: a row's
+    solution from the Gramian of all columns and the row's own cells.
     """
-    n, k = v.shape
+    _check(rows, v, objective, marginals)
+    columns = _columns(v, objective, marginals, c)
+    new = _new_rows(rows, objective, marginals, columns.h, unit)
+    k, solved = v.shape[1], np.zeros((len(new.cells), v.shape[1] + 1))
+    for i in np.flatnonzero(new.cells):
+        a, rhs = _normal_equations(new, columns, int(i), objective.rho, k)
+        try:
+            solved[i, : len(rhs)] = cho_solve(cho_factor(a), rhs)
+        except np.linalg.LinAlgError:
+            raise InputError(
+                f"fold-in: row {i} has no unique solution; it needs more cells or regularisation"
+            ) from None
+    return solved[:, :k], new.b if objective.bias == "fixed" else solved[:, k]
+
+
+def _check(rows: Csr, v: np.ndarray, objective: Objective, marginals: Marginals) -> None:
+    """Refuse sizes that do not fit and objectives without an exact half-step."""
+    n = len(v)
     if len(marginals.cols) != n:
         raise InputError(f"fold-in: {n} column factors, but marginals of {len(marginals.cols)} columns")
     if rows.nnz and int(rows.indices.max()) >= n:
         raise InputError(f"fold-in: a cell has column {int(rows.indices.max())}, expected 0 .. {n - 1}")
     if not objective.is_quadratic or objective.weight == "column":
         raise InputError(f"fold-in with the objective {objective.name} is not available; train again with the new rows")
-    biased = objective.bias == "free"
-    offset = np.zeros(n) if c is None else np.asarray(c, np.float64)
-    fixed = np.zeros(len(rows.indptr) - 1)
-    z = np.hstack([v, np.ones((n, 1))]).astype(np.float64) if biased else v.astype(np.float64)  # (n, K)
+
+
+def _columns(v: np.ndarray, objective: Objective, marginals: Marginals, c: np.ndarray | None) -> _Columns:
+    """The fixed side with its sums over all columns."""
+    n = len(v)
+    h = objective.popularity(marginals.cols, marginals.col_cells)
+    if objective.bias == "fixed":
+        c = objective.offsets(marginals.cols, marginals.col_cells, _totals(marginals))
+    c = np.zeros(n) if c is None else np.asarray(c, np.float64)
+    z = (np.hstack([v, np.ones((n, 1))]) if objective.bias == "free" else v).astype(np.float64)
+    return _Columns(z, h, c, (z.T * h) @ z, z.T @ (h * c), z.T @ h)
+
+
+def _new_rows(rows: Csr, objective: Objective, marginals: Marginals, h: np.ndarray, unit: int) -> _Rows:
+    """Targets and weights of the cells of new rows, from their sums and the columns' of the training."""
     count = len(rows.indptr) - 1
     number = rows.row_numbers(0, count)
     x = rows.values / unit
     sums = sum_by(number, rows.values, count) / unit
     cells = np.bincount(number[objective.counted(x)], minlength=count)
     g = objective.popularity(sums, cells, _log_mean(marginals))
-    h = objective.popularity(marginals.cols, marginals.col_cells)
     known = Marginals(sums, marginals.cols, cells, marginals.col_cells)
     m, d = objective.cells(x, number, rows.indices, known, g, h)
-    ridge = objective.regularizers(cells, n)
-    if objective.bias == "fixed":
-        totals = (marginals.total, int(marginals.row_cells.sum()))
-        fixed = objective.offsets(sums, cells, totals)
-        offset = objective.offsets(marginals.cols, marginals.col_cells, totals)
-    gramian = (z.T * h) @ z  # (K, K)
-    pull, popular = z.T @ (h * offset), z.T @ h  # (K,)
-    solved = np.zeros((count, k + 1))
-    for i in np.flatnonzero(cells):
-        part = slice(rows.indptr[i], rows.indptr[i + 1])
-        j = rows.indices[part]
-        near = z[j]  # (n_i, K)
-        scale = objective.rho * g[i]
-        a = scale * gramian + (near.T * d[part]) @ near
-        a[np.arange(k), np.arange(k)] += ridge[i]
-        rhs = near.T @ ((d[part] + scale * h[j]) * m[part] - d[part] * (offset[j] + fixed[i]))
-        rhs -= scale * (pull + fixed[i] * popular)
-        try:
-            solved[i, : z.shape[1]] = cho_solve(cho_factor(a), rhs)
-        except np.linalg.LinAlgError:
-            raise InputError(
-                f"fold-in: row {i} has no unique solution; it needs more cells or regularisation"
-            ) from None
-    return solved[:, :k], fixed if objective.bias == "fixed" else solved[:, k]
+    b = objective.offsets(sums, cells, _totals(marginals)) if objective.bias == "fixed" else np.zeros(count)
+    return _Rows(rows.indptr, rows.indices, m, d, cells, g, objective.regularizers(cells, len(marginals.cols)), b)
+
+
+def _normal_equations(rows: _Rows, columns: _Columns, i: int, rho: float, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """A_i and rhs_i, of shapes (K, K) and (K,)."""
+    part = slice(rows.indptr[i], rows.indptr[i + 1])
+    j, m, d, b = rows.indices[part], rows.m[part], rows.d[part], rows.b[i]
+    z, scale = columns.z[j], rho * rows.g[i]  # z: (n_i, K)
+    a = scale * columns.gramian + (z.T * d) @ z
+    a[np.arange(k), np.arange(k)] += rows.ridge[i]
+    rhs = z.T @ ((d + scale * columns.h[j]) * m - d * (columns.c[j] + b))
+    return a, rhs - scale * (columns.biased + b * columns.popular)
+
+
+def _totals(marginals: Marginals) -> tuple[float, int]:
+    """Sum and number of all observed cells."""
+    return marginals.total, int(marginals.row_cells.sum())
 
 
 def _log_mean(marginals: Marginals) -> float:
+    """Logarithm of the geometric mean of the row sums; 0 where a sum is not positive and no popularity needs it."""
     filled = marginals.rows[marginals.row_cells > 0]
     return float(np.log(filled).mean()) if len(filled) and (filled > 0).all() else 0.0
 
@@ -123,6 +205,11 @@ def read_marginals(tables: TableStore, batches: Sequence[str], size: int, unit: 
     size : int
         Tokens of the vocabulary.
     unit : int
+        What a count of 1 is in the table.
+
+    Returns
+    -------
+    Marginals
     """
     rows, cols = np.zeros(size, np.int64), np.zeros(size, np.int64)
     for batch in batches:

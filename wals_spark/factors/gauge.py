@@ -1,4 +1,4 @@
-"""The canonical gauge: of all pairs (U A, V A^-T) with one product, the one whose cosines mean something.
+"""The canonical gauge: of all pairs (U A, V A^-T), which have the same product, the one made of its singular vectors.
 
 ::
 
@@ -6,7 +6,11 @@
     U' = Q_U A S^p,  V' = Q_V B S^(1 - p),  so that U' V'^T = U V^T
 
 Columns stand in falling order of the singular values S of U V^T; the largest entry of every column of U' in
-absolute value is positive. Nothing depends on the basis that U and V came in.
+absolute value is positive. The result, and with it every cosine of rows, does not depend on the basis of U and V.
+
+References
+----------
+G. H. Golub, C. F. Van Loan. Matrix Computations, 4th edition, 2013. Sections 5.2 (QR) and 8.6 (SVD).
 """
 
 from __future__ import annotations
@@ -16,25 +20,38 @@ from collections.abc import Iterable
 import numpy as np
 
 CHUNK_ROWS = 8192
+"""Rows that are copied to float64 and factorised at a time."""
 
 
 def triangular_factor(matrix: np.ndarray) -> np.ndarray:
-    """R of the QR decomposition, in float64 and a chunk of rows at a time.
+    """R of ``X = Q R``, in float64 and a chunk of rows at a time.
 
     Parameters
     ----------
     matrix : array of shape (n, k)
+        X.
 
     Returns
     -------
     float64 array of shape (k, k)
+        Unique up to the signs of its rows where X has full rank.
     """
     chunks = (matrix[start : start + CHUNK_ROWS] for start in range(0, len(matrix), CHUNK_ROWS))
     return stack_factors(chunks, matrix.shape[1])
 
 
 def stack_factors(parts: Iterable[np.ndarray], k: int) -> np.ndarray:
-    """R of the rows of all parts on top of each other; a part may itself be such an R."""
+    """R of ``X = Q R``, X being all parts on top of each other; a part may itself be an R of some rows of X.
+
+    Parameters
+    ----------
+    parts : iterable of arrays of shapes (n_p, k)
+    k : int
+
+    Returns
+    -------
+    float64 array of shape (k, k)
+    """
     r = np.zeros((k, k))
     for part in parts:
         r = np.asarray(np.linalg.qr(np.vstack([r, part.astype(np.float64)]), mode="r"))  # (k, k)
@@ -47,9 +64,9 @@ def gauge_transforms(r_u: np.ndarray, r_v: np.ndarray, power: float = 0.5) -> tu
     Parameters
     ----------
     r_u, r_v : float64 arrays of shape (k, k)
-        See `triangular_factor`.
+        R_U and R_V, see `triangular_factor`.
     power : float
-        p: 0.5 balances the sides.
+        p in [0, 1]: 0.5 balances the sides.
 
     Returns
     -------
@@ -78,13 +95,26 @@ def fix_signs(t_u: np.ndarray, t_v: np.ndarray, extremes: np.ndarray) -> tuple[n
     t_u, t_v : float64 arrays of shape (k, k)
     extremes : float64 array of shape (k,)
         That entry of every column of ``U t_u``, see `column_extremes`.
+
+    Returns
+    -------
+    t_u, t_v : float64 arrays of shape (k, k)
     """
     sign = np.where(extremes < 0, -1.0, 1.0)
     return t_u * sign, t_v * sign
 
 
 def column_extremes(matrix: np.ndarray) -> np.ndarray:
-    """The entry of every column that is largest in absolute value; zeros for a matrix without rows."""
+    """``x_ij with i = argmax_i |x_ij|``, for every column j; zeros for a matrix without rows.
+
+    Parameters
+    ----------
+    matrix : array of shape (n, k)
+
+    Returns
+    -------
+    array of shape (k,)
+    """
     if not len(matrix):
         return np.zeros(matrix.shape[1])
     return np.take_along_axis(matrix, np.abs(matrix).argmax(0)[None, :], 0)[0]
@@ -98,11 +128,13 @@ def canonical(u: np.ndarray, v: np.ndarray, power: float = 0.5) -> tuple[np.ndar
     u : array of shape (m, k)
     v : array of shape (n, k)
     power : float
+        p in [0, 1].
 
     Returns
     -------
     u, v : arrays of the given shapes and dtypes
     singular : float64 array of shape (k,)
+        Falling; 0 where it is zero to rounding.
     """
     t_u, t_v, singular = gauge_transforms(triangular_factor(u), triangular_factor(v), power)
     t_u, t_v = fix_signs(t_u, t_v, column_extremes(u.astype(np.float64) @ t_u))
