@@ -229,6 +229,7 @@ def _alternate(
     curved = make_curved(task.objective, task.threads)
     group, losses = model.group, list(losses)
     saved = half
+    magnitude = _magnitude(model, task.objective.rho)
     started, first = time.monotonic(), half
     if curved is not None:
         _look(model, curved, SIDES[half % 2], SIDES[1 - half % 2])
@@ -250,7 +251,7 @@ def _alternate(
                 all_gather_rows(group, side.owner, side.ids, row_loss, all_losses)
                 loss = float(all_losses.sum()) + model.regularization(fixed)
         half += 1
-        _check_loss(loss, losses, task, half)
+        _check_loss(loss, losses, task, half, magnitude)
         losses.append(loss)
         last = half == 2 * task.sweeps or (half % 2 == 0 and _converged(losses, task.tolerance))
         if half - saved >= task.checkpoint_every or last:
@@ -326,17 +327,28 @@ def make_solver(task: RankTask) -> Solver:
     return CpuSolver(task.threads, dual=task.solver == "auto")
 
 
+def _magnitude(model: Model, rho: float) -> float:
+    """``sum_observed (|d_ij| + rho g_i h_j) m_ij^2``: the size of the terms that cancel in a loss near zero."""
+    h = float(model.sides["col"].popularity.max(initial=0.0))
+    total = 0.0
+    for block in model.sides["row"].blocks:
+        rows = block.rows
+        weight = np.abs(rows.weight) + rho * h * np.repeat(rows.popularity, np.diff(rows.indptr))
+        total += float((weight * rows.target.astype(np.float64) ** 2).sum())
+    return float(model.group.all_reduce(np.array(total)))
+
+
 def _converged(losses: list[float], tolerance: float) -> bool:
     """Whether the last sweep lowered the loss by less than the tolerance, relatively."""
-    return len(losses) >= 4 and losses[-3] - losses[-1] < tolerance * abs(losses[-3])
+    return tolerance > 0 and len(losses) >= 4 and losses[-3] - losses[-1] < tolerance * abs(losses[-3])
 
 
-def _check_loss(loss: float, losses: list[float], task: RankTask, half: int) -> None:
+def _check_loss(loss: float, losses: list[float], task: RankTask, half: int, magnitude: float) -> None:
     if not math.isfinite(loss):
         raise DivergedError(f"the loss after half-sweep {half} is {loss}; expected a finite number")
     if not losses:
         return
-    allowed = RISE_ALLOWED[task.precision] * abs(losses[-1]) + ROUNDING[task.precision] * abs(losses[0])
+    allowed = RISE_ALLOWED[task.precision] * abs(losses[-1]) + ROUNDING[task.precision] * (magnitude + abs(losses[0]))
     if loss > losses[-1] + allowed:
         raise DivergedError(
             f"the loss rose from {losses[-1]!r} to {loss!r} in half-sweep {half} although no row's part of it may "
