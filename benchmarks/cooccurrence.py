@@ -50,14 +50,15 @@ def report(case: str, **facts: Any) -> None:
 def read_texts(paths: list[str]) -> list[str]:
     """The texts of all files, normalised as the corpus stage does: both sides then see the same words."""
     from wals_spark.config import CorpusConfig
-    from wals_spark.corpus.clean import clean
-    from wals_spark.corpus.read import read_units
-    from wals_spark.corpus.source import Unit, list_sources
+    from wals_spark.corpus.clean import clean_batch
+    from wals_spark.corpus.read import read_splits
+    from wals_spark.corpus.source import InputSplit, list_sources
 
     config = CorpusConfig(path=paths)
-    units = [Unit(file) for file in list_sources(config)]
+    splits = [InputSplit(file) for file in list_sources(config)]
     batches = (
-        clean(batch, config, collections.Counter()) for batch in read_units(units, config, collections.Counter())
+        clean_batch(batch, config, collections.Counter())
+        for batch in read_splits(splits, config, collections.Counter())
     )
     return [batch.text(place).decode() for batch in batches for place in range(len(batch))]
 

@@ -19,11 +19,11 @@ from concurrent.futures import ProcessPoolExecutor
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from wals_spark.config import CorpusConfig
-from wals_spark.corpus.document_batch import Batch, from_texts
-from wals_spark.corpus.read import read_units
-from wals_spark.corpus.source import Unit, list_sources
+from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.read import read_splits
+from wals_spark.corpus.source import InputSplit, list_sources
 from wals_spark.corpus.subword_encoder import SubwordEncoder
-from wals_spark.corpus.words import WordIndex
+from wals_spark.corpus.words import WordEncoder
 from wals_spark.tokenizer import load_tokenizer
 
 PATTERN = "[a-z]+"
@@ -37,7 +37,7 @@ def texts_of(corpus: str, characters: int) -> list[bytes]:
     config = CorpusConfig(path=(corpus,))
     found: list[bytes] = []
     held = 0
-    for batch in read_units([Unit(file) for file in list_sources(config)], config, Counter()):
+    for batch in read_splits([InputSplit(file) for file in list_sources(config)], config, Counter()):
         for index in range(len(batch)):
             found.append(batch.text(index))
             held += len(found[-1])
@@ -46,7 +46,7 @@ def texts_of(corpus: str, characters: int) -> list[bytes]:
     return found
 
 
-def batches(texts: list[bytes], size: int = 4 << 20) -> Iterator[Batch]:
+def batches(texts: list[bytes], size: int = 4 << 20) -> Iterator[DocumentBatch]:
     """Batches as the stage reads them."""
     part: list[bytes] = []
     held = 0
@@ -54,10 +54,10 @@ def batches(texts: list[bytes], size: int = 4 << 20) -> Iterator[Batch]:
         part.append(text)
         held += len(text)
         if held >= size:
-            yield from_texts([str(n) for n in range(len(part))], part)
+            yield DocumentBatch.from_texts([str(n) for n in range(len(part))], part)
             part, held = [], 0
     if part:
-        yield from_texts([str(n) for n in range(len(part))], part)
+        yield DocumentBatch.from_texts([str(n) for n in range(len(part))], part)
 
 
 def plain_loop(tokenizer: str, texts: list[bytes]) -> int:
@@ -94,7 +94,7 @@ def words_by_re(texts: list[bytes]) -> int:
 
 def words_by_kernel(texts: list[bytes]) -> int:
     """The word kernel."""
-    index = WordIndex(PATTERN, "lower")
+    index = WordEncoder(PATTERN, "lower")
     return sum(len(index.encode(batch).tokens) for batch in batches(texts))
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from wals_spark.corpus.document_batch import Batch
-from wals_spark.corpus.shuffle import Blob, pack_table, unpack_table
-from wals_spark.corpus.words import Tally, WordIndex
+from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.shuffle import ShuffleRecord, pack_table, unpack_table
+from wals_spark.corpus.words import TokenCounter, WordEncoder
 
 LINE = r"[^\n]+"
 Hashes = npt.NDArray[np.uint64]
@@ -24,21 +24,21 @@ class LineCounter:
         self._hashes: list[Hashes] = []
         self._documents: list[npt.NDArray[np.int64]] = []
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: DocumentBatch) -> None:
         """Count the lines of documents, each once per document."""
-        index, tally = WordIndex(LINE, "keep"), Tally()
+        index, tokens = WordEncoder(LINE, "keep"), TokenCounter()
         found = index.encode(batch)
-        tally.add(found.tokens, found.offsets, index.size)
+        tokens.add(found.tokens, found.offsets, index.size)
         self._hashes.append(index.hashes.copy())
-        self._documents.append(tally.document_counts[: index.size].copy())
+        self._documents.append(tokens.document_counts[: index.size].copy())
 
-    def blobs(self, buckets: int) -> list[Blob]:
+    def records(self, buckets: int) -> list[ShuffleRecord]:
         """The counts by bucket of the hash."""
         if not self._hashes:
             return []
         hashes, documents = _summed(np.concatenate(self._hashes), np.concatenate(self._documents))
         return [
-            Blob(bucket, "lines", _packed(hashes[rows], documents[rows]))
+            ShuffleRecord(bucket, "lines", _packed(hashes[rows], documents[rows]))
             for bucket in range(buckets)
             if len(rows := np.flatnonzero(hashes % np.uint64(buckets) == bucket))
         ]
@@ -64,11 +64,11 @@ def frequent_lines(payloads: Sequence[bytes], least: int) -> Hashes:
     return hashes[documents >= least]
 
 
-def remove_lines(batch: Batch, lines: Hashes, counts: Counter[str]) -> Batch:
+def remove_lines(batch: DocumentBatch, lines: Hashes, counts: Counter[str]) -> DocumentBatch:
     """Documents without the lines of the given hashes (sorted)."""
     if not len(lines):
         return batch
-    index = WordIndex(LINE, "keep")
+    index = WordEncoder(LINE, "keep")
     found = index.encode(batch)
     place = np.minimum(np.searchsorted(lines, index.hashes), len(lines) - 1)
     unwanted = (lines[place] == index.hashes)[found.tokens]

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wals_spark.compiled import compiled
-from wals_spark.corpus.document_batch import Batch, Bytes, Longs
-from wals_spark.corpus.words import FNV_PRIME, FULL, RULES, ByteStrings, _decode, _slot
+from wals_spark.corpus.document_batch import Bytes, DocumentBatch, Longs
+from wals_spark.corpus.words import FNV_PRIME, FULL, RULES, ByteStringDictionary, _decode, _slot
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,7 +39,7 @@ MAX_PIECES = 1 << 22
 """Distinct pieces remembered before starting afresh, about 200 MB."""
 
 
-def is_supported(serialized: str) -> bool:
+def encodes_by_piece(serialized: str) -> bool:
     """Whether a tokenizer's pieces can be encoded one by one as described above."""
     rules = json.loads(serialized)
     before, model = rules.get("pre_tokenizer") or {}, rules.get("model") or {}
@@ -57,7 +57,7 @@ def is_supported(serialized: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def classes() -> Bytes:
+def character_classes() -> Bytes:
     """`LETTER`, `NUMBER`, `SPACE`, `OTHER` or `RULES` (unknown to this Python) of every code point."""
     kinds = np.zeros(0x110000, np.uint8)
     of = {"L": LETTER, "N": NUMBER}
@@ -186,15 +186,15 @@ class ByteLevelEncoder:
     def __init__(self, tokenizer: Tokenizer, whole: Callable[[list[str]], list[Ints]]) -> None:
         self.tokenizer, self.whole = tokenizer, whole
         self._added = [token.content.encode() for token in tokenizer.get_added_tokens_decoder().values()]
-        self._classes = classes()
+        self._classes = character_classes()
         self._forget()
 
     def _forget(self) -> None:
-        self._index = ByteStrings()
+        self._index = ByteStringDictionary()
         self._bounds = np.zeros(1, np.int64)
         self._ids = np.zeros(0, np.int32)
 
-    def encode(self, batch: Batch) -> tuple[Ints, Longs]:
+    def encode(self, batch: DocumentBatch) -> tuple[Ints, Longs]:
         """Token ids and document offsets, as ``tokenizer.encode(text, add_special_tokens=False)`` gives them."""
         if self._index.size > MAX_PIECES:
             self._forget()
@@ -231,7 +231,7 @@ class ByteLevelEncoder:
             start = index + 1
         return tokens, offsets
 
-    def _with_added_tokens(self, batch: Batch) -> list[int]:
+    def _with_added_tokens(self, batch: DocumentBatch) -> list[int]:
         """Documents that may hold an added token."""
         data = batch.data.tobytes()
         found: set[int] = set()
@@ -243,7 +243,7 @@ class ByteLevelEncoder:
                 at = data.find(content, int(batch.offsets[document + 1]) - len(content) + 1)
         return sorted(found)
 
-    def _scan(self, batch: Batch, document: int, pieces: Ints, ends: Longs) -> tuple[int, int]:
+    def _scan(self, batch: DocumentBatch, document: int, pieces: Ints, ends: Longs) -> tuple[int, int]:
         index = self._index
         document, index.size, state = _cut(
             batch.data, batch.offsets, document, self._classes, index._basis, index._mask, index._slots,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wals_spark.config import CorpusConfig
-from wals_spark.corpus.document_batch import Batch, Bytes
+from wals_spark.corpus.document_batch import Bytes, DocumentBatch
 from wals_spark.errors import InputError
 
 _NEWLINE, _SPACE = 0x0A, 0x20
@@ -25,7 +25,7 @@ REMOVED = "".join(map(chr, [*range(0x80, 0x85), *range(0x86, 0xA0), 0xAD, 0x2060
 """Vanish, as do U+0000 to U+0008, U+000E to U+001F and U+007F: controls, soft hyphen, word joiner, BOM."""
 
 
-def clean(batch: Batch, config: CorpusConfig, counts: Counter[str]) -> Batch:
+def clean_batch(batch: DocumentBatch, config: CorpusConfig, counts: Counter[str]) -> DocumentBatch:
     """Decode, normalise, drop what is empty; `counts` gets what was dropped or changed.
 
     Raises
@@ -40,7 +40,7 @@ def clean(batch: Batch, config: CorpusConfig, counts: Counter[str]) -> Batch:
     return drop_empty(batch, counts)
 
 
-def decode(batch: Batch, config: CorpusConfig, counts: Counter[str]) -> Batch:
+def decode(batch: DocumentBatch, config: CorpusConfig, counts: Counter[str]) -> DocumentBatch:
     """Refuse, replace or skip documents that are not UTF-8."""
     try:
         batch.arrow_text().validate(full=True)
@@ -70,11 +70,11 @@ def decode(batch: Batch, config: CorpusConfig, counts: Counter[str]) -> Batch:
     return batch.replace_texts(changed).select(kept)
 
 
-def normalize(batch: Batch, counts: Counter[str]) -> Batch:
+def normalize(batch: DocumentBatch, counts: Counter[str]) -> DocumentBatch:
     """NFC; line breaks as U+000A, spaces as U+0020, control characters removed (see the module's constants)."""
     data, offsets, touched = _normalize_characters(batch.data, batch.offsets)
     counts["characters_normalized"] += touched
-    batch = Batch(batch.ids, data, offsets, batch.source)
+    batch = DocumentBatch(batch.ids, data, offsets, batch.source)
     changed: dict[int, bytes] = {}
     for index in _beyond_latin1(batch).tolist():
         text = batch.text(index).decode("utf-8")
@@ -149,13 +149,13 @@ _SUSPECT = bytes(
 )
 
 
-def _beyond_latin1(batch: Batch) -> npt.NDArray[np.int64]:
+def _beyond_latin1(batch: DocumentBatch) -> npt.NDArray[np.int64]:
     """Documents with a character of U+0300 or above: all others are in NFC as they are."""
     high = np.flatnonzero(batch.data >= 0xCC)
     return np.unique(np.searchsorted(batch.offsets, high, side="right") - 1)
 
 
-def drop_empty(batch: Batch, counts: Counter[str]) -> Batch:
+def drop_empty(batch: DocumentBatch, counts: Counter[str]) -> DocumentBatch:
     """Drop documents that hold white space only."""
     lengths = np.diff(batch.offsets)
     kept = lengths > 0
@@ -167,7 +167,7 @@ def drop_empty(batch: Batch, counts: Counter[str]) -> Batch:
     return batch.select(kept)
 
 
-def filter_length(batch: Batch, config: CorpusConfig, counts: Counter[str]) -> Batch:
+def filter_length(batch: DocumentBatch, config: CorpusConfig, counts: Counter[str]) -> DocumentBatch:
     """Drop documents with too few or too many characters."""
     if not len(batch) or (config.min_characters is None and config.max_characters is None):
         return batch

@@ -14,8 +14,8 @@ Longs = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Some documents.
+class DocumentBatch:
+    """Documents as one buffer of text.
 
     Attributes
     ----------
@@ -33,6 +33,30 @@ class Batch:
     offsets: Longs
     source: str = ""
 
+    @classmethod
+    def from_texts(cls, ids: Sequence[str], texts: Iterable[bytes], source: str = "") -> DocumentBatch:
+        """A batch of separate byte strings."""
+        parts = list(texts)
+        data = np.frombuffer(b"".join(parts), np.uint8)
+        return cls(list(ids), data, _offsets(np.fromiter(map(len, parts), np.int64, len(parts))), source)
+
+    @classmethod
+    def from_arrow(cls, ids: list[str], texts: pa.Array, source: str = "") -> DocumentBatch:
+        """A batch of an Arrow string or binary array; null counts as empty. No copy where there are no nulls."""
+        if pa.types.is_dictionary(texts.type):
+            texts = texts.dictionary_decode()
+        if pa.types.is_string_view(texts.type):
+            texts = texts.cast(pa.large_string())
+        if texts.null_count:
+            texts = texts.fill_null(b"" if _is_binary(texts.type) else "")
+        wide = pa.types.is_large_string(texts.type) or pa.types.is_large_binary(texts.type)
+        _, offsets_buffer, data_buffer = texts.buffers()
+        kind = np.int64 if wide else np.int32
+        width = np.dtype(kind).itemsize
+        offsets = np.frombuffer(offsets_buffer, kind, len(texts) + 1, texts.offset * width).astype(np.int64)
+        data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.zeros(0, np.uint8)
+        return cls(ids, data[offsets[0] : offsets[-1]], offsets - offsets[0], source)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -40,20 +64,22 @@ class Batch:
         """The bytes of a document."""
         return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
-    def replace_texts(self, texts: dict[int, bytes]) -> Batch:
+    def replace_texts(self, texts: dict[int, bytes]) -> DocumentBatch:
         """The batch with other texts for some documents."""
         if not texts:
             return self
-        return from_texts(self.ids, [texts[d] if d in texts else self.text(d) for d in range(len(self))], self.source)
+        return DocumentBatch.from_texts(
+            self.ids, [texts[d] if d in texts else self.text(d) for d in range(len(self))], self.source
+        )
 
-    def select(self, kept: npt.NDArray[np.bool_]) -> Batch:
+    def select(self, kept: npt.NDArray[np.bool_]) -> DocumentBatch:
         """The documents where `kept` is true."""
         if kept.all():
             return self
         lengths = np.diff(self.offsets)
         data = self.data[self.offsets[0] : self.offsets[-1]][np.repeat(kept, lengths)]
         ids = [name for name, keep in zip(self.ids, kept.tolist(), strict=True) if keep]
-        return Batch(ids, data, _offsets(lengths[kept]), self.source)
+        return DocumentBatch(ids, data, _offsets(lengths[kept]), self.source)
 
     def arrow_text(self) -> pa.Array:
         """The texts as an Arrow array without copying; `large_string` where they exceed 2 GiB."""
@@ -67,30 +93,6 @@ def _offsets(lengths: npt.NDArray[np.int64]) -> Longs:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
-
-
-def from_texts(ids: Sequence[str], texts: Iterable[bytes], source: str = "") -> Batch:
-    """A batch of separate byte strings."""
-    parts = list(texts)
-    data = np.frombuffer(b"".join(parts), np.uint8)
-    return Batch(list(ids), data, _offsets(np.fromiter(map(len, parts), np.int64, len(parts))), source)
-
-
-def from_arrow(ids: list[str], texts: pa.Array, source: str = "") -> Batch:
-    """A batch of an Arrow string or binary array; null counts as empty. No copy where there are no nulls."""
-    if pa.types.is_dictionary(texts.type):
-        texts = texts.dictionary_decode()
-    if pa.types.is_string_view(texts.type):
-        texts = texts.cast(pa.large_string())
-    if texts.null_count:
-        texts = texts.fill_null(b"" if _is_binary(texts.type) else "")
-    wide = pa.types.is_large_string(texts.type) or pa.types.is_large_binary(texts.type)
-    _, offsets_buffer, data_buffer = texts.buffers()
-    kind = np.int64 if wide else np.int32
-    width = np.dtype(kind).itemsize
-    offsets = np.frombuffer(offsets_buffer, kind, len(texts) + 1, texts.offset * width).astype(np.int64)
-    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.zeros(0, np.uint8)
-    return Batch(ids, data[offsets[0] : offsets[-1]], offsets - offsets[0], source)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -16,24 +16,24 @@ import numpy as np
 from wals_spark import storage
 from wals_spark.config import Config, CorpusConfig
 from wals_spark.corpus.boilerplate import LineCounter, frequent_lines, remove_lines
-from wals_spark.corpus.clean import clean, drop_empty, filter_length
-from wals_spark.corpus.document_batch import Batch
+from wals_spark.corpus.clean import clean_batch, drop_empty, filter_length
+from wals_spark.corpus.document_batch import DocumentBatch
 from wals_spark.corpus.duplicate_ids import DuplicateIds, find_duplicates, pack_ids
-from wals_spark.corpus.duplicate_texts import merge_texts, text_keys
-from wals_spark.corpus.read import check_records, read_units
-from wals_spark.corpus.shuffle import Blob, exchange
+from wals_spark.corpus.duplicate_texts import merge_text_keys, pack_text_keys
+from wals_spark.corpus.read import check_records, read_splits
+from wals_spark.corpus.shuffle import ShuffleRecord, run_shuffle
 from wals_spark.corpus.source import (
+    InputSplit,
     SourceFile,
-    Unit,
     check_columns,
-    cut,
-    identity,
+    estimated_split_bytes,
+    estimated_text_bytes,
+    file_identities,
+    group_splits,
+    input_splits,
     list_sources,
-    pack,
-    text_bytes,
-    unit_bytes,
 )
-from wals_spark.corpus.writing import DocumentWriter, Written, drop_rows, remove_temporary
+from wals_spark.corpus.writing import DocumentWriter, WrittenFiles, drop_rows, remove_temporary
 from wals_spark.errors import InputError
 from wals_spark.heartbeat import Heartbeat, text_progress
 from wals_spark.schemas import DOCUMENTS
@@ -47,7 +47,7 @@ TASK_BYTES = (4 << 20, 96 << 20)
 """Least and most text a task is planned for; between them, two tasks per slot."""
 
 
-def check(config: Config) -> None:
+def check_corpus(config: Config) -> None:
     """Raise for what can be known without reading the corpus: paths, formats, columns."""
     files = list_sources(config.corpus)
     check_columns(files, config.corpus)
@@ -56,24 +56,24 @@ def check(config: Config) -> None:
 
 def source_identity(config: Config) -> Any:
     """Paths, sizes and times of the source files."""
-    return identity(list_sources(config.corpus))
+    return file_identities(list_sources(config.corpus))
 
 
-def run(context: Context) -> Outcome:
+def run_corpus(context: Context) -> Outcome:
     """Read, clean, refuse or drop duplicates, write the batch."""
     config = context.config.corpus
     files = list_sources(config)
-    tasks = plan(files, config, context.spark.sparkContext.defaultParallelism)
+    tasks = plan_ingest_tasks(files, config, context.spark.sparkContext.defaultParallelism)
     where = {"batch_id": config.batch_id}
     with _target(context, where) as (directory, work):
         reducers = min(len(tasks), context.spark.sparkContext.defaultParallelism)
         lines = _boilerplate(context, tasks, reducers, storage.join(work, "lines"))
-        job = partial(ingest, tasks, config, context.config.seed, directory, work, reducers, lines)
+        job = partial(ingest_task, tasks, config, context.config.seed, directory, work, reducers, lines)
         with text_progress("corpus", work, _planned_bytes(tasks)):
-            blobs = exchange(context.spark, len(tasks), job, partial(_merge_ids, work, config), reducers)
-        written = {blob.bucket: Written.load(blob.payload) for blob in blobs if blob.kind == "written"}
+            records = run_shuffle(context.spark, len(tasks), job, partial(_merge_ids, work, config), reducers)
+        written = {record.bucket: WrittenFiles.load(record.payload) for record in records if record.kind == "written"}
         counts: Counter[str] = sum((Counter(part.counts) for part in written.values()), Counter())
-        duplicates = sum((DuplicateIds.load(b.payload) for b in blobs if b.kind == "duplicates"), DuplicateIds())
+        duplicates = sum((DuplicateIds.load(b.payload) for b in records if b.kind == "duplicates"), DuplicateIds())
         if duplicates.count:
             if config.duplicate_ids == "refuse":
                 raise InputError(duplicates.message())
@@ -99,49 +99,53 @@ def run(context: Context) -> Outcome:
     return Outcome(outputs, metrics, [_summary(totals, dropped)])
 
 
-def _planned_bytes(tasks: list[list[Unit]]) -> int:
-    return sum(unit_bytes(unit) for task in tasks for unit in task)
+def _planned_bytes(tasks: list[list[InputSplit]]) -> int:
+    return sum(estimated_split_bytes(split) for task in tasks for split in task)
 
 
-def _totals(written: dict[int, Written]) -> dict[str, int]:
+def _totals(written: dict[int, WrittenFiles]) -> dict[str, int]:
     entries = [entry for part in written.values() for entry in part.files]
     return {name: sum(entry[name] for entry in entries) for name in ("documents", "held_out", "text_bytes")}
 
 
-def _boilerplate(context: Context, tasks: list[list[Unit]], reducers: int, work: str) -> Any:
+def _boilerplate(context: Context, tasks: list[list[InputSplit]], reducers: int, work: str) -> Any:
     """Sorted hashes of the lines to remove; None where none are looked for."""
     least = context.config.corpus.boilerplate_documents
     if least is None:
         return None
     count = partial(_count_lines, tasks, context.config.corpus, work, reducers)
     with text_progress("corpus lines", work, _planned_bytes(tasks)):
-        blobs = exchange(context.spark, len(tasks), count, partial(_merge_lines, least), reducers)
-    return np.sort(np.concatenate([np.zeros(0, np.uint64), *(np.frombuffer(b.payload, "<u8") for b in blobs)]))
+        records = run_shuffle(context.spark, len(tasks), count, partial(_merge_lines, least), reducers)
+    return np.sort(np.concatenate([np.zeros(0, np.uint64), *(np.frombuffer(b.payload, "<u8") for b in records)]))
 
 
-def _count_lines(tasks: list[list[Unit]], config: CorpusConfig, work: str, reducers: int, task: int) -> Iterator[Blob]:
+def _count_lines(
+    tasks: list[list[InputSplit]], config: CorpusConfig, work: str, reducers: int, task: int
+) -> Iterator[ShuffleRecord]:
     counter, counts = LineCounter(), Counter[str]()
     heartbeat = Heartbeat(work, str(task))
-    for batch in read_units(tasks[task], config, counts):
-        counter.add(clean(batch, config, counts))
+    for batch in read_splits(tasks[task], config, counts):
+        counter.add(clean_batch(batch, config, counts))
         heartbeat.beat(bytes=counts["bytes_read"], documents=counts["documents_read"])
-    yield from counter.blobs(reducers)
+    yield from counter.records(reducers)
 
 
-def _merge_lines(least: int, blobs: Iterator[Blob]) -> Iterator[Blob]:
-    yield Blob(0, "lines", frequent_lines([blob.payload for blob in blobs], least).astype("<u8").tobytes())
+def _merge_lines(least: int, records: Iterator[ShuffleRecord]) -> Iterator[ShuffleRecord]:
+    yield ShuffleRecord(
+        0, "lines", frequent_lines([record.payload for record in records], least).astype("<u8").tobytes()
+    )
 
 
 def _drop_texts(
-    context: Context, written: dict[int, Written], tasks: int, reducers: int, directory: str, work: str
+    context: Context, written: dict[int, WrittenFiles], tasks: int, reducers: int, directory: str, work: str
 ) -> int:
     """Drop documents with the text of an earlier one; returns how many."""
     config = context.config.corpus
     same = storage.join(work, "texts")
-    search = partial(text_keys, written, directory, same, config, reducers)
+    search = partial(pack_text_keys, written, directory, same, config, reducers)
     with text_progress("corpus texts", same, _totals(written)["text_bytes"]):
-        found = exchange(context.spark, tasks, search, partial(merge_texts, same, config), reducers)
-    affected = sorted({task for blob in found for task in json.loads(blob.payload)})
+        found = run_shuffle(context.spark, tasks, search, partial(merge_text_keys, same, config), reducers)
+    affected = sorted({task for record in found for task in json.loads(record.payload)})
     return drop_rows(context.spark, written, affected, directory, same)
 
 
@@ -176,14 +180,14 @@ def _nothing_left(files: list[SourceFile], counts: Counter[str]) -> str:
     )
 
 
-def plan(files: list[SourceFile], config: CorpusConfig, slots: int) -> list[list[Unit]]:
+def plan_ingest_tasks(files: list[SourceFile], config: CorpusConfig, slots: int) -> list[list[InputSplit]]:
     """Units of every task."""
-    total = sum(text_bytes(file) for file in files)
+    total = sum(estimated_text_bytes(file) for file in files)
     low, high = TASK_BYTES
     target = min(max(total // (2 * slots), low), high)
-    units = cut(files, target)
+    splits = input_splits(files, target)
     wanted = config.partitions or max(1, round(total / target))
-    return pack(units, wanted)
+    return group_splits(splits, wanted)
 
 
 @contextmanager
@@ -216,8 +220,8 @@ def is_held_out(ids: list[str], fraction: float, seed: int) -> np.ndarray[Any, n
     return hashes < np.uint64(int(fraction * 2.0**64))
 
 
-def ingest(
-    tasks: list[list[Unit]],
+def ingest_task(
+    tasks: list[list[InputSplit]],
     config: CorpusConfig,
     seed: int,
     directory: str,
@@ -225,15 +229,15 @@ def ingest(
     reducers: int,
     lines: Any,
     task: int,
-) -> Iterator[Blob]:
-    """Read, clean and write the units of a task; yields its ids by bucket, and what was written."""
+) -> Iterator[ShuffleRecord]:
+    """Read, clean and write the splits of a task; yields its ids by bucket, and what was written."""
     counts: Counter[str] = Counter()
     writer = DocumentWriter(directory, f"part-{task:05d}")
     heartbeat = Heartbeat(work, str(task))
     ids: list[str] = []
     with storage.explained(f"cannot write documents to {directory}"):
-        for batch in read_units(tasks[task], config, counts):
-            batch = clean(batch, config, counts)  # noqa: PLW2901
+        for batch in read_splits(tasks[task], config, counts):
+            batch = clean_batch(batch, config, counts)  # noqa: PLW2901
             if lines is not None:
                 batch = drop_empty(remove_lines(batch, lines, counts), counts)  # noqa: PLW2901
             batch = filter_length(batch, config, counts)  # noqa: PLW2901
@@ -246,26 +250,26 @@ def ingest(
                 ids += batch.ids
         writer.close()
     yield from pack_ids(ids, task, reducers)
-    yield Blob(
-        task % reducers, "written", json.dumps({"task": task, **Written(writer.files, counts).__dict__}).encode()
+    yield ShuffleRecord(
+        task % reducers, "written", json.dumps({"task": task, **WrittenFiles(writer.files, counts).__dict__}).encode()
     )
 
 
-def _require_lengths(batch: Batch) -> None:
+def _require_lengths(batch: DocumentBatch) -> None:
     longest = int(np.argmax(np.diff(batch.offsets)))
     if batch.offsets[longest + 1] - batch.offsets[longest] > np.iinfo(np.int32).max:
         raise InputError(f"{batch.source}: document {batch.ids[longest]!r} is longer than 2 GiB; cut it into several")
 
 
-def _merge_ids(work: str, config: CorpusConfig, blobs: Iterator[Blob]) -> Iterator[Blob]:
+def _merge_ids(work: str, config: CorpusConfig, records: Iterator[ShuffleRecord]) -> Iterator[ShuffleRecord]:
     """Pass statistics through, find ids that come twice."""
     tables = []
-    for blob in blobs:
-        if blob.kind == "written":
-            content = json.loads(blob.payload)
-            yield Blob(content.pop("task"), "written", json.dumps(content).encode())
+    for record in records:
+        if record.kind == "written":
+            content = json.loads(record.payload)
+            yield ShuffleRecord(content.pop("task"), "written", json.dumps(content).encode())
         else:
-            tables.append(blob.payload)
+            tables.append(record.payload)
     duplicates = find_duplicates(tables, None if config.duplicate_ids == "refuse" else work)
     if duplicates.count:
-        yield Blob(0, "duplicates", duplicates.dump())
+        yield ShuffleRecord(0, "duplicates", duplicates.dump())

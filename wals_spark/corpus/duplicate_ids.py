@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wals_spark import storage
-from wals_spark.corpus.shuffle import Blob, pack_table, unpack_table
+from wals_spark.corpus.shuffle import ShuffleRecord, pack_table, unpack_table
 from wals_spark.token_shards import document_key
 
 EXAMPLES = 5
@@ -49,7 +49,7 @@ class DuplicateIds:
         )
 
 
-def pack_ids(ids: Sequence[str], task: int, buckets: int) -> Iterator[Blob]:
+def pack_ids(ids: Sequence[str], task: int, buckets: int) -> Iterator[ShuffleRecord]:
     """The ids of a task by bucket, each with its row among the task's documents."""
     if not ids:
         return
@@ -58,7 +58,7 @@ def pack_ids(ids: Sequence[str], task: int, buckets: int) -> Iterator[Blob]:
     for bucket in np.unique(keys).tolist():
         rows = np.flatnonzero(keys == bucket)
         columns = [column.take(pa.array(rows)), pa.array(np.full(len(rows), task, np.int64)), pa.array(rows)]
-        yield Blob(bucket, "ids", pack_table(pa.RecordBatch.from_arrays(columns, names=["id", "task", "row"])))
+        yield ShuffleRecord(bucket, "ids", pack_table(pa.RecordBatch.from_arrays(columns, names=["id", "task", "row"])))
 
 
 def find_duplicates(payloads: Sequence[bytes], work: str | None) -> DuplicateIds:
@@ -67,7 +67,7 @@ def find_duplicates(payloads: Sequence[bytes], work: str | None) -> DuplicateIds
     Parameters
     ----------
     work : str or None
-        Where to leave the rows to drop, per task, for `drop_lists`; None = count only.
+        Where to leave the rows to drop, per task, for `read_drop_lists`; None = count only.
     """
     if not payloads:
         return DuplicateIds()
@@ -92,7 +92,7 @@ def write_drop_lists(work: str, tasks: npt.NDArray[np.int64], rows: npt.NDArray[
         storage.write_bytes(storage.join(work, f"drop-{task:05d}", part), content)
 
 
-def drop_lists(work: str, task: int) -> npt.NDArray[np.int64]:
+def read_drop_lists(work: str, task: int) -> npt.NDArray[np.int64]:
     """The rows of a task that all reducers want dropped."""
     files = storage.list_files(storage.join(work, f"drop-{task:05d}"))
     parts = [np.frombuffer(storage.read_bytes(info.path), "<i8") for info in files]

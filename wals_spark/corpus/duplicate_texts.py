@@ -15,10 +15,10 @@ import pyarrow as pa
 from wals_spark import storage
 from wals_spark.config import CorpusConfig
 from wals_spark.corpus.duplicate_ids import find_duplicates, pack_ids, write_drop_lists
-from wals_spark.corpus.minhash import PERMUTATIONS, band_keys, signatures, similar_to_earlier
-from wals_spark.corpus.shuffle import Blob, pack_table, unpack_table
-from wals_spark.corpus.words import WordIndex
-from wals_spark.corpus.writing import Written, read_back
+from wals_spark.corpus.minhash import PERMUTATIONS, band_keys, minhash_signatures, similar_to_earlier
+from wals_spark.corpus.shuffle import ShuffleRecord, pack_table, unpack_table
+from wals_spark.corpus.words import WordEncoder
+from wals_spark.corpus.writing import WrittenFiles, read_document_file
 from wals_spark.heartbeat import Heartbeat
 
 WORD = r"\w+"
@@ -26,18 +26,18 @@ WORD = r"\w+"
 ROW_BITS = 40
 
 
-def text_keys(
-    written: dict[int, Written], directory: str, work: str, config: CorpusConfig, reducers: int, task: int
-) -> Iterator[Blob]:
+def pack_text_keys(
+    written: dict[int, WrittenFiles], directory: str, work: str, config: CorpusConfig, reducers: int, task: int
+) -> Iterator[ShuffleRecord]:
     """Digests of the texts of a task, or the bands of their signatures, by bucket."""
     parts: list[Any] = []
-    index = WordIndex(WORD, "lower")
+    index = WordEncoder(WORD, "lower")
     heartbeat = Heartbeat(work, str(task))
     read = Counter[str]()
     for entry in written[task].files if task in written else ():
-        for batch in read_back(storage.join(directory, entry["name"])):
+        for batch in read_document_file(storage.join(directory, entry["name"])):
             if config.duplicate_texts == "near":
-                parts.append(signatures(batch, index))
+                parts.append(minhash_signatures(batch, index))
             else:
                 texts = (batch.text(place) for place in range(len(batch)))
                 parts += [blake2b(text, digest_size=16).hexdigest() for text in texts]
@@ -56,14 +56,14 @@ def text_keys(
     for bucket in range(reducers):
         chosen = bucket_of == bucket
         columns = {"key": keys[chosen], "row": rows[chosen], "task": np.full(int(chosen.sum()), task)}
-        yield Blob(bucket, "bands", pack_table(pa.table(columns)))
+        yield ShuffleRecord(bucket, "bands", pack_table(pa.table(columns)))
 
 
-def merge_texts(work: str, config: CorpusConfig, blobs: Iterator[Blob]) -> Iterator[Blob]:
+def merge_text_keys(work: str, config: CorpusConfig, records: Iterator[ShuffleRecord]) -> Iterator[ShuffleRecord]:
     """Write drop lists of texts that come again; yields the tasks that have some."""
-    payloads = [blob.payload for blob in blobs]
+    payloads = [record.payload for record in records]
     if config.duplicate_texts == "exact":
-        yield Blob(0, "tasks", json.dumps(sorted(find_duplicates(payloads, work).tasks)).encode())
+        yield ShuffleRecord(0, "tasks", json.dumps(sorted(find_duplicates(payloads, work).tasks)).encode())
     elif payloads:
         table = pa.concat_tables([unpack_table(payload) for payload in payloads])
         positions = table["task"].to_numpy() << ROW_BITS | table["row"].to_numpy()
@@ -71,7 +71,7 @@ def merge_texts(work: str, config: CorpusConfig, blobs: Iterator[Blob]) -> Itera
         keys = table["key"].to_numpy()
         again = similar_to_earlier(keys, positions, fetch, config.near_duplicate_similarity)
         write_drop_lists(work, again >> ROW_BITS, again & (1 << ROW_BITS) - 1, f"{int(keys.min()):016x}")
-        yield Blob(0, "tasks", json.dumps(np.unique(again >> ROW_BITS).tolist()).encode())
+        yield ShuffleRecord(0, "tasks", json.dumps(np.unique(again >> ROW_BITS).tolist()).encode())
 
 
 class SignatureFiles:

@@ -19,18 +19,18 @@ import pyarrow.parquet as pq
 from wals_spark import storage, token_shards
 from wals_spark.config import Config, VocabularyConfig, fingerprint
 from wals_spark.corpus import versions
-from wals_spark.corpus.document_batch import Batch, from_arrow
-from wals_spark.corpus.shuffle import Blob, exchange, pack_table, unpack_table
+from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.shuffle import ShuffleRecord, pack_table, run_shuffle, unpack_table
 from wals_spark.corpus.subword_encoder import SubwordEncoder
 from wals_spark.corpus.vocabulary import (
     HashCollisionError,
-    Ranked,
+    WordVocabulary,
+    assign_ids,
     merge_counts,
     pack_counts,
-    rank,
     vocabulary_rows,
 )
-from wals_spark.corpus.words import Encoded, Tally, WordIndex
+from wals_spark.corpus.words import EncodedDocuments, TokenCounter, WordEncoder
 from wals_spark.errors import InputError
 from wals_spark.heartbeat import Heartbeat, text_progress
 from wals_spark.runs import RunLock
@@ -51,7 +51,7 @@ TASK_BYTES = (1 << 20, 64 << 20)
 """Least and most compressed bytes of documents a task is planned for; between them, two tasks per slot."""
 
 
-def check(config: Config) -> None:
+def check_vocabulary(config: Config) -> None:
     """Raise where the tokenizer is missing or is none."""
     section = config.vocabulary
     if section.kind == "tokenizer":
@@ -75,9 +75,9 @@ def tokenizer_identity(config: Config) -> Any:
     return {"vocabulary_hash": loaded.hash, "rules": fingerprint(json.loads(loaded.tokenizer.to_str()))}
 
 
-def run(context: Context, text_bytes: float) -> Outcome:
+def run_vocabulary(context: Context, text_bytes: float) -> Outcome:
     """Encode and count the documents of the batch that are not held out, about `text_bytes` bytes of text."""
-    directory = versions.root(context)
+    directory = versions.encoded_directory(context)
     # Ids are given once and for all: two batches must not do so at the same time.
     with RunLock(directory, f"the vocabulary of {context.manifests.warehouse}"):
         return _run(context, directory, text_bytes)
@@ -90,14 +90,14 @@ def _run(context: Context, directory: str, text_bytes: float) -> Outcome:
     known = versions.known_tokens(context, others, settings)
     target = storage.join(directory, config.corpus.batch_id)
     with context.scratch(f"vocabulary.{config.corpus.batch_id}") as scratch:
-        tasks = plan(context)
+        tasks = plan_encoding_tasks(context)
         staging = storage.join(scratch, "encoded")
-        work = Work(tasks, staging, scratch, min(len(tasks), context.spark.sparkContext.defaultParallelism))
+        job = EncodingJob(tasks, staging, scratch, min(len(tasks), context.spark.sparkContext.defaultParallelism))
         with text_progress("vocabulary", scratch, text_bytes):
             made = (
-                _encode_words(context, work, known)
+                _encode_words(context, job, known)
                 if config.vocabulary.kind == "words"
-                else _encode_subwords(context, work)
+                else _encode_subwords(context, job)
             )
         versions.write_counts(staging, made.counts, made.document_counts)
         token_shards.write_listing(staging, made.shards)
@@ -108,7 +108,7 @@ def _run(context: Context, directory: str, text_bytes: float) -> Outcome:
     totals = versions.summed_counts(context, [*others, config.corpus.batch_id], size)
     rows = vocabulary_rows(made.tokens, totals[0], totals[1], made.special_ids)
     context.tables.replace_rows(VOCABULARY, rows, {})
-    version = versions.record(context, others, settings, size, made.facts["vocabulary_hash"], len(known))
+    version = versions.record_version(context, others, settings, size, made.facts["vocabulary_hash"], len(known))
     tokens = sum(shard.tokens for shard in made.shards)
     inside = int(made.counts.sum())
     outputs: VocabularyOutputs = {
@@ -147,7 +147,7 @@ def _settings(config: Config) -> dict[str, Any]:
     return {"kind": section.kind, **tokenizer_identity(config)}
 
 
-def plan(context: Context) -> list[list[str]]:
+def plan_encoding_tasks(context: Context) -> list[list[str]]:
     """Files of documents of every task."""
     files = context.tables.files(DOCUMENTS, {"batch_id": context.config.corpus.batch_id})
     low, high = TASK_BYTES
@@ -174,7 +174,7 @@ def _remove_temporary(directory: str) -> None:
             storage.remove(storage.join(directory, posixpath.basename(info.path)))
 
 
-def read_documents(paths: list[str]) -> Iterator[Batch]:
+def read_documents(paths: list[str]) -> Iterator[DocumentBatch]:
     """The documents of files that are not held out, a row group at a time."""
     for location in paths:
         fs, path = storage.filesystem(location)
@@ -183,12 +183,12 @@ def read_documents(paths: list[str]) -> Iterator[Batch]:
                 table = source.read_row_group(group, columns=["doc_id", "text", "held_out"])
                 for part in table.to_batches():
                     held_out = part["held_out"].to_numpy(zero_copy_only=False).astype(bool)
-                    batch = from_arrow(part["doc_id"].to_pylist(), part["text"], location)
+                    batch = DocumentBatch.from_arrow(part["doc_id"].to_pylist(), part["text"], location)
                     yield batch.select(~held_out)
 
 
 @dataclass(frozen=True)
-class Work:
+class EncodingJob:
     """What every task must know.
 
     Attributes
@@ -209,17 +209,21 @@ class Work:
 
 
 def _encode_task(
-    work: Work, task: int, tally: Tally, encode: Callable[[Batch], Encoded], size: Callable[[], int]
+    job: EncodingJob,
+    task: int,
+    counter: TokenCounter,
+    encode: Callable[[DocumentBatch], EncodedDocuments],
+    size: Callable[[], int],
 ) -> tuple[TokenShard, int]:
     """Write the shard of a task; returns it and the bytes of text read."""
-    writer = ShardWriter(storage.join(work.directory, f"part-{task:05d}.arrow"))
-    heartbeat = Heartbeat(work.scratch, str(task))
+    writer = ShardWriter(storage.join(job.directory, f"part-{task:05d}.arrow"))
+    heartbeat = Heartbeat(job.scratch, str(task))
     text_bytes = tokens = 0
     try:
-        with storage.explained(f"cannot write encoded documents to {work.directory}"):
-            for batch in read_documents(work.tasks[task]):
+        with storage.explained(f"cannot write encoded documents to {job.directory}"):
+            for batch in read_documents(job.tasks[task]):
                 found = encode(batch)
-                tally.add(found.tokens, found.offsets, size())
+                counter.add(found.tokens, found.offsets, size())
                 writer.write(batch.ids, found.tokens, found.offsets, found.breaks, found.break_offsets)
                 text_bytes += len(batch.data)
                 tokens += len(found.tokens)
@@ -230,15 +234,15 @@ def _encode_task(
         raise
 
 
-def _written(shard: TokenShard, text_bytes: int, task: int, reducers: int) -> Blob:
+def _written(shard: TokenShard, text_bytes: int, task: int, reducers: int) -> ShuffleRecord:
     facts = {"path": shard.path, "documents": shard.documents, "batches": shard.batches, "text_bytes": text_bytes}
-    return Blob(task % reducers, "shard", json.dumps({"task": task, **facts}).encode())
+    return ShuffleRecord(task % reducers, "shard", json.dumps({"task": task, **facts}).encode())
 
 
-def _shards(blobs: list[Blob]) -> tuple[list[TokenShard], int]:
+def _shards(records: list[ShuffleRecord]) -> tuple[list[TokenShard], int]:
     """The shards in order, and the bytes of text they were made from."""
     found = sorted(
-        (json.loads(blob.payload) for blob in blobs if blob.kind == "shard"), key=lambda entry: entry["task"]
+        (json.loads(record.payload) for record in records if record.kind == "shard"), key=lambda entry: entry["task"]
     )
     shards = [TokenShard(entry["path"], entry["documents"], tuple(entry["batches"])) for entry in found]
     return shards, sum(entry["text_bytes"] for entry in found)
@@ -250,7 +254,7 @@ def _require_documents(shards: list[TokenShard]) -> None:
 
 
 @dataclass(frozen=True)
-class Made:
+class EncodedBatch:
     """A batch as encoded: the vocabulary after it, its counts, its shards, and facts for the manifest."""
 
     tokens: Sequence[str]
@@ -261,97 +265,101 @@ class Made:
     special_ids: frozenset[int] = frozenset()
 
 
-def _encode_words(context: Context, work: Work, known: list[str]) -> Made:
+def _encode_words(context: Context, job: EncodingJob, known: list[str]) -> EncodedBatch:
     section = context.config.vocabulary
-    known_path = storage.join(work.scratch, "known") if known else None
+    known_path = storage.join(job.scratch, "known") if known else None
     if known_path is not None:
         storage.write_bytes(known_path, pack_table(pa.table({"token": pa.array(known, pa.large_string())})))
     for seed in range(HASH_SEEDS):
-        produce = partial(_words_task, work, section, seed, HASH_BITS)
+        produce = partial(_words_task, job, section, seed, HASH_BITS)
         merge = partial(_merge_words, section.min_count, known_path)
-        blobs = exchange(context.spark, len(work.tasks), produce, merge, work.reducers)
-        collisions = [blob.payload.decode() for blob in blobs if blob.kind == "collision"]
+        records = run_shuffle(context.spark, len(job.tasks), produce, merge, job.reducers)
+        collisions = [record.payload.decode() for record in records if record.kind == "collision"]
         if not collisions:
             break
         logger.info("the words %s share a hash; counting again with another one", collisions[0])
     else:
         raise InputError(f"the words {collisions[0]} share a hash with each of {HASH_SEEDS} seeds")
-    shards, text_bytes = _shards(blobs)
+    shards, text_bytes = _shards(records)
     _require_documents(shards)
-    kept = [unpack_table(blob.payload) for blob in blobs if blob.kind == "kept"]
-    distinct = sum(blob.bucket for blob in blobs if blob.kind == "distinct")
-    ranked: Ranked = rank(pa.concat_tables(kept), known, section.min_count, section.max_vocabulary)
+    kept = [unpack_table(record.payload) for record in records if record.kind == "kept"]
+    distinct = sum(record.bucket for record in records if record.kind == "distinct")
+    ranked: WordVocabulary = assign_ids(pa.concat_tables(kept), known, section.min_count, section.max_vocabulary)
     if not ranked.tokens:
         raise InputError(
             f"no word matching {section.pattern!r} occurs {section.min_count} times "
             f"({distinct:,} words occur at all); lower vocabulary.min_count or change vocabulary.pattern"
         )
-    token_shards.write_vocabulary(work.directory, ranked.hashes, ranked.hashed_ids)
+    token_shards.write_vocabulary(job.directory, ranked.hashes, ranked.hashed_ids)
     facts: EncodedFacts = {
         "vocabulary_hash": vocabulary_hash(ranked.tokens),
         "distinct": distinct,
         "text_bytes": text_bytes,
     }
-    return Made(ranked.tokens, ranked.counts, ranked.document_counts, shards, facts)
+    return EncodedBatch(ranked.tokens, ranked.counts, ranked.document_counts, shards, facts)
 
 
-def _words_task(work: Work, section: VocabularyConfig, seed: int, hash_bits: int, task: int) -> Iterator[Blob]:
-    index = WordIndex(section.pattern, section.case, seed, hash_bits)
-    tally = Tally()
-    shard, text_bytes = _encode_task(work, task, tally, index.encode, lambda: index.size)
+def _words_task(
+    job: EncodingJob, section: VocabularyConfig, seed: int, hash_bits: int, task: int
+) -> Iterator[ShuffleRecord]:
+    index = WordEncoder(section.pattern, section.case, seed, hash_bits)
+    counter = TokenCounter()
+    shard, text_bytes = _encode_task(job, task, counter, index.encode, lambda: index.size)
     token_shards.write_local_words(shard.path, index.hashes)
-    yield from pack_counts(index, tally, work.reducers)
-    yield _written(shard, text_bytes, task, work.reducers)
+    yield from pack_counts(index, counter, job.reducers)
+    yield _written(shard, text_bytes, task, job.reducers)
 
 
-def _merge_words(min_count: int, known_path: str | None, blobs: Iterator[Blob]) -> Iterator[Blob]:
+def _merge_words(min_count: int, known_path: str | None, records: Iterator[ShuffleRecord]) -> Iterator[ShuffleRecord]:
     payloads = []
-    for blob in blobs:
-        if blob.kind == "shard":
-            yield blob
+    for record in records:
+        if record.kind == "shard":
+            yield record
         else:
-            payloads.append(blob.payload)
+            payloads.append(record.payload)
     known = unpack_table(storage.read_bytes(known_path))["token"].combine_chunks() if known_path else None
     try:
         merged = merge_counts(payloads, min_count, known)
     except HashCollisionError as error:
-        yield Blob(0, "collision", str(error).encode())
+        yield ShuffleRecord(0, "collision", str(error).encode())
         return
-    yield Blob(merged.distinct, "distinct", b"")
-    yield Blob(0, "kept", pack_table(merged.table))
+    yield ShuffleRecord(merged.distinct, "distinct", b"")
+    yield ShuffleRecord(0, "kept", pack_table(merged.table))
 
 
-def _encode_subwords(context: Context, work: Work) -> Made:
+def _encode_subwords(context: Context, job: EncodingJob) -> EncodedBatch:
     loaded = _tokenizer(context.config.vocabulary)
     size = len(loaded.tokens)
-    produce = partial(_subwords_task, work, loaded.tokenizer.to_str(), loaded.special_ids, size)
-    blobs = exchange(context.spark, len(work.tasks), produce, partial(_merge_subwords, size), work.reducers)
-    shards, text_bytes = _shards(blobs)
+    produce = partial(_subwords_task, job, loaded.tokenizer.to_str(), loaded.special_ids, size)
+    records = run_shuffle(context.spark, len(job.tasks), produce, partial(_merge_subwords, size), job.reducers)
+    shards, text_bytes = _shards(records)
     _require_documents(shards)
     totals = np.zeros((2, size), np.int64)
-    for blob in blobs:
-        if blob.kind == "counts":
-            totals += np.frombuffer(blob.payload, "<i8").reshape(2, size)
+    for record in records:
+        if record.kind == "counts":
+            totals += np.frombuffer(record.payload, "<i8").reshape(2, size)
     facts: EncodedFacts = {"vocabulary_hash": loaded.hash, "text_bytes": text_bytes}
-    return Made(loaded.tokens, totals[0], totals[1], shards, facts, loaded.special_ids)
+    return EncodedBatch(loaded.tokens, totals[0], totals[1], shards, facts, loaded.special_ids)
 
 
-def _subwords_task(work: Work, serialized: str, special_ids: frozenset[int], size: int, task: int) -> Iterator[Blob]:
+def _subwords_task(
+    job: EncodingJob, serialized: str, special_ids: frozenset[int], size: int, task: int
+) -> Iterator[ShuffleRecord]:
     # Spark already runs a task per core; it must be set before tokenizers starts its threads.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = SubwordEncoder(serialized, special_ids, size)
-    tally = Tally(size)
-    shard, text_bytes = _encode_task(work, task, tally, encoder.encode, lambda: size)
-    counts = np.stack([tally.counts[:size], tally.document_counts[:size]])
-    yield Blob(task % work.reducers, "counts", counts.tobytes())
-    yield _written(shard, text_bytes, task, work.reducers)
+    counter = TokenCounter(size)
+    shard, text_bytes = _encode_task(job, task, counter, encoder.encode, lambda: size)
+    counts = np.stack([counter.counts[:size], counter.document_counts[:size]])
+    yield ShuffleRecord(task % job.reducers, "counts", counts.tobytes())
+    yield _written(shard, text_bytes, task, job.reducers)
 
 
-def _merge_subwords(size: int, blobs: Iterator[Blob]) -> Iterator[Blob]:
+def _merge_subwords(size: int, records: Iterator[ShuffleRecord]) -> Iterator[ShuffleRecord]:
     totals = np.zeros((2, size), np.int64)
-    for blob in blobs:
-        if blob.kind == "shard":
-            yield blob
+    for record in records:
+        if record.kind == "shard":
+            yield record
         else:
-            totals += np.frombuffer(blob.payload, "<i8").reshape(2, size)
-    yield Blob(0, "counts", totals.tobytes())
+            totals += np.frombuffer(record.payload, "<i8").reshape(2, size)
+    yield ShuffleRecord(0, "counts", totals.tobytes())

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wals_spark.compiled import compiled
-from wals_spark.corpus.document_batch import Batch
-from wals_spark.corpus.words import WordIndex
+from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.words import WordEncoder
 from wals_spark.splitmix64 import splitmix64
 
 SHINGLE = 5
@@ -32,12 +32,12 @@ MULTIPLIERS = splitmix64(1, PERMUTATIONS) | np.uint64(1)
 ADDENDS = splitmix64(2, PERMUTATIONS)
 
 
-def signatures(batch: Batch, index: WordIndex) -> Signatures:
+def minhash_signatures(batch: DocumentBatch, index: WordEncoder) -> Signatures:
     """Signatures of documents, uint32 of shape (documents, `PERMUTATIONS`).
 
     Parameters
     ----------
-    index : WordIndex
+    index : WordEncoder
         Gives the words; its dictionary grows. A document without words counts as one shingle, its bytes.
     """
     found = index.encode(batch)

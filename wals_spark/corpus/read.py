@@ -1,4 +1,4 @@
-"""Bytes of a unit of work -> batches of documents. Plain Python, run in Spark tasks.
+"""Bytes of an input split -> batches of documents. Plain Python, run in Spark tasks.
 
 Spark's text readers replace what is not UTF-8 without a word and keep a gzip file's first half, so files
 are read here. Nothing is decoded yet: see `clean`.
@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from wals_spark import storage
 from wals_spark.config import CorpusConfig
-from wals_spark.corpus.document_batch import Batch, from_arrow, from_texts
-from wals_spark.corpus.source import SourceFile, Unit, corrupt, require_columns
+from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.source import InputSplit, SourceFile, corrupt_file_error, require_columns
 from wals_spark.errors import InputError
 
 BLOCK_BYTES = 8 << 20
@@ -29,8 +29,8 @@ _NEWLINE, _RETURN = 0x0A, 0x0D
 _DECODE_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError)
 
 
-def read_units(units: list[Unit], config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
-    """The documents of units, in order, in batches of about `BLOCK_BYTES`.
+def read_splits(splits: list[InputSplit], config: CorpusConfig, counts: Counter[str]) -> Iterator[DocumentBatch]:
+    """The documents of splits, in order, in batches of about `BLOCK_BYTES`.
 
     Parameters
     ----------
@@ -42,33 +42,33 @@ def read_units(units: list[Unit], config: CorpusConfig, counts: Counter[str]) ->
     InputError
         A file that cannot be decoded, a missing column, a document without an id.
     """
-    whole: list[Unit] = []
-    for unit in units:
-        if unit.file.format == "text_files":
-            whole.append(unit)
+    whole: list[InputSplit] = []
+    for split in splits:
+        if split.file.format == "text_files":
+            whole.append(split)
             continue
         yield from _whole_files(whole, config, counts)
         whole = []
-        yield from READERS[unit.file.format](unit, config, counts)
+        yield from READERS[split.file.format](split, config, counts)
     yield from _whole_files(whole, config, counts)
 
 
-def _whole_files(units: list[Unit], config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+def _whole_files(splits: list[InputSplit], config: CorpusConfig, counts: Counter[str]) -> Iterator[DocumentBatch]:
     ids: list[str] = []
     texts: list[bytes] = []
     held = 0
-    for unit in units:
-        if not _intact(unit.file, config, counts):
+    for split in splits:
+        if not _intact(split.file, config, counts):
             continue
-        text = b"".join(_blocks(unit, counts)).removeprefix(UTF8_BOM)
-        ids.append(unit.file.name)
+        text = b"".join(_blocks(split, counts)).removeprefix(UTF8_BOM)
+        ids.append(split.file.name)
         texts.append(text)
         held += len(text)
         if held >= BLOCK_BYTES:
-            yield from_texts(ids, texts, unit.file.path)
+            yield DocumentBatch.from_texts(ids, texts, split.file.path)
             ids, texts, held = [], [], 0
     if ids:
-        yield from_texts(ids, texts, units[-1].file.path)
+        yield DocumentBatch.from_texts(ids, texts, splits[-1].file.path)
 
 
 def _intact(file: SourceFile, config: CorpusConfig, counts: Counter[str]) -> bool:
@@ -76,7 +76,7 @@ def _intact(file: SourceFile, config: CorpusConfig, counts: Counter[str]) -> boo
     if file.compression is None or config.corrupt_files == "refuse":
         return True
     try:
-        for _ in _blocks(Unit(file), Counter()):
+        for _ in _blocks(InputSplit(file), Counter()):
             pass
     except InputError:
         counts["corrupt_files"] += 1
@@ -84,36 +84,36 @@ def _intact(file: SourceFile, config: CorpusConfig, counts: Counter[str]) -> boo
     return True
 
 
-def _blocks(unit: Unit, counts: Counter[str]) -> Iterator[bytes]:
-    """The bytes of a file from ``unit.start``, decompressed, in blocks."""
-    file = unit.file
+def _blocks(split: InputSplit, counts: Counter[str]) -> Iterator[bytes]:
+    """The bytes of a file from ``split.start``, decompressed, in blocks."""
+    file = split.file
     fs, path = storage.filesystem(file.path)
     try:
         if file.compression is not None:
             stream = fs.open_input_stream(path, compression=file.compression)
         else:
             stream = fs.open_input_file(path)
-            stream.seek(unit.start)
+            stream.seek(split.start)
         with stream:
             while block := stream.read(BLOCK_BYTES):
                 counts["bytes_read"] += len(block)
                 yield block
     except _DECODE_ERRORS as error:
-        raise corrupt(file.path, error) from error
+        raise corrupt_file_error(file.path, error) from error
 
 
-def _lines(unit: Unit, counts: Counter[str]) -> Iterator[tuple[bytes, int]]:
-    """Blocks of whole lines that start in the unit, each with its position in the (decompressed) file."""
-    # Beginning one byte early tells whether a line starts at unit.start.
-    begin = max(unit.start - 1, 0)
+def _lines(split: InputSplit, counts: Counter[str]) -> Iterator[tuple[bytes, int]]:
+    """Blocks of whole lines that start in the split, each with its position in the (decompressed) file."""
+    # Beginning one byte early tells whether a line starts at split.start.
+    begin = max(split.start - 1, 0)
     position = begin
-    skip_first = unit.start > 0
+    skip_first = split.start > 0
     held: list[bytes] = []
-    for block in _blocks(Unit(unit.file, begin), counts):
+    for block in _blocks(InputSplit(split.file, begin), counts):
         stop = len(block)
-        if unit.stop is not None and position + len(block) >= unit.stop:
+        if split.stop is not None and position + len(block) >= split.stop:
             # The line that holds byte stop - 1 is the last one; it ends at the first line break from there on.
-            found = block.find(b"\n", max(unit.stop - 1 - position, 0))
+            found = block.find(b"\n", max(split.stop - 1 - position, 0))
             stop = found + 1 if found >= 0 else -1
         if stop == -1 or (cut := block.rfind(b"\n", 0, stop) + 1) == 0:
             held.append(block)
@@ -127,7 +127,7 @@ def _lines(unit: Unit, counts: Counter[str]) -> Iterator[tuple[bytes, int]]:
             skip_first = False
         if lines:
             yield lines, first
-        if unit.stop is not None and position + cut >= unit.stop:
+        if split.stop is not None and position + cut >= split.stop:
             return
         held = [block[cut:]]
         position += len(block)
@@ -138,44 +138,44 @@ def _lines(unit: Unit, counts: Counter[str]) -> Iterator[tuple[bytes, int]]:
         yield rest, position - len(rest)
 
 
-def _read_text(unit: Unit, config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+def _read_text(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> Iterator[DocumentBatch]:
     """A document per line; its id is the file's name and the position of its first byte."""
-    if not _intact(unit.file, config, counts):
+    if not _intact(split.file, config, counts):
         return
-    for block, start in _lines(unit, counts):
+    for block, start in _lines(split, counts):
         position, lines = start, block
         if position == 0 and lines.startswith(UTF8_BOM):
             lines, position = lines[len(UTF8_BOM) :], len(UTF8_BOM)
         data = np.frombuffer(lines if lines.endswith(b"\n") else lines + b"\n", np.uint8)
         ends = np.flatnonzero(data == _NEWLINE)
         starts = np.concatenate([[0], ends[:-1] + 1])
-        ids = [f"{unit.file.name}:{position + at}" for at in starts.tolist()]
+        ids = [f"{split.file.name}:{position + at}" for at in starts.tolist()]
         returns = (data[np.maximum(ends - 1, 0)] == _RETURN) & (ends > starts)
         kept = np.ones(len(data), bool)
         kept[ends] = kept[ends[returns] - 1] = False
         offsets = np.zeros(len(ids) + 1, np.int64)
         np.cumsum(ends - starts - returns, out=offsets[1:])
-        yield Batch(ids, data[kept], offsets, unit.file.path)
+        yield DocumentBatch(ids, data[kept], offsets, split.file.path)
 
 
-def _read_jsonl(unit: Unit, config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+def _read_jsonl(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> Iterator[DocumentBatch]:
     """An object per line."""
-    if not _intact(unit.file, config, counts):
+    if not _intact(split.file, config, counts):
         return
-    for block, start in _lines(unit, counts):
+    for block, start in _lines(split, counts):
         position, lines = start, block
         if position == 0 and lines.startswith(UTF8_BOM):
             lines, position = lines[len(UTF8_BOM) :], len(UTF8_BOM)
         ids: list[str] = []
         texts: list[bytes] = []
         for line in lines.split(b"\n"):
-            record = _parse(line, unit.file, position, config, counts) if line.strip() else None
+            record = _parse(line, split.file, position, config, counts) if line.strip() else None
             if record is not None:
-                where = f"{unit.file.path}, byte {position}"
-                ids.append(_record_id(record, where, config) or f"{unit.file.name}:{position}")
+                where = f"{split.file.path}, byte {position}"
+                ids.append(_record_id(record, where, config) or f"{split.file.name}:{position}")
                 texts.append(_record_text(record, where, config))
             position += len(line) + 1
-        yield from_texts(ids, texts, unit.file.path)
+        yield DocumentBatch.from_texts(ids, texts, split.file.path)
 
 
 def _parse(
@@ -229,23 +229,23 @@ def _record_text(record: dict[str, Any], where: str, config: CorpusConfig) -> by
         return value.encode("utf-8", "surrogatepass")
 
 
-def _read_parquet(unit: Unit, config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+def _read_parquet(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> Iterator[DocumentBatch]:
     """A document per row; without an id column its id is the file's name and the number of the row."""
-    file = unit.file
+    file = split.file
     fs, path = storage.filesystem(file.path)
     columns = [config.text_column, *([config.id_column] if config.id_column else [])]
     try:
         source = pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
     except _DECODE_ERRORS as error:
         if config.corrupt_files == "skip":
-            counts["corrupt_files"] += 1 if unit.start == 0 else 0
+            counts["corrupt_files"] += 1 if split.start == 0 else 0
             return
-        raise corrupt(file.path, error) from error
+        raise corrupt_file_error(file.path, error) from error
     with source:
         require_columns(source.schema_arrow, file.path, config)
         footer = source.metadata
-        row = sum(footer.row_group(index).num_rows for index in range(unit.start))
-        for group in range(unit.start, footer.num_row_groups if unit.stop is None else unit.stop):
+        row = sum(footer.row_group(index).num_rows for index in range(split.start))
+        for group in range(split.start, footer.num_row_groups if split.stop is None else split.stop):
             try:
                 # A group is decoded whole before its first row counts: a corrupt one leaves nothing behind.
                 table = source.read_row_group(group, columns=columns)
@@ -254,11 +254,11 @@ def _read_parquet(unit: Unit, config: CorpusConfig, counts: Counter[str]) -> Ite
                     counts["corrupt_row_groups"] += 1
                     row += footer.row_group(group).num_rows
                     continue
-                raise corrupt(f"{file.path}, row group {group},", error) from error
+                raise corrupt_file_error(f"{file.path}, row group {group},", error) from error
             counts["bytes_read"] += table.nbytes
             for part in table.to_batches():
                 ids = _column_ids(part, file, row, config)
-                yield from_arrow(ids, part.column(config.text_column), file.path)
+                yield DocumentBatch.from_arrow(ids, part.column(config.text_column), file.path)
                 row += len(part)
 
 
@@ -274,9 +274,9 @@ def _column_ids(part: pa.RecordBatch, file: SourceFile, row: int, config: Corpus
     return [str(value, "utf-8") if isinstance(value, bytes) else str(value) for value in column.to_pylist()]
 
 
-def _read_csv(unit: Unit, config: CorpusConfig, counts: Counter[str]) -> Iterator[Batch]:
+def _read_csv(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> Iterator[DocumentBatch]:
     """A document per record under a header; ``.tsv`` has tabs. Quoted fields may hold line breaks."""
-    file = unit.file
+    file = split.file
     if not _intact(file, config, counts):
         return
     ids: list[str] = []
@@ -309,10 +309,10 @@ def _read_csv(unit: Unit, config: CorpusConfig, counts: Counter[str]) -> Iterato
             number += 1
             if held >= BLOCK_BYTES:
                 counts["bytes_read"] += held
-                yield from_texts(ids, texts, file.path)
+                yield DocumentBatch.from_texts(ids, texts, file.path)
                 ids, texts, held = [], [], 0
     counts["bytes_read"] += held
-    yield from_texts(ids, texts, file.path)
+    yield DocumentBatch.from_texts(ids, texts, file.path)
 
 
 def _text_stream(file: SourceFile) -> io.TextIOWrapper:
@@ -325,7 +325,7 @@ def _next_record(records: Any, file: SourceFile, config: CorpusConfig) -> list[s
     try:
         record: list[str] | None = next(records, None)
     except (csv.Error, *_DECODE_ERRORS) as error:
-        raise corrupt(f"{file.path}, line {records.line_num},", error) from error
+        raise corrupt_file_error(f"{file.path}, line {records.line_num},", error) from error
     return record
 
 
@@ -334,8 +334,8 @@ def check_records(files: list[SourceFile], config: CorpusConfig) -> None:
     for form in ("jsonl", "csv"):
         first = next((file for file in files if file.format == form), None)
         if first is not None:
-            next(READERS[form](Unit(first, 0, 1 if first.compression is None else None), config, Counter()), None)
+            next(READERS[form](InputSplit(first, 0, 1 if first.compression is None else None), config, Counter()), None)
 
 
-Reader = Callable[[Unit, CorpusConfig, "Counter[str]"], Iterator[Batch]]
+Reader = Callable[[InputSplit, CorpusConfig, "Counter[str]"], Iterator[DocumentBatch]]
 READERS: dict[str, Reader] = {"text": _read_text, "jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}

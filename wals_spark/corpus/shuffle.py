@@ -1,6 +1,6 @@
-"""One shuffle of blobs: tasks produce (bucket, blob), reducers see all blobs of their buckets.
+"""One shuffle of records: tasks produce (bucket, record), reducers see all records of their buckets.
 
-Nothing crosses the JVM as a row per word or per document: a blob is an Arrow table of thousands of them.
+Nothing crosses the JVM as a row per word or per document: a record is an Arrow table of thousands of them.
 These are jobs on RDDs: the JVM only hands bytes about, and Spark's SQL engine, which takes seconds to
 warm up in a new session, has no part in it.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-class Blob(NamedTuple):
+class ShuffleRecord(NamedTuple):
     """What travels: where it goes, what it is, and its bytes."""
 
     bucket: int
@@ -38,32 +38,34 @@ def unpack_table(payload: bytes) -> pa.Table:
         return reader.read_all()
 
 
-def exchange(
+def run_shuffle(
     spark: SparkSession,
     tasks: int,
-    produce: Callable[[int], Iterable[Blob]],
-    merge: Callable[[Iterator[Blob]], Iterable[Blob]],
+    produce: Callable[[int], Iterable[ShuffleRecord]],
+    merge: Callable[[Iterator[ShuffleRecord]], Iterable[ShuffleRecord]],
     partitions: int,
-) -> list[Blob]:
+) -> list[ShuffleRecord]:
     """Run ``produce(task)`` for every task, shuffle by bucket, ``merge`` per reducer; returns what merges yield.
 
     Parameters
     ----------
     produce : callable
-        Bucket of a blob: ``0 <= bucket < partitions``.
+        Bucket of a record: ``0 <= bucket < partitions``.
     merge : callable
-        Gets all blobs of one bucket, from all tasks.
+        Gets all records of one bucket, from all tasks.
 
     Notes
     -----
     What is returned passes through the driver: callers keep it to statistics per task and to results that
     the driver may hold.
     """
-    blobs = spark.sparkContext.parallelize(range(tasks), tasks).flatMap(produce)
-    buckets = blobs.keyBy(lambda blob: blob.bucket).partitionBy(partitions, lambda bucket: bucket)
+    records = spark.sparkContext.parallelize(range(tasks), tasks).flatMap(produce)
+    buckets = records.keyBy(lambda record: record.bucket).partitionBy(partitions, lambda bucket: bucket)
     return buckets.values().mapPartitions(merge).collect()
 
 
-def run_tasks(spark: SparkSession, tasks: int, produce: Callable[[int], Iterable[Blob]]) -> list[Blob]:
+def run_tasks(
+    spark: SparkSession, tasks: int, produce: Callable[[int], Iterable[ShuffleRecord]]
+) -> list[ShuffleRecord]:
     """Run ``produce(task)`` for every task, without a shuffle."""
     return spark.sparkContext.parallelize(range(tasks), tasks).flatMap(produce).collect()

@@ -1,4 +1,4 @@
-"""Which files make the corpus, and how they are cut into units of work. No file is decoded here."""
+"""Which files make the corpus, and how they are cut into input splits. No file is decoded here."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Unit:
+class InputSplit:
     """A file, or a part of one: bytes ``start <= b < stop`` of lines, or row groups of Parquet.
 
-    A line belongs to the unit in which it starts.
+    A line belongs to the split in which it starts.
     """
 
     file: SourceFile
@@ -184,7 +184,7 @@ def _source(uri: str, root: str, info: pafs.FileInfo, wanted: str) -> SourceFile
     return SourceFile(uri, name, form, compression, info.size or 0, info.mtime_ns)
 
 
-def identity(files: Iterable[SourceFile]) -> list[list[Any]]:
+def file_identities(files: Iterable[SourceFile]) -> list[list[Any]]:
     """What the corpus was made from: path, size and time of change of every file."""
     return [[file.path, file.format, file.bytes, file.mtime_ns] for file in files]
 
@@ -211,10 +211,10 @@ def _parquet_schema(file: SourceFile, config: CorpusConfig) -> pa.Schema | None:
     except (pa.ArrowInvalid, OSError) as error:
         if config.corrupt_files == "skip":
             return None
-        raise corrupt(file.path, error) from error
+        raise corrupt_file_error(file.path, error) from error
 
 
-def corrupt(path: str, error: BaseException) -> InputError:
+def corrupt_file_error(path: str, error: BaseException) -> InputError:
     """The error for a file that cannot be decoded."""
     return InputError(
         f"{path} cannot be decoded ({str(error).splitlines()[0]}); repair or remove it, "
@@ -249,22 +249,22 @@ def require_columns(schema: pa.Schema, path: str, config: CorpusConfig) -> None:
             raise InputError(f"{path}: column {name!r} (corpus.{key}) holds {kind}, expected text")
 
 
-def cut(files: Sequence[SourceFile], target_bytes: int) -> list[Unit]:
+def input_splits(files: Sequence[SourceFile], target_bytes: int) -> list[InputSplit]:
     """Cut large files where their format allows: lines at bytes, Parquet at row groups; others stay whole."""
-    large = [file for file in files if file.format == "parquet" and text_bytes(file) > target_bytes]
+    large = [file for file in files if file.format == "parquet" and estimated_text_bytes(file) > target_bytes]
     with ThreadPoolExecutor(8) as pool:
         footers = dict(zip(large, pool.map(_row_group_bytes, large), strict=True))
-    units: list[Unit] = []
+    splits: list[InputSplit] = []
     for file in files:
         if file in footers:
-            units += _cut_row_groups(file, footers[file], target_bytes)
+            splits += _cut_row_groups(file, footers[file], target_bytes)
         elif file.format in LINE_FORMATS and file.compression is None and file.bytes > target_bytes:
             parts = -(-file.bytes // target_bytes)
             bounds = [file.bytes * part // parts for part in range(parts + 1)]
-            units += [Unit(file, start, stop) for start, stop in itertools.pairwise(bounds)]
+            splits += [InputSplit(file, start, stop) for start, stop in itertools.pairwise(bounds)]
         else:
-            units.append(Unit(file))
-    return units
+            splits.append(InputSplit(file))
+    return splits
 
 
 def _row_group_bytes(file: SourceFile) -> list[int]:
@@ -279,38 +279,38 @@ def _row_group_bytes(file: SourceFile) -> list[int]:
     return [sum(group.column(c).total_compressed_size for c in range(group.num_columns)) for group in groups]
 
 
-def _cut_row_groups(file: SourceFile, sizes: list[int], target_bytes: int) -> list[Unit]:
-    units: list[Unit] = []
+def _cut_row_groups(file: SourceFile, sizes: list[int], target_bytes: int) -> list[InputSplit]:
+    splits: list[InputSplit] = []
     start = held = 0
     for index, size in enumerate(sizes):
         if held and (held + size / 2) * COMPRESSION_RATIO > target_bytes:
-            units.append(Unit(file, start, index, held))
+            splits.append(InputSplit(file, start, index, held))
             start, held = index, 0
         held += size
-    return [*units, Unit(file, start, len(sizes) or None, held)]
+    return [*splits, InputSplit(file, start, len(sizes) or None, held)]
 
 
-def text_bytes(file: SourceFile) -> int:
+def estimated_text_bytes(file: SourceFile) -> int:
     """About how much text a file holds; for planning only."""
     return file.bytes * (COMPRESSION_RATIO if file.compression or file.format == "parquet" else 1)
 
 
-def unit_bytes(unit: Unit) -> int:
-    """About how much text a unit holds; for planning only."""
-    if unit.file.format in LINE_FORMATS and unit.stop is not None:
-        return unit.stop - unit.start
-    return unit.bytes * COMPRESSION_RATIO if unit.bytes is not None else text_bytes(unit.file)
+def estimated_split_bytes(split: InputSplit) -> int:
+    """About how much text a split holds; for planning only."""
+    if split.file.format in LINE_FORMATS and split.stop is not None:
+        return split.stop - split.start
+    return split.bytes * COMPRESSION_RATIO if split.bytes is not None else estimated_text_bytes(split.file)
 
 
-def pack(units: Sequence[Unit], tasks: int) -> list[list[Unit]]:
-    """Consecutive units for at most `tasks` tasks of similar size, each at least one unit."""
-    total = sum(unit_bytes(unit) + 1 for unit in units)
-    packed: list[list[Unit]] = []
+def group_splits(splits: Sequence[InputSplit], tasks: int) -> list[list[InputSplit]]:
+    """Consecutive splits for at most `tasks` tasks of similar size, each at least one split."""
+    total = sum(estimated_split_bytes(split) + 1 for split in splits)
+    packed: list[list[InputSplit]] = []
     done = 0
-    for unit in units:
-        size = unit_bytes(unit) + 1
+    for split in splits:
+        size = estimated_split_bytes(split) + 1
         if not packed or (done + size / 2) * tasks >= total * len(packed):
             packed.append([])
-        packed[-1].append(unit)
+        packed[-1].append(split)
         done += size
     return packed

@@ -28,7 +28,7 @@ class CorpusStage(Stage):
 
     def check(self, config: Config) -> None:
         """Raise for what can be known without reading the corpus: paths, formats, columns."""
-        documents.check(config)
+        documents.check_corpus(config)
 
     def identity(self, config: Config) -> Any:
         """Paths, sizes and times of the source files."""
@@ -36,7 +36,7 @@ class CorpusStage(Stage):
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Read, clean, refuse or drop duplicates, write the batch."""
-        return documents.run(stage_run.context)
+        return documents.run_corpus(stage_run.context)
 
 
 class VocabularyStage(Stage):
@@ -55,7 +55,7 @@ class VocabularyStage(Stage):
 
     def check(self, config: Config) -> None:
         """Raise where the tokenizer is missing or is none."""
-        encoding.check(config)
+        encoding.check_vocabulary(config)
 
     def identity(self, config: Config) -> Any:
         """Hash of the tokenizer's tokens and of all its rules."""
@@ -65,4 +65,4 @@ class VocabularyStage(Stage):
         """Encode and count the documents of the batch that are not held out."""
         corpus = stage_run.outputs(CorpusOutputs)
         text_bytes = float(corpus["text_bytes"]) * (1 - corpus["held_out"] / corpus["documents"])
-        return encoding.run(stage_run.context, text_bytes)
+        return encoding.run_vocabulary(stage_run.context, text_bytes)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, is_supported
-from wals_spark.corpus.document_batch import Batch, Longs, from_texts
+from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, encodes_by_piece
+from wals_spark.corpus.document_batch import DocumentBatch, Longs
 from wals_spark.corpus.word_rules import SENTENCE_END
-from wals_spark.corpus.words import Encoded, punctuation, sentence_ends
+from wals_spark.corpus.words import EncodedDocuments, punctuation_flags, sentence_ends
 from wals_spark.token_shards import SPECIAL
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ CALL_CHARACTERS = 1 << 20
 
 
 @lru_cache(maxsize=2)
-def load(serialized: str) -> Tokenizer:
+def parse_tokenizer(serialized: str) -> Tokenizer:
     """The tokenizer of a worker process, parsed once."""
     from tokenizers import Tokenizer
 
@@ -59,23 +59,23 @@ class SubwordEncoder:
     """Encodes batches with a tokenizer; special tokens in the text become `SPECIAL`."""
 
     def __init__(self, serialized: str, special_ids: frozenset[int], size: int) -> None:
-        self.tokenizer = load(serialized)
+        self.tokenizer = parse_tokenizer(serialized)
         self.byte_level = is_byte_level(serialized)
         self.quick: ByteLevelEncoder | None = None
-        if is_supported(serialized):
+        if encodes_by_piece(serialized):
             self.quick = ByteLevelEncoder(self.tokenizer, lambda texts: self._encode_texts(texts)[0])
         self._compared = 0
         self.size = size
         self._special = np.zeros(size, bool)
         self._special[list(special_ids)] = True
-        self._punctuation = punctuation()
+        self._punctuation = punctuation_flags()
         self._bytes = np.zeros(size, np.int64)
         for token, index in self.tokenizer.get_vocab(with_added_tokens=False).items():
             self._bytes[index] = len(token)  # a character of a byte-level token is a byte
         for index, added in self.tokenizer.get_added_tokens_decoder().items():
             self._bytes[index] = len(added.content.encode())
 
-    def encode(self, batch: Batch) -> Encoded:
+    def encode(self, batch: DocumentBatch) -> EncodedDocuments:
         """Token ids of documents, with the ends of paragraphs and sentences."""
         if self._compared < COMPARED_CHARACTERS:
             self._compare(batch)
@@ -94,9 +94,9 @@ class SubwordEncoder:
                 [find_breaks(batch.text(index).decode(), span) for index, span in enumerate(spans)]
             )
         tokens[self._special[tokens]] = SPECIAL
-        return Encoded(tokens, offsets, breaks, break_offsets)
+        return EncodedDocuments(tokens, offsets, breaks, break_offsets)
 
-    def _compare(self, batch: Batch) -> None:
+    def _compare(self, batch: DocumentBatch) -> None:
         """Encode the first documents both ways; where they differ, do without the quick one from then on."""
         for index in range(len(batch)):
             if self.quick is None or self._compared >= COMPARED_CHARACTERS:
@@ -105,7 +105,7 @@ class SubwordEncoder:
             if len(text) > CALL_CHARACTERS:
                 continue
             self._compared += len(text)
-            quick, _ = self.quick.encode(from_texts([batch.ids[index]], [text]))
+            quick, _ = self.quick.encode(DocumentBatch.from_texts([batch.ids[index]], [text]))
             plain = self._encode_texts([text.decode()])[0][0]
             if not np.array_equal(quick, plain):
                 logger.warning(
@@ -137,7 +137,7 @@ class SubwordEncoder:
             first, held = last, 0
         return [_flat(found) for found in ids], [np.concatenate(found) for found in spans if found]
 
-    def _byte_level_breaks(self, batch: Batch, tokens: Ints, offsets: Longs) -> tuple[Ints, Longs]:
+    def _byte_level_breaks(self, batch: DocumentBatch, tokens: Ints, offsets: Longs) -> tuple[Ints, Longs]:
         """As `find_breaks`, on bytes: byte-level tokens are the text's bytes, so their lengths say where they are."""
         ends = np.cumsum(self._bytes[tokens])
         at_document = np.concatenate([[0], ends])[offsets]

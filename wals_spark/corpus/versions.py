@@ -27,7 +27,7 @@ VERSIONS = "versions.json"
 
 
 @dataclass(frozen=True)
-class Version:
+class VocabularyVersion:
     """A state of the vocabulary.
 
     Attributes
@@ -52,7 +52,7 @@ class Version:
     at: str = ""
 
 
-def root(context: Context) -> str:
+def encoded_directory(context: Context) -> str:
     """The directory of all encoded batches."""
     return storage.join(context.manifests.warehouse, ENCODED)
 
@@ -63,16 +63,16 @@ def other_batches(context: Context) -> list[str]:
     return [
         key
         for key in context.manifests.keys("vocabulary")
-        if key != own and storage.exists(storage.join(root(context), key, COUNTS))
+        if key != own and storage.exists(storage.join(encoded_directory(context), key, COUNTS))
     ]
 
 
-def latest(context: Context) -> Version | None:
+def current_version(context: Context) -> VocabularyVersion | None:
     """The newest version, or None."""
-    path = storage.join(root(context), VERSIONS)
+    path = storage.join(encoded_directory(context), VERSIONS)
     if not storage.exists(path):
         return None
-    return Version(**storage.read_json(path)["versions"][-1])
+    return VocabularyVersion(**storage.read_json(path)["versions"][-1])
 
 
 def known_tokens(context: Context, others: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
@@ -83,7 +83,7 @@ def known_tokens(context: Context, others: Sequence[str], settings: Mapping[str,
     InputError
         The other batches were encoded with another tokenizer, pattern or case.
     """
-    newest = latest(context)
+    newest = current_version(context)
     if not others or newest is None:
         return []
     if dict(newest.settings) != dict(settings):
@@ -118,7 +118,7 @@ def summed_counts(context: Context, batches: Sequence[str], size: int) -> Any:
     """Counts and document counts over batches, int64 of shape (2, size)."""
     totals = np.zeros((2, size), np.int64)
     for batch in batches:
-        content = storage.read_bytes(storage.join(root(context), batch, COUNTS))
+        content = storage.read_bytes(storage.join(encoded_directory(context), batch, COUNTS))
         table = pq.read_table(pa.BufferReader(content))
         ids = table["token_id"].to_numpy()
         totals[0, ids] += table["count"].to_numpy()
@@ -126,18 +126,18 @@ def summed_counts(context: Context, batches: Sequence[str], size: int) -> Any:
     return totals
 
 
-def record(
+def record_version(
     context: Context, others: Sequence[str], settings: Mapping[str, Any], size: int, vocabulary_hash: str, known: int
-) -> Version:
+) -> VocabularyVersion:
     """Append a version where the tokens changed; returns the current one."""
-    path = storage.join(root(context), VERSIONS)
+    path = storage.join(encoded_directory(context), VERSIONS)
     history = storage.read_json(path)["versions"] if storage.exists(path) else []
     number = history[-1]["version"] if history else 0
     if not others:
         history = []
     if history and history[-1]["vocabulary_hash"] == vocabulary_hash:
-        return Version(**history[-1])
+        return VocabularyVersion(**history[-1])
     batch_id = context.config.corpus.batch_id
-    version = Version(number + 1, size, vocabulary_hash, batch_id, known, dict(settings), now())
+    version = VocabularyVersion(number + 1, size, vocabulary_hash, batch_id, known, dict(settings), now())
     storage.write_json(path, {"versions": [*history, asdict(version)]})
     return version

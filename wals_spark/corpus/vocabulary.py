@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wals_spark.corpus.shuffle import Blob, pack_table, unpack_table
-from wals_spark.corpus.words import Tally, WordIndex
+from wals_spark.corpus.shuffle import ShuffleRecord, pack_table, unpack_table
+from wals_spark.corpus.words import TokenCounter, WordEncoder
 
 COUNTS = pa.schema(
     [("token", pa.large_string()), ("hash", pa.uint64()), ("count", pa.int64()), ("document_count", pa.int64())]
@@ -23,37 +23,37 @@ class HashCollisionError(Exception):
     """Two words share a hash: the words are counted again with another seed."""
 
 
-def pack_counts(index: WordIndex, tally: Tally, buckets: int) -> list[Blob]:
+def pack_counts(index: WordEncoder, counter: TokenCounter, buckets: int) -> list[ShuffleRecord]:
     """The counts of a shard's words by bucket of their hash."""
-    counts = tally.counts[: index.size]
+    counts = counter.counts[: index.size]
     seen = counts > 0
     table = pa.Table.from_arrays(
         [
             pa.LargeStringArray.from_buffers(index.size, pa.py_buffer(index.starts), pa.py_buffer(index.heap)),
             pa.array(index.hashes),
             pa.array(counts),
-            pa.array(tally.document_counts[: index.size]),
+            pa.array(counter.document_counts[: index.size]),
         ],
         schema=COUNTS,
     )
     bucket_of = index.hashes % np.uint64(buckets)
-    blobs = []
+    records = []
     for bucket in range(buckets):
         rows = np.flatnonzero(seen & (bucket_of == bucket))
         if len(rows):
-            blobs.append(Blob(bucket, "counts", pack_table(table.take(pa.array(rows)).combine_chunks())))
-    return blobs
+            records.append(ShuffleRecord(bucket, "counts", pack_table(table.take(pa.array(rows)).combine_chunks())))
+    return records
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedCounts:
     """The counts of a bucket: words that may enter the vocabulary, and how many there were in all."""
 
     table: pa.Table
     distinct: int
 
 
-def merge_counts(payloads: Sequence[bytes], min_count: int, keep: pa.Array | None = None) -> Merged:
+def merge_counts(payloads: Sequence[bytes], min_count: int, keep: pa.Array | None = None) -> MergedCounts:
     """Sum the counts of equal words.
 
     Parameters
@@ -69,7 +69,7 @@ def merge_counts(payloads: Sequence[bytes], min_count: int, keep: pa.Array | Non
         Two different words have the same hash. All words of a hash meet in one bucket, so none is missed.
     """
     if not payloads:
-        return Merged(COUNTS.empty_table(), 0)
+        return MergedCounts(COUNTS.empty_table(), 0)
     table = pa.concat_tables([unpack_table(payload) for payload in payloads]).combine_chunks()
     hashes = table["hash"].to_numpy()
     order = np.argsort(hashes, kind="stable")
@@ -91,11 +91,11 @@ def merge_counts(payloads: Sequence[bytes], min_count: int, keep: pa.Array | Non
         kept |= pc.is_in(words, value_set=keep).to_numpy(zero_copy_only=False)
     chosen = pa.array(np.flatnonzero(kept))
     columns = [words, pa.array(hashes[starts]), pa.array(counts), pa.array(documents)]
-    return Merged(pa.Table.from_arrays([column.take(chosen) for column in columns], schema=COUNTS), len(starts))
+    return MergedCounts(pa.Table.from_arrays([column.take(chosen) for column in columns], schema=COUNTS), len(starts))
 
 
 @dataclass(frozen=True)
-class Ranked:
+class WordVocabulary:
     """A word vocabulary after a batch.
 
     Attributes
@@ -118,7 +118,7 @@ class Ranked:
     new: int
 
 
-def rank(table: pa.Table, known: Sequence[str], min_count: int, max_vocabulary: int | None) -> Ranked:
+def assign_ids(table: pa.Table, known: Sequence[str], min_count: int, max_vocabulary: int | None) -> WordVocabulary:
     """Give ids: `known` words keep theirs, new ones follow; `max_vocabulary` bounds all of them together."""
     order = pc.sort_indices(table, sort_keys=[("count", "descending"), ("token", "ascending")])
     table = table.take(order).combine_chunks()
@@ -138,7 +138,7 @@ def rank(table: pa.Table, known: Sequence[str], min_count: int, max_vocabulary: 
     totals[0, ids[inside]] = counts[inside]
     totals[1, ids[inside]] = table["document_count"].to_numpy()[inside]
     hashes = table["hash"].to_numpy()[inside]
-    return Ranked(tokens, totals[0], totals[1], hashes, ids[inside].astype(np.int32), len(fresh))
+    return WordVocabulary(tokens, totals[0], totals[1], hashes, ids[inside].astype(np.int32), len(fresh))
 
 
 def vocabulary_rows(

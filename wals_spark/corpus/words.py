@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wals_spark.compiled import compiled
-from wals_spark.corpus.document_batch import Batch, Bytes, Longs
+from wals_spark.corpus.document_batch import Bytes, DocumentBatch, Longs
 from wals_spark.corpus.word_rules import CASES, words_and_breaks
 from wals_spark.splitmix64 import GOLDEN_GAMMA
 
@@ -38,7 +38,7 @@ TERMINATOR, CLOSER, SPACE, NEWLINE, FULL_STOP = 1, 2, 4, 8, 16
 
 
 @dataclass(frozen=True)
-class Tables:
+class CharacterTables:
     """What the kernel knows of a pattern and a case.
 
     Attributes
@@ -68,7 +68,7 @@ class Tables:
 
 
 @lru_cache(maxsize=4)
-def tables(pattern: str, case: str) -> Tables | None:
+def character_tables(pattern: str, case: str) -> CharacterTables | None:
     """The tables of a pattern of one character class; None for any other pattern."""
     match = _ONE_CLASS.fullmatch(pattern)
     if match is None:
@@ -99,10 +99,10 @@ def tables(pattern: str, case: str) -> Tables | None:
             ascii_bytes[code] = code
         elif kinds[code] == MAPPED:
             ascii_bytes[code] = mapped[code][0]
-    flags = punctuation()
+    flags = punctuation_flags()
     codes = sorted(mapped)
     lengths = [0, *(len(mapped[code]) for code in codes)]
-    return Tables(
+    return CharacterTables(
         kinds,
         ascii_bytes,
         np.where(flags[:128] == 0, ascii_bytes, 0).astype(np.uint8),
@@ -113,7 +113,7 @@ def tables(pattern: str, case: str) -> Tables | None:
     )
 
 
-def punctuation() -> Bytes:
+def punctuation_flags() -> Bytes:
     """Flags of the characters that end sentences and paragraphs, as in `reference.SENTENCE_END`."""
     flags = np.zeros(_CODES, np.uint8)
     for characters, flag in (
@@ -363,7 +363,7 @@ def _sentence_ends(data, offsets, flags, found):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _tally(tokens, offsets, document, counts, document_counts, last):  # type: ignore[no-untyped-def]
+def _count_tokens(tokens, offsets, document, counts, document_counts, last):  # type: ignore[no-untyped-def]
     """Add occurrences, and documents with an occurrence; `document` numbers the first one."""
     for index in range(len(offsets) - 1):
         for position in range(offsets[index], offsets[index + 1]):
@@ -375,7 +375,7 @@ def _tally(tokens, offsets, document, counts, document_counts, last):  # type: i
                     document_counts[token] += 1
 
 
-class Tally:
+class TokenCounter:
     """Counts of tokens, and of the documents that hold them; ids may grow."""
 
     def __init__(self, size: int = 1 << 16) -> None:
@@ -393,12 +393,12 @@ class Tally:
                 [self.document_counts, np.zeros(wider - len(self.document_counts), np.int64)]
             )
             self._last = np.concatenate([self._last, np.full(wider - len(self._last), -1, np.int64)])
-        _tally(tokens, offsets, self._documents, self.counts, self.document_counts, self._last)
+        _count_tokens(tokens, offsets, self._documents, self.counts, self.document_counts, self._last)
         self._documents += len(offsets) - 1
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedDocuments:
     """Documents as local ids, with the ends of their paragraphs and sentences as `encoded` codes them."""
 
     tokens: Ints
@@ -407,7 +407,7 @@ class Encoded:
     break_offsets: Longs
 
 
-class ByteStrings:
+class ByteStringDictionary:
     """A growing dictionary of byte strings: local ids in the order of first appearance.
 
     Parameters
@@ -473,7 +473,7 @@ class ByteStrings:
         _fill_slots(self._slots, self.hashes)
 
 
-class WordIndex(ByteStrings):
+class WordEncoder(ByteStringDictionary):
     """The words of batches as local ids.
 
     Parameters
@@ -481,15 +481,15 @@ class WordIndex(ByteStrings):
     pattern, case : str
         As in the configuration.
     seed, hash_bits : int
-        See `ByteStrings`.
+        See `ByteStringDictionary`.
     """
 
     def __init__(self, pattern: str, case: str, seed: int = 0, hash_bits: int = 64) -> None:
         super().__init__(seed, hash_bits)
         self.pattern, self.case = re.compile(pattern), case
-        self.tables = tables(pattern, case)
+        self.tables = character_tables(pattern, case)
 
-    def encode(self, batch: Batch) -> Encoded:
+    def encode(self, batch: DocumentBatch) -> EncodedDocuments:
         """The words of documents as local ids; `batch` holds valid UTF-8."""
         documents = len(batch)
         room = int(batch.offsets[-1]) + 1
@@ -509,10 +509,10 @@ class WordIndex(ByteStrings):
             breaks[broken : broken + len(ended)] = ended
             document += 1
             ends[document], break_ends[document] = filled + len(found), broken + len(ended)
-        return Encoded(tokens[: ends[-1]].copy(), ends, breaks[: break_ends[-1]].copy(), break_ends)
+        return EncodedDocuments(tokens[: ends[-1]].copy(), ends, breaks[: break_ends[-1]].copy(), break_ends)
 
     def _scan(
-        self, batch: Batch, document: int, tokens: Ints, ends: Longs, breaks: Ints, break_ends: Longs
+        self, batch: DocumentBatch, document: int, tokens: Ints, ends: Longs, breaks: Ints, break_ends: Longs
     ) -> tuple[int, int]:
         assert self.tables is not None
         known = self.tables

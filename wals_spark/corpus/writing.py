@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wals_spark import storage
-from wals_spark.corpus.document_batch import Batch, from_arrow
-from wals_spark.corpus.duplicate_ids import drop_lists
-from wals_spark.corpus.shuffle import Blob, run_tasks
+from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.duplicate_ids import read_drop_lists
+from wals_spark.corpus.shuffle import ShuffleRecord, run_tasks
 from wals_spark.schemas import DOCUMENTS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ TEMPORARY = "_tmp-"
 
 
 @dataclass
-class Written:
+class WrittenFiles:
     """What a task wrote: an entry per file (name, documents, held_out, text_bytes), and its counts."""
 
     files: list[dict[str, Any]]
@@ -41,9 +41,9 @@ class Written:
         return json.dumps({"files": self.files, "counts": self.counts}).encode()
 
     @staticmethod
-    def load(payload: bytes) -> Written:
+    def load(payload: bytes) -> WrittenFiles:
         """The inverse of `dump`."""
-        return Written(**json.loads(payload))
+        return WrittenFiles(**json.loads(payload))
 
 
 class DocumentWriter:
@@ -106,13 +106,13 @@ class DocumentWriter:
         self._finish()
 
 
-def read_back(location: str) -> Iterator[Batch]:
+def read_document_file(location: str) -> Iterator[DocumentBatch]:
     """The documents of a file of `DocumentWriter`, held out or not."""
     fs, path = storage.filesystem(location)
     with pq.ParquetFile(path, filesystem=fs) as source:
         for group in range(source.num_row_groups):
             for part in source.read_row_group(group, columns=["doc_id", "text"]).to_batches():
-                yield from_arrow(part["doc_id"].to_pylist(), part["text"], location)
+                yield DocumentBatch.from_arrow(part["doc_id"].to_pylist(), part["text"], location)
 
 
 def remove_temporary(directory: str) -> None:
@@ -122,31 +122,33 @@ def remove_temporary(directory: str) -> None:
             storage.remove(storage.join(directory, posixpath.basename(info.path)))
 
 
-def drop_rows(spark: SparkSession, written: dict[int, Written], affected: list[int], directory: str, work: str) -> int:
+def drop_rows(
+    spark: SparkSession, written: dict[int, WrittenFiles], affected: list[int], directory: str, work: str
+) -> int:
     """Write the files of the tasks `affected` again without the rows of their drop lists; returns how many went.
 
     `written` then says what is there.
     """
     before = sum(entry["documents"] for task in affected for entry in written[task].files)
     rewrite = partial(_without_rows, affected, written, directory, work)
-    for blob in run_tasks(spark, len(affected), rewrite) if affected else ():
-        _replace_files(directory, written[blob.bucket], Written.load(blob.payload))
+    for record in run_tasks(spark, len(affected), rewrite) if affected else ():
+        _replace_files(directory, written[record.bucket], WrittenFiles.load(record.payload))
     return before - sum(entry["documents"] for task in affected for entry in written[task].files)
 
 
 def _without_rows(
-    affected: list[int], written: dict[int, Written], directory: str, work: str, index: int
-) -> Iterator[Blob]:
+    affected: list[int], written: dict[int, WrittenFiles], directory: str, work: str, index: int
+) -> Iterator[ShuffleRecord]:
     """Write the files of a task again without the rows that its drop lists name."""
     task = affected[index]
-    dropped = drop_lists(work, task)
+    dropped = read_drop_lists(work, task)
     start = 0
     files: list[dict[str, Any]] = []
     for entry in written[task].files:
         kept = ~np.isin(np.arange(start, start + entry["documents"]), dropped)
         start += entry["documents"]
         files += [entry] if kept.all() else _filtered(directory, entry["name"], kept)
-    yield Blob(task, "written", Written(files, {}).dump())
+    yield ShuffleRecord(task, "written", WrittenFiles(files, {}).dump())
 
 
 def _filtered(directory: str, name: str, kept: Any) -> list[dict[str, Any]]:
@@ -166,7 +168,7 @@ def _filtered(directory: str, name: str, kept: Any) -> list[dict[str, Any]]:
     return writer.files
 
 
-def _replace_files(directory: str, old: Written, new: Written) -> None:
+def _replace_files(directory: str, old: WrittenFiles, new: WrittenFiles) -> None:
     kept = {entry["name"] for entry in new.files}
     for entry in old.files:
         if entry["name"] not in kept:

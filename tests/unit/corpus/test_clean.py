@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from wals_spark.config import CorpusConfig
-from wals_spark.corpus.clean import LINE_BREAKS, REMOVED, SPACES, clean, filter_length
-from wals_spark.corpus.document_batch import from_texts
+from wals_spark.corpus.clean import LINE_BREAKS, REMOVED, SPACES, clean_batch, filter_length
+from wals_spark.corpus.document_batch import DocumentBatch
 from wals_spark.errors import InputError
 
 
 def cleaned(texts, counts=None, **keys):
     texts = [text if isinstance(text, bytes) else text.encode() for text in texts]
-    batch = from_texts([f"d{n}" for n in range(len(texts))], texts, "a.txt")
-    batch = clean(batch, CorpusConfig(**keys), Counter() if counts is None else counts)
+    batch = DocumentBatch.from_texts([f"d{n}" for n in range(len(texts))], texts, "a.txt")
+    batch = clean_batch(batch, CorpusConfig(**keys), Counter() if counts is None else counts)
     return [(name, batch.text(index).decode()) for index, name in enumerate(batch.ids)]
 
 
@@ -115,13 +115,13 @@ def test_overlong_surrogate_and_cut_sequences_are_not_utf8(data):
 
 def test_a_million_empty_documents_take_a_moment():
     counts: Counter[str] = Counter()
-    batch = from_texts([""] * 1_000_000, [b""] * 1_000_000)
-    assert len(clean(batch, CorpusConfig(), counts)) == 0
+    batch = DocumentBatch.from_texts([""] * 1_000_000, [b""] * 1_000_000)
+    assert len(clean_batch(batch, CorpusConfig(), counts)) == 0
     assert counts["empty"] == 1_000_000
 
 
 def test_selecting_and_replacing_documents_keeps_offsets_right():
-    batch = from_texts(["a", "b", "c"], [b"one", b"", b"three"])
+    batch = DocumentBatch.from_texts(["a", "b", "c"], [b"one", b"", b"three"])
     batch = batch.replace_texts({0: b"", 1: b"zwei"}).select(np.array([False, True, True]))
     assert [batch.text(index) for index in range(len(batch))] == [b"zwei", b"three"]
     assert batch.offsets.tolist() == [0, 4, 9]
@@ -129,7 +129,7 @@ def test_selecting_and_replacing_documents_keeps_offsets_right():
 
 def test_length_filters_count_characters_not_bytes():
     counts: Counter[str] = Counter()
-    batch = from_texts(list("abcd"), [text.encode() for text in ("x", "äöü", "\U0001f600" * 4, "12345")])
+    batch = DocumentBatch.from_texts(list("abcd"), [text.encode() for text in ("x", "äöü", "\U0001f600" * 4, "12345")])
     kept = filter_length(batch, CorpusConfig(min_characters=2, max_characters=4), counts)
     assert kept.ids == ["b", "c"]
     assert (counts["too_short"], counts["too_long"]) == (1, 1)

@@ -8,13 +8,13 @@ import pytest
 
 from wals_spark.corpus import minhash
 from wals_spark.corpus.boilerplate import LineCounter, frequent_lines, remove_lines
-from wals_spark.corpus.document_batch import from_texts
-from wals_spark.corpus.minhash import PERMUTATIONS, SHINGLE, band_keys, signatures, similar_to_earlier
-from wals_spark.corpus.words import WordIndex
+from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.minhash import PERMUTATIONS, SHINGLE, band_keys, minhash_signatures, similar_to_earlier
+from wals_spark.corpus.words import WordEncoder
 
 
 def to_batch(texts):
-    return from_texts([str(n) for n in range(len(texts))], [text.encode() for text in texts])
+    return DocumentBatch.from_texts([str(n) for n in range(len(texts))], [text.encode() for text in texts])
 
 
 def shingles(text):
@@ -34,17 +34,17 @@ def test_signatures_estimate_the_share_of_common_shingles():
         texts = [" ".join(first), " ".join(altered(first, share, rng))]
         a, b = map(shingles, texts)
         exact = len(a & b) / len(a | b)
-        found = signatures(to_batch(texts), WordIndex(r"\w+", "lower"))
+        found = minhash_signatures(to_batch(texts), WordEncoder(r"\w+", "lower"))
         estimate = float((found[0] == found[1]).mean())
         assert abs(estimate - exact) < 4 * np.sqrt(max(exact * (1 - exact), 1e-9) / PERMUTATIONS) + 1e-9
 
 
 def test_signatures_do_not_depend_on_the_batch_or_the_words_seen_before():
     texts = ["one two three four five six", "seven", "", "!!!", "one two three four five six"]
-    together = signatures(to_batch(texts), WordIndex(r"\w+", "lower"))
-    used = WordIndex(r"\w+", "lower")
-    signatures(to_batch(["five four three"]), used)
-    alone = [signatures(to_batch([text]), used)[0] for text in reversed(texts)]
+    together = minhash_signatures(to_batch(texts), WordEncoder(r"\w+", "lower"))
+    used = WordEncoder(r"\w+", "lower")
+    minhash_signatures(to_batch(["five four three"]), used)
+    alone = [minhash_signatures(to_batch([text]), used)[0] for text in reversed(texts)]
     assert together.tolist() == np.stack(alone[::-1]).tolist()
     assert together[0].tolist() == together[4].tolist()
     assert together[2].tolist() != together[3].tolist()
@@ -52,8 +52,8 @@ def test_signatures_do_not_depend_on_the_batch_or_the_words_seen_before():
 
 def test_signature_equals_its_plain_twin():
     text = "a b c d e f a b"
-    index = WordIndex(r"\w+", "lower")
-    (found,) = signatures(to_batch([text]), index)
+    index = WordEncoder(r"\w+", "lower")
+    (found,) = minhash_signatures(to_batch([text]), index)
     hashes = dict(zip(index.words(), index.hashes.tolist(), strict=True))
     mask = (1 << 64) - 1
     words = text.split()
@@ -77,7 +77,7 @@ def test_similar_documents_are_found_and_the_first_stays():
     originals = [rng.choices(vocabulary, k=400) for _ in range(50)]
     texts = [" ".join(words) for words in originals]
     texts += [" ".join(altered(words, 0.005, rng)) for words in originals[:20]]
-    found = signatures(to_batch(texts), WordIndex(r"\w+", "lower"))
+    found = minhash_signatures(to_batch(texts), WordEncoder(r"\w+", "lower"))
     keys = band_keys(found)
     positions = np.broadcast_to(np.arange(len(texts))[:, None], keys.shape)
     again = similar_to_earlier(keys.ravel(), positions.ravel(), lambda at: found[at], 0.8)
@@ -102,8 +102,8 @@ def test_lines_of_many_documents_are_found_once_per_document(batches):
     for part in range(batches):
         counter = LineCounter()
         counter.add(to_batch(texts[part::batches]))
-        payloads += [blob.payload for blob in counter.blobs(1)]
-    index = WordIndex(r"[^\n]+", "keep")
+        payloads += [record.payload for record in counter.records(1)]
+    index = WordEncoder(r"[^\n]+", "keep")
     index.encode(to_batch([f"{MENU}\nend 0\nend 1\ntext 0"]))
     hashes = dict(zip(index.words(), index.hashes.tolist(), strict=True))
     assert frequent_lines(payloads, 6).tolist() == [hashes[MENU]]
@@ -115,7 +115,7 @@ def test_boilerplate_lines_are_removed_and_counted():
     counter = LineCounter()
     texts = [*documents_with_menu(4), "", "only this"]
     counter.add(to_batch(texts))
-    lines = np.sort(frequent_lines([blob.payload for blob in counter.blobs(1)], 4))
+    lines = np.sort(frequent_lines([record.payload for record in counter.records(1)], 4))
     counts: Counter[str] = Counter()
     cleaned = remove_lines(to_batch(texts), lines, counts)
     assert [cleaned.text(n).decode() for n in range(6)] == [

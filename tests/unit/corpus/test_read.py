@@ -12,16 +12,16 @@ import zstandard
 
 from wals_spark.config import CorpusConfig
 from wals_spark.corpus import read
-from wals_spark.corpus.read import read_units
-from wals_spark.corpus.source import Unit, cut, list_sources
+from wals_spark.corpus.read import read_splits
+from wals_spark.corpus.source import InputSplit, input_splits, list_sources
 from wals_spark.errors import InputError
 
 
 def documents(path, units=None, counts=None, **keys):
     """(id, text) of all documents below `path`."""
     config = CorpusConfig(path=str(path), **keys)
-    units = units or [Unit(file) for file in list_sources(config)]
-    batches = read_units(units, config, Counter() if counts is None else counts)
+    units = units or [InputSplit(file) for file in list_sources(config)]
+    batches = read_splits(units, config, Counter() if counts is None else counts)
     return [(name, batch.text(index)) for batch in batches for index, name in enumerate(batch.ids)]
 
 
@@ -52,7 +52,7 @@ def test_any_cut_of_a_file_of_lines_gives_the_same_documents(tmp_path, monkeypat
     monkeypatch.setattr(read, "BLOCK_BYTES", block)
     (file,) = list_sources(CorpusConfig(path=str(tmp_path), format="text"))
     for parts in (1, 2, 3, 10, 50):
-        units = cut([file], max(file.bytes // parts, 1))
+        units = input_splits([file], max(file.bytes // parts, 1))
         assert documents(tmp_path, units, format="text") == whole
 
 
@@ -121,7 +121,7 @@ def test_parquet_text_of_any_type(tmp_path, kind):
 def test_parquet_rows_are_named_by_number_whatever_the_cut(tmp_path):
     pq.write_table(pa.table({"text": list("abcdefg")}), tmp_path / "a.parquet", row_group_size=2)
     (file,) = list_sources(CorpusConfig(path=str(tmp_path)))
-    units = [Unit(file, 0, 1), Unit(file, 1, 3), Unit(file, 3, 4)]
+    units = [InputSplit(file, 0, 1), InputSplit(file, 1, 3), InputSplit(file, 3, 4)]
     assert documents(tmp_path, units) == documents(tmp_path)
     assert documents(tmp_path)[-1] == ("a.parquet:6", b"g")
 

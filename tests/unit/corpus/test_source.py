@@ -7,7 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from wals_spark.config import CorpusConfig
-from wals_spark.corpus.source import Unit, check_columns, cut, identity, list_sources, pack
+from wals_spark.corpus.source import (
+    InputSplit,
+    check_columns,
+    file_identities,
+    group_splits,
+    input_splits,
+    list_sources,
+)
 from wals_spark.errors import InputError
 
 
@@ -87,10 +94,10 @@ def test_no_path_is_refused():
 
 def test_identity_changes_with_a_file(tmp_path):
     touch(tmp_path, "a.txt")
-    before = identity(list_sources(CorpusConfig(path=str(tmp_path))))
+    before = file_identities(list_sources(CorpusConfig(path=str(tmp_path))))
     touch(tmp_path, "a.txt", content=b"xy")
     os.utime(tmp_path / "a.txt", ns=(1, 1))
-    after = identity(list_sources(CorpusConfig(path=str(tmp_path))))
+    after = file_identities(list_sources(CorpusConfig(path=str(tmp_path))))
     assert [entry[2:] for entry in after] == [[2, 1]]
     assert before != after
 
@@ -119,7 +126,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
 def test_a_large_text_file_is_cut_and_a_compressed_one_is_not(tmp_path):
     touch(tmp_path, "a.txt", "b.txt.gz", content=b"x" * 1000)
     files = list_sources(CorpusConfig(path=str(tmp_path), format="text"))
-    units = cut(files, 300)
+    units = input_splits(files, 300)
     assert [(unit.file.name, unit.start, unit.stop) for unit in units] == [
         ("a.txt", 0, 250),
         ("a.txt", 250, 500),
@@ -132,14 +139,14 @@ def test_a_large_text_file_is_cut_and_a_compressed_one_is_not(tmp_path):
 def test_a_large_parquet_file_is_cut_at_row_groups(tmp_path):
     table = pa.table({"text": [os.urandom(500).hex() for _ in range(40)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
-    units = cut(list_sources(CorpusConfig(path=str(tmp_path))), 20_000)
+    units = input_splits(list_sources(CorpusConfig(path=str(tmp_path))), 20_000)
     assert [(unit.start, unit.stop) for unit in units] == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
 def test_packing_keeps_order_and_balances(tmp_path):
     touch(tmp_path, *(f"{n}.txt" for n in range(10)), content=b"x" * 100)
-    units = [Unit(file) for file in list_sources(CorpusConfig(path=str(tmp_path)))]
-    packed = pack(units, 4)
+    units = [InputSplit(file) for file in list_sources(CorpusConfig(path=str(tmp_path)))]
+    packed = group_splits(units, 4)
     assert [unit for part in packed for unit in part] == units
     assert sorted(map(len, packed)) == [2, 2, 3, 3]
-    assert [len(part) for part in pack(units, 100)] == [1] * 10
+    assert [len(part) for part in group_splits(units, 100)] == [1] * 10

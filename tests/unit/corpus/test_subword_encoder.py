@@ -9,11 +9,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from wals_spark.corpus import byte_level_bpe, subword_encoder
-from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, is_supported
-from wals_spark.corpus.document_batch import from_texts
+from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, encodes_by_piece
+from wals_spark.corpus.document_batch import DocumentBatch
 from wals_spark.corpus.subword_encoder import SubwordEncoder, find_breaks, is_byte_level
 from wals_spark.corpus.word_rules import SENTENCE_END
-from wals_spark.corpus.words import RULES, punctuation, sentence_ends
+from wals_spark.corpus.words import RULES, punctuation_flags, sentence_ends
 from wals_spark.token_shards import SPECIAL
 
 LETTERS = (
@@ -29,7 +29,7 @@ def random_texts(seed, number=400):
 
 
 def to_batch(texts):
-    return from_texts([str(n) for n in range(len(texts))], [text.encode() for text in texts])
+    return DocumentBatch.from_texts([str(n) for n in range(len(texts))], [text.encode() for text in texts])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,11 @@ def test_documents_with_added_tokens_equal_the_tokenizers(tokenizer):
 
 def test_pieces_equal_the_pre_tokenizers_for_every_character():
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    known = [code for code in range(0x40000) if not 0xD800 <= code < 0xE000 and byte_level_bpe.classes()[code] != RULES]
+    known = [
+        code
+        for code in range(0x40000)
+        if not 0xD800 <= code < 0xE000 and byte_level_bpe.character_classes()[code] != RULES
+    ]
     texts = [
         "".join(f"a{c}b {c} 1{c}2 !{c}?{c}{c} 's{c}" for c in map(chr, known[start : start + 512]))
         for start in range(0, len(known), 512)
@@ -97,7 +101,7 @@ def test_pieces_equal_the_pre_tokenizers_for_every_character():
 
 
 def test_characters_unknown_to_this_python_go_to_the_tokenizer(tokenizer):
-    unknown = chr(int(np.flatnonzero(byte_level_bpe.classes()[:0x3000] == RULES)[0]))
+    unknown = chr(int(np.flatnonzero(byte_level_bpe.character_classes()[:0x3000] == RULES)[0]))
     texts = [f"a{unknown}b 's", "plain", unknown, "\U000e0100x", "\U000f0000"]
     assert by_encoder(make_encoder(tokenizer), texts) == by_tokenizer(tokenizer, texts)
 
@@ -126,8 +130,8 @@ def altered(tokenizer, change):
 )
 def test_other_tokenizers_are_not_taken_for_byte_level(tokenizer, change):
     assert is_byte_level(tokenizer.to_str())
-    assert is_supported(tokenizer.to_str())
-    assert not is_supported(altered(tokenizer, change))
+    assert encodes_by_piece(tokenizer.to_str())
+    assert not encodes_by_piece(altered(tokenizer, change))
     assert not is_byte_level(altered(tokenizer, change))
 
 
@@ -141,7 +145,7 @@ def test_other_tokenizers_are_not_taken_for_byte_level(tokenizer, change):
     ],
 )
 def test_only_the_shape_that_is_understood_is_encoded_by_pieces(tokenizer, change):
-    assert not is_supported(altered(tokenizer, change))
+    assert not encodes_by_piece(altered(tokenizer, change))
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -181,7 +185,7 @@ def test_breaks_by_bytes_equal_those_by_offsets(tokenizer):
 def test_sentence_ends_equal_the_expression():
     texts = random_texts(9) + ENGLISH + ["「はい。」いいえ！ x.” y… z"]
     batch = to_batch(texts)
-    found = sentence_ends(batch.data, batch.offsets, punctuation()).tolist()
+    found = sentence_ends(batch.data, batch.offsets, punctuation_flags()).tolist()
     expected = [
         int(batch.offsets[index]) + len(text[: match.end()].encode())
         for index, text in enumerate(texts)
@@ -213,7 +217,7 @@ def test_many_pieces_in_calls_of_few(tokenizer, monkeypatch):
 
 def test_a_difference_sends_whole_documents_to_the_tokenizer(tokenizer, monkeypatch, caplog):
     encoder = SubwordEncoder(tokenizer.to_str(), frozenset(), tokenizer.get_vocab_size())
-    kinds = byte_level_bpe.classes().copy()
+    kinds = byte_level_bpe.character_classes().copy()
     kinds[ord("e")] = byte_level_bpe.NUMBER
     monkeypatch.setattr(encoder.quick, "_classes", kinds)
     monkeypatch.setattr(subword_encoder.logger, "propagate", True)
@@ -236,7 +240,7 @@ def test_roberta_on_real_text(data):
     import pyarrow.parquet as pq
 
     tokenizer = Tokenizer.from_file(str(data / "tokenizers" / "roberta-base" / "tokenizer.json"))
-    assert is_supported(tokenizer.to_str())
+    assert encodes_by_piece(tokenizer.to_str())
     encoder = make_encoder(tokenizer)
     for name in ("enwiki/part-1.parquet", "novels.parquet", "biomedical.parquet", "scotus.parquet"):
         source = pq.ParquetFile(data / "corpora" / name)

@@ -8,21 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from wals_spark.corpus.document_batch import from_texts
-from wals_spark.corpus.vocabulary import HashCollisionError, merge_counts, pack_counts, rank, vocabulary_rows
-from wals_spark.corpus.words import Tally, WordIndex
+from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.vocabulary import HashCollisionError, assign_ids, merge_counts, pack_counts, vocabulary_rows
+from wals_spark.corpus.words import TokenCounter, WordEncoder
 
 
 def count_parts(parts, buckets, **index_keys):
-    """The blobs of several tasks, by bucket."""
+    """The records of several tasks, by bucket."""
     by_bucket = {bucket: [] for bucket in range(buckets)}
     for documents in parts:
-        index, tally = WordIndex("[a-z]+", "lower", **index_keys), Tally()
-        batch = from_texts([str(n) for n in range(len(documents))], [text.encode() for text in documents])
+        index, counter = WordEncoder("[a-z]+", "lower", **index_keys), TokenCounter()
+        batch = DocumentBatch.from_texts([str(n) for n in range(len(documents))], [text.encode() for text in documents])
         found = index.encode(batch)
-        tally.add(found.tokens, found.offsets, index.size)
-        for blob in pack_counts(index, tally, buckets):
-            by_bucket[blob.bucket].append(blob.payload)
+        counter.add(found.tokens, found.offsets, index.size)
+        for record in pack_counts(index, counter, buckets):
+            by_bucket[record.bucket].append(record.payload)
     return by_bucket
 
 
@@ -71,7 +71,7 @@ def table(**counts):
 
 
 def test_ids_go_by_descending_count_and_ties_by_code_points():
-    ranked = rank(table(b=5, a=5, z=9, é=5, c=6), (), 5, None)
+    ranked = assign_ids(table(b=5, a=5, z=9, é=5, c=6), (), 5, None)
     assert ranked.tokens == ["z", "c", "a", "b", "é"]
     assert ranked.counts.tolist() == [9, 6, 5, 5, 5]
     by_hash = dict(zip(ranked.hashes.tolist(), ranked.hashed_ids.tolist(), strict=True))
@@ -79,18 +79,18 @@ def test_ids_go_by_descending_count_and_ties_by_code_points():
 
 
 def test_the_largest_vocabulary_keeps_the_most_frequent():
-    assert rank(table(b=5, a=5, z=9, c=6), (), 1, 2).tokens == ["z", "c"]
+    assert assign_ids(table(b=5, a=5, z=9, c=6), (), 1, 2).tokens == ["z", "c"]
 
 
 def test_known_words_keep_their_ids_and_new_ones_follow():
-    ranked = rank(table(new=50, old=2, newer=7, rare=1), ["gone", "old"], 5, None)
+    ranked = assign_ids(table(new=50, old=2, newer=7, rare=1), ["gone", "old"], 5, None)
     assert ranked.tokens == ["gone", "old", "new", "newer"]
     assert ranked.counts.tolist() == [0, 2, 50, 7]
     assert ranked.new == 2
 
 
 def test_a_full_vocabulary_takes_no_new_words():
-    ranked = rank(table(new=50, old=2), ["gone", "old"], 5, 2)
+    ranked = assign_ids(table(new=50, old=2), ["gone", "old"], 5, 2)
     assert (ranked.tokens, ranked.new) == (["gone", "old"], 0)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from wals_spark.corpus import words
-from wals_spark.corpus.document_batch import from_texts
+from wals_spark.corpus.document_batch import DocumentBatch
 from wals_spark.corpus.word_rules import words_and_breaks
-from wals_spark.corpus.words import Tally, WordIndex, tables
+from wals_spark.corpus.words import TokenCounter, WordEncoder, character_tables
 
 ONE_CLASS = [r"[a-z]+", r"[^\W\d_]+", r"\w+", r"\S+", r"[a-zäöü']+", r"[^\s.]+", r"\d+", r"[A-Z]+", r"[\w.?!)\"]+"]
 LETTERS = (
@@ -25,7 +25,7 @@ def texts(seed, number=300, length=60):
 
 
 def encode(index, documents):
-    batch = from_texts([str(n) for n in range(len(documents))], [text.encode() for text in documents])
+    batch = DocumentBatch.from_texts([str(n) for n in range(len(documents))], [text.encode() for text in documents])
     found = index.encode(batch)
     known = index.words()
     return [
@@ -41,7 +41,7 @@ def encode(index, documents):
 @pytest.mark.parametrize("pattern", ONE_CLASS)
 def test_the_kernel_equals_re(pattern, case):
     documents = ["", " ", "ends", "İİ", "ΑΣ ΣΑ Σ", *texts(hash(pattern) % 1000), *texts(2, 20, 500)]
-    index = WordIndex(pattern, case)
+    index = WordEncoder(pattern, case)
     assert index.tables is not None
     compiled = re.compile(pattern)
     assert encode(index, documents) == [words_and_breaks(text, compiled, case) for text in documents]
@@ -53,7 +53,7 @@ def test_every_character_is_treated_as_re_does(case):
         "".join(f"a{chr(code)}b {chr(code)} " for code in range(start, start + 0x400) if not 0xD800 <= code < 0xE000)
         for start in range(0, 0x20000, 0x400)
     ]
-    index = WordIndex(r"[^\W\d_]+", case)
+    index = WordEncoder(r"[^\W\d_]+", case)
     compiled = re.compile(r"[^\W\d_]+")
     assert encode(index, documents) == [words_and_breaks(text, compiled, case) for text in documents]
 
@@ -63,7 +63,7 @@ def test_every_character_is_treated_as_re_does(case):
 )
 def test_other_patterns_go_through_re(pattern):
     documents = texts(3, 100)
-    index = WordIndex(pattern, "lower")
+    index = WordEncoder(pattern, "lower")
     assert index.tables is None
     compiled = re.compile(pattern)
     assert encode(index, documents) == [words_and_breaks(text, compiled, "lower") for text in documents]
@@ -73,7 +73,7 @@ def test_the_dictionary_grows_and_stays_right():
     rng = random.Random(0)
     vocabulary = ["".join(rng.choices("abcdefghij", k=8)) for _ in range(60_000)]
     documents = [" ".join(rng.choices(vocabulary, k=200)) for _ in range(1000)]
-    index = WordIndex("[a-z]+", "keep")
+    index = WordEncoder("[a-z]+", "keep")
     compiled = re.compile("[a-z]+")
     assert encode(index, documents) == [words_and_breaks(text, compiled, "keep") for text in documents]
     assert index.size > 1 << 15
@@ -81,13 +81,13 @@ def test_the_dictionary_grows_and_stays_right():
 
 def test_one_word_of_a_megabyte():
     word = "x" * 1_000_000
-    index = WordIndex("[a-z]+", "lower")
+    index = WordEncoder("[a-z]+", "lower")
     assert encode(index, [f"a {word} b", word])[1] == ([word], [])
     assert index.words() == ["a", word, "b"]
 
 
 def test_short_hashes_collide_and_the_words_stay_apart():
-    index = WordIndex("[a-z]+", "lower", hash_bits=3)
+    index = WordEncoder("[a-z]+", "lower", hash_bits=3)
     documents = texts(5)
     compiled = re.compile("[a-z]+")
     assert encode(index, documents) == [words_and_breaks(text, compiled, "lower") for text in documents]
@@ -95,42 +95,42 @@ def test_short_hashes_collide_and_the_words_stay_apart():
 
 
 def test_hashes_do_not_depend_on_the_path_or_the_order():
-    kernel, rules = WordIndex(r"[a-z]+", "lower", seed=3), WordIndex(r"(?:[a-z])+", "lower", seed=3)
+    kernel, rules = WordEncoder(r"[a-z]+", "lower", seed=3), WordEncoder(r"(?:[a-z])+", "lower", seed=3)
     documents = texts(7)
     encode(kernel, documents)
     encode(rules, documents[::-1])
     assert dict(zip(kernel.words(), kernel.hashes.tolist(), strict=True)) == dict(
         zip(rules.words(), rules.hashes.tolist(), strict=True)
     )
-    other = WordIndex(r"[a-z]+", "lower", seed=4)
+    other = WordEncoder(r"[a-z]+", "lower", seed=4)
     encode(other, documents)
     assert other.hashes.tolist() != kernel.hashes.tolist()
 
 
 def test_the_hash_is_fnv1a():
-    index = WordIndex("[a-z]+", "lower")
+    index = WordEncoder("[a-z]+", "lower")
     encode(index, ["foobar"])
     assert index.hashes.tolist() == [0x85944171F73967E8]
 
 
 def test_breaks_between_words():
-    index = WordIndex("[a-z]+", "lower")
+    index = WordEncoder("[a-z]+", "lower")
     text = 'One two. Three "four." five\nsix; 3.5 seven e.g. eight\n\n nine。ten .\n'
     assert encode(index, [text])[0][1] == [2, 6, 9, 16, 19, 20]
 
 
 def test_tally_counts_occurrences_and_documents():
-    tally = Tally(2)
-    tally.add(np.array([0, 1, 1, -1, 5], np.int32), np.array([0, 3, 5]), 6)
-    tally.add(np.array([1], np.int32), np.array([0, 1]), 6)
-    assert tally.counts[:6].tolist() == [1, 3, 0, 0, 0, 1]
-    assert tally.document_counts[:6].tolist() == [1, 2, 0, 0, 0, 1]
+    counter = TokenCounter(2)
+    counter.add(np.array([0, 1, 1, -1, 5], np.int32), np.array([0, 3, 5]), 6)
+    counter.add(np.array([1], np.int32), np.array([0, 1]), 6)
+    assert counter.counts[:6].tolist() == [1, 3, 0, 0, 0, 1]
+    assert counter.document_counts[:6].tolist() == [1, 2, 0, 0, 0, 1]
 
 
 def test_tables_of_one_class_only():
-    assert tables(r"[a-z]+x", "lower") is None
-    assert tables(r"[a-z]+", "lower").ascii[ord("A")] == ord("a")
-    assert words.tables(r"[a-z]+", "keep").ascii[ord("A")] == 0
+    assert character_tables(r"[a-z]+x", "lower") is None
+    assert character_tables(r"[a-z]+", "lower").ascii[ord("A")] == ord("a")
+    assert words.character_tables(r"[a-z]+", "keep").ascii[ord("A")] == 0
 
 
 def test_real_text_equals_re(data):
@@ -138,6 +138,6 @@ def test_real_text_equals_re(data):
 
     source = pq.ParquetFile(data / "corpora" / "enwiki" / "part-0.parquet")
     documents = source.read_row_group(0, columns=["text"])["text"].to_pylist()[:150]
-    index = WordIndex(r"[^\W\d_]+", "lower")
+    index = WordEncoder(r"[^\W\d_]+", "lower")
     compiled = re.compile(r"[^\W\d_]+")
     assert encode(index, documents) == [words_and_breaks(text, compiled, "lower") for text in documents]

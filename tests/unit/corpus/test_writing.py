@@ -9,7 +9,7 @@ import pytest
 
 from wals_spark.corpus import writing
 from wals_spark.corpus.duplicate_ids import write_drop_lists
-from wals_spark.corpus.writing import DocumentWriter, Written, read_back, remove_temporary
+from wals_spark.corpus.writing import DocumentWriter, WrittenFiles, read_document_file, remove_temporary
 
 IDS = [f"d{n}" for n in range(20)]
 TEXTS = [f"text number {n:02d}" for n in range(20)]
@@ -24,14 +24,14 @@ def written(tmp_path, monkeypatch):
     for name, text in zip(IDS, TEXTS, strict=True):
         writer.write([name], pa.array([text]), np.array([name in ("d1", "d7")]))
     writer.close()
-    return {3: Written(writer.files, {})}
+    return {3: WrittenFiles(writer.files, {})}
 
 
 def found(directory, entries):
     return {
         name: batch.text(at).decode()
         for entry in entries
-        for batch in read_back(str(directory / entry["name"]))
+        for batch in read_document_file(str(directory / entry["name"]))
         for at, name in enumerate(batch.ids)
     }
 
@@ -50,8 +50,8 @@ def test_only_files_with_dropped_rows_are_written_again(tmp_path, written):
     work = str(tmp_path / "work")
     write_drop_lists(work, np.array([3, 3]), np.array([1, 12]), "a")
     write_drop_lists(work, np.array([3]), np.array([13]), "b")
-    (blob,) = writing._without_rows([3], written, str(tmp_path), work, 0)
-    again = Written.load(blob.payload)
+    (record,) = writing._without_rows([3], written, str(tmp_path), work, 0)
+    again = WrittenFiles.load(record.payload)
     assert [entry["name"] for entry in again.files] == [
         "part-00003-000-000.parquet",
         "part-00003-001.parquet",
