@@ -34,7 +34,7 @@ from wals_spark.cooccurrence.count_matrix import read_matrix
 from wals_spark.objective import make_objective
 from wals_spark.wals.engine.rank import run
 from wals_spark.wals.engine.task import RankTask
-from wals_spark.wals.solvers.cache_lines import in_lines
+from wals_spark.wals.solvers.cache_lines import pad_rows
 from wals_spark.wals.solvers.cpu import (
     TILE,
     BlockSolver,
@@ -174,7 +174,7 @@ def sample(x: csr_matrix, k: int, rows: int) -> tuple[RowBlock, System]:
     rng = np.random.default_rng(0)
     chosen = x[np.sort(rng.choice(x.shape[0], min(rows, x.shape[0]), replace=False))].tocsr()
     count, others = chosen.shape
-    features = in_lines((rng.standard_normal((others, k)) / np.sqrt(k)).astype(np.float32))[:, :k]
+    features = pad_rows((rng.standard_normal((others, k)) / np.sqrt(k)).astype(np.float32))[:, :k]
     wide = features.astype(np.float64)
     block = RowBlock(
         np.arange(count),
@@ -206,8 +206,8 @@ def work_of(name: str, n: np.ndarray, k: int, others: int, rotated: bool) -> tup
     if name == "exact" or not rotated:
         return float(cholesky.sum()), float((n * line + through).sum())
     short = short_rows(n.astype(np.int64), k)
-    dual = n**2 * k + n**3 / 3 + 8 * n * k
-    return float(np.where(short, dual, cholesky).sum() + turn), float(
+    woodbury = n**2 * k + n**3 / 3 + 8 * n * k
+    return float(np.where(short, woodbury, cholesky).sum() + turn), float(
         (n * line + np.where(short, 8.0 * n**2 + 8.0 * n * k, through)).sum()
     )
 
@@ -282,7 +282,7 @@ def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, 
     few, small = sample(x, k, 8)
     solvers: dict[str, Solver] = {
         "exact": CpuSolver(threads),
-        "auto": CpuSolver(threads, dual=True),
+        "auto": CpuSolver(threads, woodbury=True),
         "cg": ConjugateGradientSolver(threads, STEPS),
         "block": BlockSolver(threads, BLOCK),
     }

@@ -13,7 +13,7 @@ unobserved one, because the unobserved part of a row is then the Gramian of the 
 ``A_i = rho g_i sum_j h_j v_j v_j^T + sum_observed d_ij v_j v_j^T + lambda_i I``.
 Rows and columns without an observed cell are outside the model: g_i = 0 or h_j = 0, zero factors.
 
-Two objectives leave this family, and `wals_spark.wals.solvers.majorization` brings them back to it, a half-step at a
+Two objectives leave this family, and `wals_spark.wals.solvers.non_quadratic` brings them back to it, a half-step at a
 time::
 
     swivel        sum_observed w_ij (m_ij - s_ij)^2 + sum_unobserved ln(1 + exp(s_ij - p_ij)) + ridge

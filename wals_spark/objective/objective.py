@@ -123,7 +123,7 @@ class Objective:
     def is_quadratic(self) -> bool:
         """Whether the loss is quadratic in each side, given the other.
 
-        Where it is not, see `wals_spark.wals.solvers.majorization`.
+        Where it is not, see `wals_spark.wals.solvers.non_quadratic`.
         """
         return self.unobserved == "square" and self.prediction == "product"
 

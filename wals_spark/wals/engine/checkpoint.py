@@ -225,7 +225,7 @@ def _read_factors(directory: str, manifest: Mapping[str, Any], kept: Mapping[str
             if not len(ids):
                 continue
             if side not in factors:
-                factors[side] = cache_lines.zeros(len(wanted), vectors.shape[1], vectors.dtype)
+                factors[side] = cache_lines.aligned_zeros(len(wanted), vectors.shape[1], vectors.dtype)
             # Both are rising; which of the shard's rows are wanted, and where they go.
             place = np.searchsorted(wanted, ids)
             found = np.flatnonzero(wanted[np.minimum(place, len(wanted) - 1)] == ids) if len(wanted) else place[:0]

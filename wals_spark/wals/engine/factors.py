@@ -87,7 +87,7 @@ class Model(ABC):
 
     def __init__(self, group: Group, sides: Mapping[str, Side], coordinates: Coordinates, dtype: np.dtype) -> None:
         self.group, self.sides, self.coordinates = group, sides, coordinates
-        self.arrays = {side: cache_lines.zeros(len(self.ids(side)), coordinates.width, dtype) for side in SIDES}
+        self.arrays = {side: cache_lines.aligned_zeros(len(self.ids(side)), coordinates.width, dtype) for side in SIDES}
 
     @abstractmethod
     def ids(self, side: str) -> np.ndarray:
@@ -218,7 +218,7 @@ class Sharded(Model):
             halo = block.halo
             assert halo is not None
             received = self.group.all_to_all(halo.split(x))
-            fetched = cache_lines.zeros(len(halo.ghost_ids), x.shape[1], x.dtype)
+            fetched = cache_lines.aligned_zeros(len(halo.ghost_ids), x.shape[1], x.dtype)
             np.concatenate(received, out=fetched)
             z = self.coordinates.features(fetched)
             yield block, FixedFactors(z, weights[halo.ghost_ids], gramian, rho)

@@ -43,7 +43,7 @@ class Problem:
     itemsize : int
         Bytes of a factor, a target and a weight.
     whole : bool
-        The objective needs factors and matrix in memory, see `wals_spark.wals.solvers.majorization`.
+        The objective needs factors and matrix in memory, see `wals_spark.wals.solvers.non_quadratic`.
     biased : bool
         Rows have coordinates beside the factors.
     """
@@ -122,7 +122,7 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
     message = (problem.ranks + 1) * min(process_group.MAX_MESSAGE_BYTES, own_rows) * several
     shard = 3 * min(checkpoint.SHARD_BYTES, own_rows)
     start = min(checkpoint.SHARD_BYTES, 6 * 8 // problem.itemsize * own_rows)
-    # The solvers may keep a turned copy of the fixed side, and one in whole lines.
+    # The solvers may keep a rotated copy of the fixed side, and one padded to whole lines.
     copies = 1 + (problem.biased or row % LINE_BYTES != 0)
     if holding.sharded:
         fetched = min(holding.fetched_rows, min(own, holding.block_cells) if holding.streamed else own, max(m, n)) * row

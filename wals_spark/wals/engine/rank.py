@@ -39,7 +39,8 @@ from wals_spark.wals.solvers.cpu import (
     Solver,
     rotation_pays,
 )
-from wals_spark.wals.solvers.majorization import Curved, Offsets, make_curved
+from wals_spark.wals.solvers.non_quadratic import make_row_update
+from wals_spark.wals.solvers.row_update import Offsets, RowUpdate
 from wals_spark.wals.solvers.system import System, one_blas_thread
 
 logger = logging.getLogger(__name__)
@@ -226,25 +227,25 @@ def _alternate(
 ) -> tuple[int, list[float]]:
     """Half-sweeps until the loss stands still or the sweeps are used up."""
     solver: Solver = make_solver(task)
-    curved = make_curved(task.objective, task.threads)
+    row_update = make_row_update(task.objective, task.threads)
     group, losses = model.group, list(losses)
     saved = half
     magnitude = _magnitude(model, task.objective.rho)
     started, first = time.monotonic(), half
-    if curved is not None:
-        _look(model, curved, SIDES[half % 2], SIDES[1 - half % 2])
+    if row_update is not None:
+        _evaluate(model, row_update, SIDES[half % 2], SIDES[1 - half % 2])
     while half < 2 * task.sweeps and not (half % 2 == 0 and _converged(losses, task.tolerance)):
         name, fixed = SIDES[half % 2], SIDES[1 - half % 2]
         side = model.sides[name]
         with phases("gramian"):
             gramian = model.gramian(fixed, task.threads, task.device)
         with phases("solve"):
-            solved, row_loss = _half_step(task, model, solver, curved, name, fixed, gramian)
+            solved, row_loss = _half_step(task, model, solver, row_update, name, fixed, gramian)
         with phases("exchange"):
             model.put(name, solved)
-        if curved is not None:
+        if row_update is not None:
             with phases("look"):
-                loss = _look(model, curved, fixed, name)
+                loss = _evaluate(model, row_update, fixed, name)
         else:
             with phases("exchange"):
                 all_losses = np.zeros(side.size)
@@ -269,23 +270,23 @@ def _alternate(
     return half, losses
 
 
-def _look(model: Model, curved: Curved, name: str, fixed: str) -> float:
-    """The loss of a curved objective at the factors as they are, by the look that the half-step of a side needs."""
+def _evaluate(model: Model, row_update: RowUpdate, name: str, fixed: str) -> float:
+    """The loss at the factors as they are, by the evaluation that the half-step of a side needs."""
     side = model.sides[name]
     (block,) = side.blocks
     filled = model.sides[fixed].cell_counts > 0
     offsets = Offsets(side.offsets[block.rows.ids], model.sides[fixed].offsets, filled)
-    sums = curved.look(block.rows, model.arrays[fixed], model.own(name), offsets)
+    sums = row_update.evaluate(block.rows, model.own(name), model.arrays[fixed], offsets)
     everywhere = np.zeros((side.size, sums.shape[1]))
     all_gather_rows(model.group, side.owner, side.ids, sums, everywhere)
-    return curved.loss(everywhere) + model.regularization(name) + model.regularization(fixed)
+    return row_update.loss(everywhere) + model.regularization(name) + model.regularization(fixed)
 
 
 def _half_step(
     task: RankTask,
     model: Model,
     solver: Solver,
-    curved: Curved | None,
+    row_update: RowUpdate | None,
     name: str,
     fixed: str,
     gramian: np.ndarray,
@@ -304,10 +305,10 @@ def _half_step(
                 biases=coordinates.free - coordinates.k,
                 rotation_pays=rotation_pays(side.cell_counts, coordinates.k, len(fixed_factors.z)),
             )
-            if curved is None:
+            if row_update is None:
                 x, row_loss[block.positions] = solver.solve(block.rows, system)
             else:
-                x = curved.improve(block.rows, system, solver)
+                x = row_update.update_rows(block.rows, system, solver)
             solved[block.positions, : coordinates.free] = x
     return solved, row_loss
 
@@ -324,7 +325,7 @@ def make_solver(task: RankTask) -> Solver:
         return ConjugateGradientSolver(task.threads, task.cg_steps)
     if task.solver == "block":
         return BlockSolver(task.threads, task.block_size)
-    return CpuSolver(task.threads, dual=task.solver == "auto")
+    return CpuSolver(task.threads, woodbury=task.solver == "auto")
 
 
 def _magnitude(model: Model, rho: float) -> float:

@@ -1,4 +1,4 @@
-"""Rows of factors in whole cache lines: a kernel reads every line of a row once, and no row has a rest."""
+"""Rows of factors padded to whole cache lines: a kernel reads each line of a row once and has no rest to handle."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 LINE_BYTES = 64
 
 
-def empty_lines(count: int, width: int, dtype: np.dtype) -> np.ndarray:
-    """Zeros of shape (count, width rounded up to whole lines), starting where a line starts."""
+def padded_zeros(count: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """Zeros of shape (count, width rounded up to whole lines); the first row starts where a line starts."""
     lanes = LINE_BYTES // dtype.itemsize
     padded = -(-width // lanes) * lanes
     flat = np.zeros(count * padded + lanes, dtype)
@@ -16,16 +16,16 @@ def empty_lines(count: int, width: int, dtype: np.dtype) -> np.ndarray:
     return flat[first : first + count * padded].reshape(count, padded)
 
 
-def zeros(count: int, width: int, dtype: np.dtype) -> np.ndarray:
-    """Zeros of shape (count, width), such that `in_lines` need not copy them where rows are whole lines."""
+def aligned_zeros(count: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """Zeros of shape (count, width) that `pad_rows` need not copy where a row is whole lines."""
     whole = width * dtype.itemsize % LINE_BYTES == 0
-    return empty_lines(count, width, dtype) if whole else np.zeros((count, width), dtype)
+    return padded_zeros(count, width, dtype) if whole else np.zeros((count, width), dtype)
 
 
-def in_lines(x: np.ndarray) -> np.ndarray:
-    """Rows padded with zeros to whole lines, starting where a line starts; `x` itself where it lies so."""
+def pad_rows(x: np.ndarray) -> np.ndarray:
+    """Rows padded with zeros to whole lines, each starting where a line starts; `x` itself where it is so already."""
     if x.flags.c_contiguous and x.ctypes.data % LINE_BYTES == 0 and x.shape[1] * x.itemsize % LINE_BYTES == 0:
         return x
-    lines = empty_lines(len(x), x.shape[1], x.dtype)
-    lines[:, : x.shape[1]] = x
-    return lines
+    padded = padded_zeros(len(x), x.shape[1], x.dtype)
+    padded[:, : x.shape[1]] = x
+    return padded

@@ -19,11 +19,11 @@ TILE = 128
 """Cells gathered at once: two panels of so many lines fit the first cache."""
 CHUNKS_PER_THREAD = 32
 EXCESS_ALLOWED = {"float32": 1e-7, "float64": 1e-15}
-"""Dual form: how far a row's loss may be above its minimum, relatively, before it is solved by Cholesky."""
-CHOLESKY_EXTRA, DUAL_EXTRA, TURN = 40.0, 70.0, 2.0
-"""Slower work of both forms, in the units of `_won`."""
-DUAL_FROM = 64
-"""Factors from which the dual form is tried: below, Cholesky is quick, and compiling another kernel is not."""
+"""Woodbury form: how far a row's loss may be above its minimum, relatively, before it is solved by Cholesky."""
+CHOLESKY_OVERHEAD, WOODBURY_OVERHEAD, ROTATION_COST = 40.0, 70.0, 2.0
+"""Slower work of both forms, in the units of `_woodbury_saving`."""
+WOODBURY_MIN_K = 64
+"""Factors from which the Woodbury form is tried: below, Cholesky is quick, and compiling another kernel is not."""
 
 
 class Solver(ABC):
@@ -54,34 +54,36 @@ class CpuSolver(Solver):
     Parameters
     ----------
     threads : int
-    dual : bool
+    woodbury : bool
         Rows with so few cells that it costs less are solved through a system of the size of their cells, see
         `wals_spark.wals.solvers.kernels.woodbury`; all others, and those that this cannot solve, by Cholesky.
     """
 
-    def __init__(self, threads: int, *, dual: bool = False) -> None:
-        self.threads, self.dual = threads, dual
+    def __init__(self, threads: int, *, woodbury: bool = False) -> None:
+        self.threads, self.woodbury = threads, woodbury
 
     def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
         count, free = system.ridge.shape
         out, row_loss = np.zeros((count, free), system.fixed_factors.z.dtype), np.zeros(count)
         short = np.zeros(0, np.int64)
-        if self.dual and (system.fixed_factors.rho == 0 or system.rotation_pays):
+        if self.woodbury and (system.fixed_factors.rho == 0 or system.rotation_pays):
             short = np.flatnonzero(short_rows(block.lengths, free - system.biases))
         rows = np.setdiff1d(np.arange(count), short, assume_unique=True)
         if len(short):
-            rows = np.union1d(rows, self._solve_short(block, system, short, out, row_loss))
-        again = self._solve(block, system, rows, out, row_loss)
+            rows = np.union1d(rows, self._solve_by_woodbury(block, system, short, out, row_loss))
+        again = self._solve_by_cholesky(block, system, rows, out, row_loss)
         if len(again):
             logger.warning(
                 "%d rows are nearly singular in %s, solved in float64", len(again), system.fixed_factors.z.dtype
             )
             exact = np.zeros((count, free))
-            refuse_singular(block, self._solve(block, system.astype(np.dtype(np.float64)), again, exact, row_loss))
+            refuse_singular(
+                block, self._solve_by_cholesky(block, system.astype(np.dtype(np.float64)), again, exact, row_loss)
+            )
             out[again] = exact[again]
         return out, row_loss
 
-    def _solve(
+    def _solve_by_cholesky(
         self, block: RowBlock, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
     ) -> np.ndarray:
         """Some rows by Cholesky, into `out` and `row_loss`; returns those that are not positive definite."""
@@ -99,10 +101,10 @@ class CpuSolver(Solver):
             )  # fmt: skip
 
         failed = np.zeros(len(block), np.int8)
-        self._over(row_chunks(block, system.fixed_factors.z.shape[1], self.threads, rows), work)
+        self._run(row_chunks(block, system.fixed_factors.z.shape[1], self.threads, rows), work)
         return np.flatnonzero(failed)
 
-    def _solve_short(
+    def _solve_by_woodbury(
         self, block: RowBlock, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
     ) -> np.ndarray:
         """Some rows through their cells, into `out` and `row_loss`; returns those that cannot be solved so."""
@@ -122,11 +124,11 @@ class CpuSolver(Solver):
             )  # fmt: skip
 
         failed = np.zeros(len(block), np.int8)
-        self._over(row_chunks(block, k, self.threads, rows), work)
+        self._run(row_chunks(block, k, self.threads, rows), work)
         out[rows, :k] = rotated.back(out[rows, :k])
         return np.flatnonzero(failed)
 
-    def _over(self, chunks: Sequence[np.ndarray], work: Callable[[np.ndarray], None]) -> None:
+    def _run(self, chunks: Sequence[np.ndarray], work: Callable[[np.ndarray], None]) -> None:
         with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(work, chunks))
 
@@ -159,7 +161,7 @@ class ConjugateGradientSolver(CpuSolver):
                 out, row_loss,
             )  # fmt: skip
 
-        self._over(row_chunks(block, out.shape[1], self.threads), work)
+        self._run(row_chunks(block, out.shape[1], self.threads), work)
         return rotated.back(out), row_loss
 
 
@@ -190,7 +192,7 @@ class BlockSolver(CpuSolver):
                 min(self.width, out.shape[1]), TILE, out, row_loss,
             )  # fmt: skip
 
-        self._over(row_chunks(block, self.width, self.threads), work)
+        self._run(row_chunks(block, self.width, self.threads), work)
         return rotated.back(out), row_loss
 
 
@@ -215,11 +217,11 @@ class _Cells:
 
 def short_rows(lengths: np.ndarray, k: int) -> np.ndarray:
     """Which rows cost less through their cells than by Cholesky, a bool array of the shape of `lengths`."""
-    return _won(lengths, k) > 0
+    return _woodbury_saving(lengths, k) > 0
 
 
 def rotation_pays(cell_counts: np.ndarray, k: int, others: int) -> bool:
-    """Whether the short ones among all rows of a side save more than turning the other side's rows costs.
+    """Whether the short ones among all rows of a side save more than rotating the fixed factors costs.
 
     Parameters
     ----------
@@ -228,23 +230,23 @@ def rotation_pays(cell_counts: np.ndarray, k: int, others: int) -> bool:
     k, others : int
         Factors, and rows of the other side.
     """
-    return float(np.maximum(_won(cell_counts, k), 0.0).sum()) > TURN * others * float(k) ** 2
+    return float(np.maximum(_woodbury_saving(cell_counts, k), 0.0).sum()) > ROTATION_COST * others * float(k) ** 2
 
 
-def _won(lengths: np.ndarray, k: int) -> np.ndarray:
-    """What the dual form saves, in multiplications at the speed of large products.
+def _woodbury_saving(lengths: np.ndarray, k: int) -> np.ndarray:
+    """What the Woodbury form saves, in multiplications at the speed of large products.
 
     ::
 
         Cholesky   n k^2 + k^3 / 3 + a k^2
-        dual       n^2 k + n^3 / 3 + b n k + 2 k^2      the last for turning the solution back
+        Woodbury   n^2 k + n^3 / 3 + b n k + 2 k^2      the last for rotating the solution back
 
     a and b stand for slower work and are measured, see `benchmarks/wals.py`.
     """
     n, width = lengths.astype(np.float64), float(k)
-    primal = n * width**2 + width**3 / 3 + CHOLESKY_EXTRA * width**2
-    dual = n**2 * width + n**3 / 3 + DUAL_EXTRA * n * width + TURN * width**2
-    return np.where((n > 0) & (k >= DUAL_FROM), primal - dual, 0.0)
+    cholesky = n * width**2 + width**3 / 3 + CHOLESKY_OVERHEAD * width**2
+    woodbury = n**2 * width + n**3 / 3 + WOODBURY_OVERHEAD * n * width + ROTATION_COST * width**2
+    return np.where((n > 0) & (k >= WOODBURY_MIN_K), cholesky - woodbury, 0.0)
 
 
 def row_chunks(block: RowBlock, width: int, threads: int, rows: np.ndarray | None = None) -> list[np.ndarray]:

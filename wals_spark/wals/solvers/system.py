@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from wals_spark.wals.solvers.cache_lines import empty_lines, in_lines
+from wals_spark.wals.solvers.cache_lines import pad_rows, padded_zeros
 
 
 @contextmanager
@@ -53,7 +53,7 @@ class FixedFactors:
     @cached_property
     def padded(self) -> np.ndarray:
         """Z in whole cache lines, see `wals_spark.wals.solvers.cache_lines`; z itself where it lies so."""
-        return in_lines(self.z)
+        return pad_rows(self.z)
 
     def in_eigenbasis(self, k: int, threads: int) -> EigenBasis:
         """Z in the eigenbasis of the Gramian of its first k coordinates."""
@@ -123,7 +123,7 @@ class EigenBasis:
         if fixed.rho != 0:
             values, self.basis = np.linalg.eigh(gramian[:k, :k])
             self.values = np.maximum(values, 0.0)
-        self.features = empty_lines(len(fixed.z), k, fixed.z.dtype)
+        self.features = padded_zeros(len(fixed.z), k, fixed.z.dtype)
         self._rotate(fixed.z[:, :k], self.basis, self.features[:, :k])
         self.rest = np.ascontiguousarray(fixed.z[:, k:])
         self.across, self.inner = self.forward(gramian[:k, k:].T).T, np.ascontiguousarray(gramian[k:, k:])

@@ -229,7 +229,7 @@ def test_squared_norm_lowers_its_true_loss(make_task, result_of, counts) -> None
 
 
 @pytest.mark.parametrize("preset", ["swivel", "squared_norm"])
-def test_curved_objectives_resume_and_do_not_depend_on_the_ranks(
+def test_non_quadratic_objectives_resume_and_do_not_depend_on_the_ranks(
     make_task, result_of, run_ranks, counts, preset
 ) -> None:
     whole = make_task(counts[:, :50], preset, name="whole")
@@ -311,7 +311,7 @@ def test_the_tolerance_is_a_relative_decrease_of_a_sweep(make_task, counts, tole
     assert all(decrease >= tolerance for decrease in decreases[:-1])
 
 
-def test_curved_objectives_refuse_what_they_cannot_do(make_task, counts) -> None:
+def test_non_quadratic_objectives_refuse_what_they_cannot_do(make_task, counts) -> None:
     with pytest.raises(ConfigError, match=r"swivel looks at all factors and all cells.*found sharded"):
         make_task(counts, "swivel", holding=Holding(exchange="sharded"))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from wals_spark.wals.solvers.cache_lines import in_lines
+from wals_spark.wals.solvers.cache_lines import pad_rows
 from wals_spark.wals.solvers.cpu import (
     BlockSolver,
     ConjugateGradientSolver,
@@ -26,7 +26,7 @@ N, K = 90, 40
 
 @pytest.fixture
 def all_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row with cells goes through the dual form first."""
+    """Every row with cells goes through the Woodbury form first."""
     monkeypatch.setattr("wals_spark.wals.solvers.cpu.short_rows", lambda lengths, k: lengths > 0)
 
 
@@ -94,33 +94,36 @@ LENGTHS = [0, 1, 2, 7, 15, 16, 17, 33, 39, 40, 41, 90]
 @pytest.mark.parametrize("bias", ["none", "free", "fixed"])
 @pytest.mark.parametrize("rho", [0.0, 0.2])
 @pytest.mark.usefixtures("all_short")
-def test_the_dual_form_solves_rows_of_every_length(dtype: str, bias: str, rho: float, caplog) -> None:
+def test_the_woodbury_form_solves_rows_of_every_length(dtype: str, bias: str, rho: float, caplog) -> None:
     block = block_of(LENGTHS, dtype)
-    check(CpuSolver(2, dual=True), block, system_of(block, dtype, rho=rho, bias=bias), TOLERANCE[dtype])
+    check(CpuSolver(2, woodbury=True), block, system_of(block, dtype, rho=rho, bias=bias), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("kind", ["dual", "block"])
+@pytest.mark.parametrize("kind", ["woodbury", "block"])
 @pytest.mark.usefixtures("all_short")
 def test_another_term_in_the_right_hand_side(kind: str) -> None:
     block = block_of(LENGTHS, "float64")
     system = system_of(block, "float64", rho=0.2)
     system = replace(system, linear_term=np.random.default_rng(3).standard_normal(system.ridge.shape))
-    solver = CpuSolver(1, dual=True) if kind == "dual" else BlockSolver(1, K)
+    solver = CpuSolver(1, woodbury=True) if kind == "woodbury" else BlockSolver(1, K)
     check(solver, block, system, 1e-9)
 
 
 @pytest.mark.usefixtures("all_short")
-def test_rows_that_the_dual_form_cannot_solve_are_solved_by_cholesky(monkeypatch) -> None:
+def test_rows_that_the_woodbury_form_cannot_solve_are_solved_by_cholesky(monkeypatch) -> None:
     block = block_of([30, 30, 30], "float64")
     d = block.weight.copy()
     d[40] = -0.01
     system = system_of(block, "float64", rho=0.5)
     seen = []
-    solver = CpuSolver(1, dual=True)
-    whole = solver._solve
-    monkeypatch.setattr(
-        solver, "_solve", lambda s, y, rows, *rest: (seen.append(rows.tolist()), whole(s, y, rows, *rest))[1]
-    )
+    solver = CpuSolver(1, woodbury=True)
+    whole = solver._solve_by_cholesky
+
+    def recorded(block, system, rows, *rest):
+        seen.append(rows.tolist())
+        return whole(block, system, rows, *rest)
+
+    monkeypatch.setattr(solver, "_solve_by_cholesky", recorded)
     check(solver, replace(block, weight=d), system, 1e-9)
     assert seen == [[1]]
 
@@ -132,7 +135,7 @@ def test_cells_without_weight_and_repeated_columns_are_no_trouble() -> None:
     d[3], m[3] = 0.0, 0.0
     indices[22] = indices[21]
     block = replace(block, weight=d, target=m, indices=indices)
-    check(CpuSolver(1, dual=True), block, system_of(block, "float64", rho=0.2), 1e-9)
+    check(CpuSolver(1, woodbury=True), block, system_of(block, "float64", rho=0.2), 1e-9)
 
 
 @pytest.mark.usefixtures("all_short")
@@ -144,7 +147,7 @@ def test_without_ridge_a_gramian_of_lower_rank_is_left_to_cholesky() -> None:
     features[0, 1] += 0.5
     gramian = (features.T * system.fixed_factors.h) @ features
     check(
-        CpuSolver(1, dual=True),
+        CpuSolver(1, woodbury=True),
         block,
         replace(system, fixed_factors=replace(system.fixed_factors, z=features, gramian=gramian)),
         1e-5,
@@ -155,7 +158,7 @@ def test_without_ridge_a_gramian_of_lower_rank_is_left_to_cholesky() -> None:
 def test_a_loss_that_may_be_too_high_sends_the_row_to_cholesky(monkeypatch) -> None:
     monkeypatch.setattr("wals_spark.wals.solvers.cpu.EXCESS_ALLOWED", {"float64": 0.0})
     block = block_of([10, 20], "float64")
-    check(CpuSolver(1, dual=True), block, system_of(block, "float64", rho=0.2), 1e-10)
+    check(CpuSolver(1, woodbury=True), block, system_of(block, "float64", rho=0.2), 1e-10)
 
 
 def test_short_rows_are_those_that_cost_less() -> None:
@@ -204,7 +207,7 @@ def test_the_loss_of_a_block_solver_is_that_of_its_rows() -> None:
 
 
 def test_a_giant_row_needs_no_memory_of_its_own_size_squared() -> None:
-    """A row with a million cells among short ones: tiles are fixed, and the dual form never sees it."""
+    """A row with a million cells among short ones: tiles are fixed, and the Woodbury form never sees it."""
     rng = np.random.default_rng(0)
     giant = np.tile(np.arange(N, dtype=np.int32), 12_000)
     short = block_of([3, 5], "float32")
@@ -218,14 +221,14 @@ def test_a_giant_row_needs_no_memory_of_its_own_size_squared() -> None:
         popularity=np.ones(3),
     )
     system = system_of(block, "float32", rho=0.2)
-    check(CpuSolver(2, dual=True), block, system, 2e-3)
+    check(CpuSolver(2, woodbury=True), block, system, 2e-3)
 
 
 def test_blocks_of_a_half_step_share_one_copy_in_whole_lines(monkeypatch) -> None:
     block = block_of([10, 20], "float64")
     system, copies = system_of(block, "float64", rho=0.2), []
-    pad = in_lines
-    monkeypatch.setattr("wals_spark.wals.solvers.system.in_lines", lambda x: copies.append(x) or pad(x))
+    pad = pad_rows
+    monkeypatch.setattr("wals_spark.wals.solvers.system.pad_rows", lambda x: copies.append(x) or pad(x))
     solver = CpuSolver(1)
     first, second = solver.solve(block, system), solver.solve(block, system)
     assert len(copies) == 1
@@ -233,7 +236,7 @@ def test_blocks_of_a_half_step_share_one_copy_in_whole_lines(monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("solver", [CpuSolver(1), CpuSolver(1, dual=True), BlockSolver(1, 16)])
+@pytest.mark.parametrize("solver", [CpuSolver(1), CpuSolver(1, woodbury=True), BlockSolver(1, 16)])
 def test_factors_that_changed_in_place_are_seen_by_the_next_half_step(solver: Solver, dtype: str) -> None:
     """The engine solves into the arrays that it holds: only what belongs to a half-step may be kept with it."""
     block = block_of(LENGTHS, dtype)

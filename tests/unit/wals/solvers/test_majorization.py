@@ -11,8 +11,10 @@ from oracles import wals as oracle
 from wals_spark.objective import PRESETS
 from wals_spark.wals.partition.side import Side, SideBlock
 from wals_spark.wals.solvers.cpu import CpuSolver
-from wals_spark.wals.solvers.majorization import Offsets, SquaredNorm, make_curved
+from wals_spark.wals.solvers.gauss_newton import SquaredNormGaussNewton
+from wals_spark.wals.solvers.non_quadratic import make_row_update
 from wals_spark.wals.solvers.row_block import RowBlock
+from wals_spark.wals.solvers.row_update import Offsets
 from wals_spark.wals.solvers.system import FixedFactors, System
 
 TOLERANCE = {"float32": 3e-4, "float64": 1e-9}
@@ -76,12 +78,12 @@ def test_swivel_minimises_the_upper_bound(counts, dtype, transposed) -> None:
     u, v = factors(counts, 6, dtype)
     if transposed:
         row, col, problem, u, v = col, row, problem.transposed, v, u
-    curved = make_curved(PRESETS["swivel"], 2)
-    sums = curved.look(rows_of(row), v, u, offsets_of(row, col))
+    update = make_row_update(PRESETS["swivel"], 2)
+    sums = update.evaluate(rows_of(row), u, v, offsets_of(row, col))
     expected = oracle.loss(problem, u, v, np.zeros(len(u)), np.zeros(len(v)))
     ridge = problem.row_lambda @ (u.astype(float) ** 2).sum(1) + problem.col_lambda @ (v.astype(float) ** 2).sum(1)
-    assert curved.loss(sums) + ridge == pytest.approx(expected, rel=1e-6 if dtype == "float32" else 1e-12)
-    better = curved.improve(rows_of(row), system_of(row, col, u, v, 0.125), CpuSolver(2))
+    assert update.loss(sums) + ridge == pytest.approx(expected, rel=1e-6 if dtype == "float32" else 1e-12)
+    better = update.update_rows(rows_of(row), system_of(row, col, u, v, 0.125), CpuSolver(2))
     exact = oracle.softplus_step(problem, u.astype(float), v.astype(float))
     assert np.abs(better - exact).max() < TOLERANCE[dtype] * np.abs(exact).max()
     assert oracle.loss(problem, better, v, np.zeros(len(u)), np.zeros(len(v))) < expected
@@ -90,13 +92,13 @@ def test_swivel_minimises_the_upper_bound(counts, dtype, transposed) -> None:
 def test_swivel_blocks_of_cells_are_all_counted(counts, monkeypatch) -> None:
     row, col, _ = sides_of(counts, "swivel", "float64")
     u, v = factors(counts, 6, "float64")
-    whole = make_curved(PRESETS["swivel"], 1)
-    expected = whole.look(rows_of(row), v, u, offsets_of(row, col))
+    whole = make_row_update(PRESETS["swivel"], 1)
+    expected = whole.evaluate(rows_of(row), u, v, offsets_of(row, col))
     monkeypatch.setattr("wals_spark.wals.solvers.majorization.DENSE_ROWS", 7)
     monkeypatch.setattr("wals_spark.wals.solvers.majorization.DENSE_COLS", 11)
-    pieces = make_curved(PRESETS["swivel"], 3)
-    assert np.allclose(pieces.look(rows_of(row), v, u, offsets_of(row, col)), expected, rtol=1e-12)
-    assert np.allclose(pieces.pull, whole.pull, rtol=1e-10, atol=1e-13)
+    pieces = make_row_update(PRESETS["swivel"], 3)
+    assert np.allclose(pieces.evaluate(rows_of(row), u, v, offsets_of(row, col)), expected, rtol=1e-12)
+    assert np.allclose(pieces.linear_term, whole.linear_term, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -124,14 +126,14 @@ def test_squared_norm_takes_the_reference_step(counts, dtype, scale) -> None:
     counts = counts[:, :50]
     row, col, problem = sides_of(counts, "squared_norm", dtype)
     u, v = factors(counts, 6, dtype, scale)
-    curved = make_curved(PRESETS["squared_norm"], 2)
-    assert isinstance(curved, SquaredNorm)
+    update = make_row_update(PRESETS["squared_norm"], 2)
+    assert isinstance(update, SquaredNormGaussNewton)
     ridge = problem.row_lambda @ (u.astype(float) ** 2).sum(1) + problem.col_lambda @ (v.astype(float) ** 2).sum(1)
-    loss = curved.loss(curved.look(rows_of(row), v, u, offsets_of(row, col))) + ridge
+    loss = update.loss(update.evaluate(rows_of(row), u, v, offsets_of(row, col))) + ridge
     u, v = u.astype(float), v.astype(float)
     assert loss == pytest.approx(oracle.squared_norm_loss(problem, u, v), rel=1e-5 if dtype == "float32" else 1e-12)
-    assert curved.z == pytest.approx(oracle.squared_norm_constant(problem, u, v), rel=1e-5)
-    better = curved.improve(rows_of(row), system_of(row, col, u.astype(dtype), v.astype(dtype), 0.0), CpuSolver(2))
+    assert update.constant == pytest.approx(oracle.squared_norm_constant(problem, u, v), rel=1e-5)
+    better = update.update_rows(rows_of(row), system_of(row, col, u.astype(dtype), v.astype(dtype), 0.0), CpuSolver(2))
     expected = oracle.squared_norm_step(problem, u, v)
     assert np.abs(better - expected).max() < 10 * TOLERANCE[dtype] * np.abs(expected).max()
     assert oracle.squared_norm_loss(problem, better, v) < oracle.squared_norm_loss(problem, u, v)
@@ -142,6 +144,6 @@ def test_a_row_that_cannot_fall_stays() -> None:
     row, col, _ = sides_of(counts, "squared_norm", "float64")
     row = replace(row, ridge=np.full(4, 1e-12))
     u = v = np.zeros((4, 2))
-    curved = make_curved(PRESETS["squared_norm"], 1)
-    curved.loss(curved.look(rows_of(row), v, u, offsets_of(row, col)))
-    assert not curved.improve(rows_of(row), system_of(row, col, u, v, 0.0), CpuSolver(1)).any()
+    update = make_row_update(PRESETS["squared_norm"], 1)
+    update.loss(update.evaluate(rows_of(row), u, v, offsets_of(row, col)))
+    assert not update.update_rows(rows_of(row), system_of(row, col, u, v, 0.0), CpuSolver(1)).any()

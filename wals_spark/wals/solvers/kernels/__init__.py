@@ -1,1 +1,1 @@
-"""The half-step on a CPU, compiled by numba: exact, in the dual form, by blocks, by conjugate gradients."""
+"""Half-steps on a CPU, compiled by numba: one module per method, on top of products and Cholesky in packed panels."""

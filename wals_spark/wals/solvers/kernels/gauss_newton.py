@@ -47,7 +47,7 @@ def _loss(start, stop, indices, m, w, v, u, z, ridge):  # type: ignore[no-untype
 
 
 @compiled(nogil=True)
-def improve_rows(rows, indptr, indices, m, w, v, z, ridge, out, tile):  # type: ignore[no-untyped-def]
+def step_rows(rows, indptr, indices, m, w, v, z, ridge, out, tile):  # type: ignore[no-untyped-def]
     """One Gauss-Newton step per row, halved until the row's loss falls; a row that cannot fall stays.
 
     ::
