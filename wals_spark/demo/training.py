@@ -18,7 +18,7 @@ import numpy as np
 
 from wals_spark import schemas, storage
 from wals_spark.config import fingerprint
-from wals_spark.evaluate.stages import DIFFERENCE_PREFIX, PRETRAIN_PREFIX
+from wals_spark.evaluate.metrics import DIFFERENCE_PREFIX, PRETRAIN_PREFIX
 from wals_spark.inject.frequency import log_unigram
 from wals_spark.mlm.data import Masked, Packed, SpecialIds, encode, mask_tokens, pack_sequences, special_ids
 from wals_spark.mlm.loss import best_device, load_masked_lm, masked_lm_from_config

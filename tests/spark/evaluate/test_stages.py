@@ -8,7 +8,9 @@ import pytest
 
 from wals_spark import schemas
 from wals_spark.errors import ConfigError, GateError, InputError
-from wals_spark.evaluate.stages import EvaluateStage, held_out_texts, read_metrics
+from wals_spark.evaluate.before_after import held_out_texts
+from wals_spark.evaluate.metrics import read_metrics
+from wals_spark.evaluate.stages import EvaluateStage
 from wals_spark.runs import Manifest
 from wals_spark.stage import Metric, run_stage, write_metrics
 
@@ -95,7 +97,8 @@ def test_before_and_after_of_an_injected_checkpoint(context, tiny_model, tmp_pat
         tiny_model.lm_head.bias[:5] += 5.0
     tiny_model.save_pretrained(after)
     made = context(inject__mode="blend", inject__checkpoint=before, inject__output=after)
-    made.manifests.write(Manifest("inject", "default.blend", "complete", "i", "default", outputs={"rows": 18}))
+    outputs = {"directory": after, "rows": 18}
+    made.manifests.write(Manifest("inject", "default.blend", "complete", "i", "default", outputs=outputs))
     manifest, _ = run_stage(made, EvaluateStage())
     rows = {row["name"]: row for row in read_metrics(made)["evaluate.blend"]}
     change = rows["masked_lm.after-before.nll"]
@@ -120,7 +123,8 @@ def worse(tiny_model, tmp_path):
 
 def injected(context, before, after, **values):
     made = context(inject__mode="blend", inject__checkpoint=before, inject__output=after, **values)
-    made.manifests.write(Manifest("inject", "default.blend", "complete", "i", "default"))
+    outputs = {"directory": after}
+    made.manifests.write(Manifest("inject", "default.blend", "complete", "i", "default", outputs=outputs))
     return made
 
 
@@ -194,7 +198,8 @@ def test_init_is_compared_with_random_weights(context, tiny_model, tmp_path):
     tiny_model.config.save_pretrained(start)
     tiny_model.save_pretrained(after)
     made = context(inject__mode="init", inject__checkpoint=start, inject__output=after)
-    made.manifests.write(Manifest("inject", "default.init", "complete", "i", "default"))
+    outputs = {"directory": after}
+    made.manifests.write(Manifest("inject", "default.init", "complete", "i", "default", outputs=outputs))
     run_stage(made, EvaluateStage())
     rows = {row["name"]: row["value"] for row in read_metrics(made)["evaluate.init"]}
     assert rows["masked_lm.before.nll"] == pytest.approx(np.log(23), abs=0.2)
