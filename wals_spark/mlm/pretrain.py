@@ -6,9 +6,10 @@ that start from different weights see the same batches with the same masks.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from wals_spark.errors import InputError
 from wals_spark.mlm.data import Masked, Packed, SpecialIds, mask_tokens
-from wals_spark.mlm.loss import masked_logits, score
+from wals_spark.mlm.loss import Scores, masked_logits, score
 from wals_spark.mlm.statistics import Clusters, Interval
 from wals_spark.progress import Progress
 
@@ -78,6 +79,13 @@ class LossCurve:
     rank: list[np.ndarray] = field(default_factory=list)
     seconds: float = 0.0
 
+    def add(self, step: int, scores: Scores) -> float:
+        """Add a point; returns its mean loss."""
+        self.steps.append(step)
+        self.nll.append(scores.nll)
+        self.rank.append(scores.rank)
+        return float(scores.nll.mean())
+
     def points(self, clusters: Clusters) -> list[tuple[int, Interval]]:
         """(step, mean loss with its interval)."""
         return [(step, clusters.mean(nll)) for step, nll in zip(self.steps, self.nll, strict=True)]
@@ -101,22 +109,41 @@ def pretrain(
     label: str = "pretrain",
     on_point: Callable[[int, float], None] | None = None,
 ) -> LossCurve:
-    """Train `model` in place.
+    """AdamW on the masked-LM cross-entropy of ``packed``, in place, with a loss curve on ``unseen``.
 
     Parameters
     ----------
-    model : a transformers masked-LM model
-    packed : the training sequences; gone through in a new random order per epoch
-    seed : of order, masks and dropout
-    unseen : fixed masks of documents that are not in `packed`
-    at : steps after which the loss on `unseen` is measured
-    stop : steps after which training ends, its rate still that of the whole schedule; None = all
-    on_point : called with (step, loss) at each of them
+    model : transformers.PreTrainedModel
+        With a masked-LM head.
+    packed : Packed
+        The training sequences, in a new random order per epoch.
+    special : SpecialIds
+    schedule : Schedule
+    seed : int
+        Of order, masks and dropout.
+    unseen : Masked or None
+        Fixed masks of documents that are not in `packed`.
+    at : tuple of int
+        Steps after which the loss on `unseen` is measured.
+    stop : int or None
+        Steps after which training ends, its learning rate still that of the whole schedule; None trains all steps.
+    label : str
+        Shown in the progress.
+    on_point : callable or None
+        Called with (step, loss) at each measurement.
+
+    Returns
+    -------
+    LossCurve
 
     Raises
     ------
     InputError
         Fewer sequences than a batch, or a loss that is NaN (the learning rate is too high).
+
+    References
+    ----------
+    Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization, ICLR.
     """
     import torch
 
@@ -126,23 +153,14 @@ def pretrain(
             "give more text, shorter sequences or a smaller batch"
         )
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, schedule.weight_decay),
-        lr=schedule.learning_rate,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        fused=True,
-    )
+    optimizer = make_optimizer(model, schedule)
+    batches = masked_batches(packed, special, schedule, seed)
     curve = LossCurve()
 
-    def measure(step: int) -> None:
+    def evaluate(step: int) -> None:
         if unseen is None or step not in at:
             return
-        scores = score(model, unseen, batch_size=32)
-        loss = float(scores.nll.mean())
-        curve.steps.append(step)
-        curve.nll.append(scores.nll)
-        curve.rank.append(scores.rank)
+        loss = curve.add(step, score(model, unseen, batch_size=32))
         progress.update(step, line=True, unseen=loss)
         if on_point is not None:
             on_point(step, loss)
@@ -151,36 +169,80 @@ def pretrain(
     steps = schedule.steps if stop is None else min(stop, schedule.steps)
     with Progress(label, steps, "steps") as progress, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        measure(0)
+        evaluate(0)
         model.train()
-        order = np.empty(0, np.int64)
-        epoch = 0
         for step in range(steps):
             started = time.perf_counter()
-            while len(order) < schedule.batch:
-                order = np.r_[order, np.random.default_rng([seed, 4, epoch]).permutation(len(packed))]
-                epoch += 1
-            taken, order = order[: schedule.batch], order[schedule.batch :]
-            part = Packed(packed.ids[taken], packed.document[taken], packed.documents)
-            masked = mask_tokens(part, special, schedule.mask_fraction, _step_seed(seed, step))
-            loss = _loss(model, masked, device)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise InputError(
-                    f"the training loss is {value} at step {step}: the learning rate "
-                    f"{schedule.learning_rate} is too high for this model, or its weights are not finite"
-                )
+            loss = train_step(model, optimizer, next(batches), schedule, step)
             curve.seconds += time.perf_counter() - started
-            progress.update(step + 1, loss=value)
-            measure(step + 1)
+            progress.update(step + 1, loss=loss)
+            evaluate(step + 1)
     model.eval()
     return curve
+
+
+def make_optimizer(model: Any, schedule: Schedule) -> Any:
+    """AdamW with betas (0.9, 0.98) and eps 1e-6; no weight decay on vectors, that is, biases and layer norms."""
+    import torch
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+def masked_batches(packed: Packed, special: SpecialIds, schedule: Schedule, seed: int) -> Iterator[Masked]:
+    """Batches without end: a new permutation of the sequences per epoch, new masks per step, all from the seed."""
+    order = np.empty(0, np.int64)
+    epochs = itertools.count()
+    for step in itertools.count():
+        while len(order) < schedule.batch:
+            order = np.r_[order, np.random.default_rng([seed, 4, next(epochs)]).permutation(len(packed))]
+        taken, order = order[: schedule.batch], order[schedule.batch :]
+        part = Packed(packed.ids[taken], packed.document[taken], packed.documents)
+        yield mask_tokens(part, special, schedule.mask_fraction, _step_seed(seed, step))
+
+
+def train_step(model: Any, optimizer: Any, masked: Masked, schedule: Schedule, step: int) -> float:
+    """One step of gradient descent on a batch: its loss before the step, nats.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    optimizer : torch.optim.Optimizer
+    masked : Masked
+    schedule : Schedule
+        Gives the learning rate of the step and the largest norm of the gradient.
+    step : int
+        0-based.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    InputError
+        The loss is not finite.
+    """
+    import torch
+
+    loss = cross_entropy(model, masked)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.rate(step)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise InputError(
+            f"the training loss is {value} at step {step}: the learning rate "
+            f"{schedule.learning_rate} is too high for this model, or its weights are not finite"
+        )
+    return value
 
 
 def _step_seed(seed: int, step: int) -> int:
@@ -188,17 +250,13 @@ def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, 5, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _loss(model: Any, masked: Masked, device: Any) -> Any:
+def cross_entropy(model: Any, masked: Masked) -> Any:
+    """Mean of -log p(target) over the hidden positions, nats, as a tensor with a gradient."""
     import torch
 
+    device = next(model.parameters()).device
     length = masked.inputs.shape[1]
     inputs = torch.from_numpy(masked.inputs.astype(np.int64)).to(device)
     flat = torch.from_numpy(masked.row.astype(np.int64) * length + masked.column).to(device)
     target = torch.from_numpy(masked.target.astype(np.int64)).to(device)
     return torch.nn.functional.cross_entropy(masked_logits(model, inputs, flat), target)
-
-
-def _parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
