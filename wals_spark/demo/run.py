@@ -14,7 +14,13 @@ import numpy as np
 from wals_spark import storage
 from wals_spark.config import Config
 from wals_spark.demo import corpus, model, settings, training
-from wals_spark.evaluate.report import between, plain, seconds, signed, verdict
+from wals_spark.evaluate.number_format import (
+    VERDICT_WORDS,
+    format_difference,
+    format_duration,
+    format_estimate,
+    verdict,
+)
 from wals_spark.factors.stages import NEIGHBOURS_FILE, read_tokens
 from wals_spark.mlm.statistics import Clusters, Interval
 from wals_spark.pipeline import run_stages
@@ -24,7 +30,6 @@ from wals_spark.stage_outputs import EvaluateOutputs, InjectOutputs, require_out
 logger = logging.getLogger(__name__)
 
 VECTOR_STAGES = ("corpus", "vocabulary", "cooccurrence", "train", "export", "neighbours")
-WORDS = {"better": "better", "worse": "worse", "unclear": "not distinguishable"}
 
 
 def run_demo(directory: str) -> None:
@@ -56,9 +61,9 @@ def run_demo(directory: str) -> None:
     _say(_summary(blended, facts, curves, differences, clusters))
     done = [*(["inputs"] if fresh else []), *ran, *trained]
     if done:
-        _say(f"Took {seconds(time.monotonic() - started)}. Run it again: what is done is reused.")
+        _say(f"Took {format_duration(time.monotonic() - started)}. Run it again: what is done is reused.")
     else:
-        _say(f"Nothing was left to do; took {seconds(time.monotonic() - started)}.")
+        _say(f"Nothing was left to do; took {format_duration(time.monotonic() - started)}.")
 
 
 def make_inputs(directory: str) -> tuple[dict[str, Any], bool]:
@@ -152,9 +157,13 @@ def _summary(
     training_rows = []
     for arm, curve in curves.items():
         last = clusters.mean(curve.nll[-1])
-        training_rows.append([arm, f"{plain(last.value)} {between(last)}", f"{curve.seconds:.0f} s"])
+        training_rows.append([arm, format_estimate(last), f"{curve.seconds:.0f} s"])
     difference_rows = [
-        [f"{after} − {before}", f"{signed(found.value)} {between(found, sign=True)}", WORDS[verdict(found, "nll")]]
+        [
+            f"{after} − {before}",
+            format_difference(found),
+            VERDICT_WORDS[verdict(found, "nll")],
+        ]
         for (after, before), found in differences.items()
     ]
     parts = [

@@ -12,7 +12,7 @@ from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.evaluate.before_after import AFTER, BEFORE, compare_models, compares_models, trained_batches
 from wals_spark.evaluate.intrinsic import read_pairs, read_questions
 from wals_spark.evaluate.metrics import masked_metrics, vector_metrics
-from wals_spark.evaluate.report import render
+from wals_spark.evaluate.report import render_report
 from wals_spark.evaluate.report_data import report_data
 from wals_spark.evaluate.summary import regressions, summary_lines
 from wals_spark.evaluate.vector_scores import make_controls, score_files
@@ -109,7 +109,7 @@ def _run(stage_run: StageRun, label: str) -> Outcome:
     data = report_data(stage_run, vectors, scores, masked)
     name = "report.html" if config.inject.mode == "none" else f"report-{config.inject.mode}.html"
     path = context.run.path(name)
-    storage.write_bytes(path, render(data).encode())
+    storage.write_bytes(path, render_report(data).encode())
     metrics = [*vector_metrics(scores), *(masked_metrics(masked) if masked else [])]
     summary = summary_lines(scores, masked)
     worse = regressions(masked, config.evaluate.gate_margin) if masked and config.evaluate.gate else []
