@@ -98,7 +98,7 @@ class CorpusConfig(Section):
     min_characters: int | None = Field(None, ge=1, description="Shorter documents are dropped and counted.")
     max_characters: int | None = Field(None, ge=1, description="Longer documents are dropped and counted.")
     boilerplate_documents: int | None = Field(
-        None, ge=2, description="Lines that stand in so many documents or more are removed; none = keep all lines."
+        None, ge=2, description="Lines that stand in this number of documents or more are removed; none = keep all."
     )
     duplicate_texts: Literal["keep", "exact", "near"] = Field(
         "keep",
@@ -207,7 +207,7 @@ class CooccurrenceConfig(Section):
     )
     min_pair_count: float = Field(0.0, ge=0, description="Drop pairs whose weighted count is below; applied last.")
     unit_bits: int | None = Field(
-        None, ge=0, le=48, description="Counts in units of 2^-bits; none = exact where an int64 has the room."
+        None, ge=0, le=48, description="Counts in units of 2^-bits; none = exact where an int64 suffices."
     )
     blocks: int | None = Field(None, ge=1, le=65536, description="Row blocks; none = from estimated non-zeros.")
     memory_per_task: int = Field(
@@ -244,7 +244,7 @@ class _Problem(Section):
     )
     batches: tuple[str, ...] = Field(("all",), description="Batches whose exact sum is factorised; all = every one.")
     k: int = Field(128, ge=1, le=1024, description="Number of factors.")
-    sweeps: int = Field(8, ge=1, description="At most so many sweeps (a sweep solves both sides).")
+    sweeps: int = Field(8, ge=1, description="Largest number of sweeps (a sweep solves both sides).")
     tolerance: float = Field(1e-4, ge=0, description="Stop when the relative decrease of the loss per sweep is below.")
 
     @model_validator(mode="before")
@@ -337,7 +337,9 @@ class NeighboursConfig(Section):
     combine: Literal["u", "v", "sum", "concat"] = Field("u", description="Vectors to compare.")
     min_count: int = Field(20, ge=0, description="Rarer tokens are not offered as neighbours.")
     driver_vectors: int = Field(
-        1_000_000, ge=0, description="Up to so many vectors are searched on the driver, more in Spark; same result."
+        1_000_000,
+        ge=0,
+        description="Up to this number of vectors are searched on the driver, more in Spark; same result.",
     )
 
 
@@ -408,8 +410,8 @@ class InjectConfig(Section):
     driver_rows: int = Field(
         1_000_000,
         ge=0,
-        description="blend, replace: from so many tokens on the sums of the alignment are accumulated in Spark, where "
-        "executors see the checkpoint's path; same result.",
+        description="blend, replace: from this number of tokens on the sums of the alignment are accumulated in Spark, "
+        "where executors see the checkpoint's path; same result.",
     )
     folds: int = Field(5, ge=2, le=100, description="Folds of the cross-validation.")
     anchor_min_count: int = Field(20, ge=1, description="Rows rarer than this do not fit the alignment.")
@@ -446,7 +448,7 @@ class EvaluateConfig(Section):
     analogies: tuple[str, ...] = Field((), description="Files of analogy questions: four words per line.")
     combine: Literal["u", "v", "sum", "concat"] = Field("u", description="Vectors that these files are tried on.")
     search_vocabulary: int = Field(
-        30_000, ge=4, description="Analogy answers are sought among so many of the most frequent tokens."
+        30_000, ge=4, description="Analogy answers are sought among this number of the most frequent tokens."
     )
     controls: tuple[Literal["permuted", "random", "svd"], ...] = Field(
         ("permuted",),
@@ -543,9 +545,16 @@ def load_config(
 
     Parameters
     ----------
-    path : path of a YAML file, or None for the defaults
-    overrides : ``section.key=value`` strings; the value is YAML
-    flags : top-level or dotted keys with values that are not None, applied last
+    path : str or Path or None
+        A YAML file; None for the defaults.
+    overrides : iterable of str
+        ``section.key=value``; the value is YAML.
+    flags : mapping of str to object, optional
+        Top-level or dotted keys with their values, applied last; None leaves a key as it is.
+
+    Returns
+    -------
+    Config
 
     Raises
     ------
