@@ -20,7 +20,7 @@ help:
 	@echo "make clean      remove everything that these commands made"
 
 demo:
-	@scripts/install.sh
+	@scripts/install.sh demo
 	@$(RUN) wals-spark demo --directory $(DEMO)
 
 test: lint

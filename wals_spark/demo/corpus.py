@@ -21,7 +21,7 @@ from wals_spark.errors import InputError
 from wals_spark.progress import Progress
 
 PACKAGES = ("scipy", "pandas", "numpy", "matplotlib", "networkx")
-"""Packages that this one depends on, directly or through torch, with the most text about one field."""
+"""Packages with the most text about one field: this one depends on them, or its extra ``demo`` does."""
 MIN_CHARACTERS = 80
 _FILES_PER_TASK = 40
 _TEST_DIRECTORY = re.compile(r"(^|/)(tests?|testing|_testing)/")
@@ -77,6 +77,22 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def require(packages: Sequence[str]) -> None:
+    """Refuse to start where one of the packages is missing: the corpus would be another one.
+
+    Raises
+    ------
+    InputError
+        Names the missing packages and what installs them.
+    """
+    missing = [package for package in packages if package not in versions(packages)]
+    if missing:
+        raise InputError(
+            f"the demonstration reads the documentation of {', '.join(packages)}, and {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not installed: pip install 'wals_spark[demo]'"
+        )
 
 
 def _read(files: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:

@@ -74,6 +74,7 @@ def make_inputs(directory: str) -> tuple[dict[str, Any], bool]:
         facts: dict[str, Any] = storage.read_json(marker)
         if {name: facts.get(name) for name in expected} == expected:
             return facts, False
+    corpus.require(corpus.PACKAGES)
     path = os.path.join(directory, settings.CORPUS)
     logger.info("demo: reading the docstrings of %s", ", ".join(expected["packages"]))
     facts = {**corpus.write_corpus(path, corpus.PACKAGES), **expected}

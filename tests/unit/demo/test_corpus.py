@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import re
 import textwrap
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from wals_spark.demo import corpus
 from wals_spark.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[3]
 LONG = "Explain in some detail what this function does with the numbers that it is given, and why."
 
 
@@ -82,3 +86,15 @@ def test_source_files_are_sorted_and_without_tests():
     assert names == sorted(names)
     assert len(names) > 100
     assert not any("/tests/" in name for name in names)
+
+
+def test_a_missing_package_is_refused_with_what_installs_it():
+    with pytest.raises(InputError, match=r"no-such-package is not installed: pip install 'wals_spark\[demo\]'"):
+        corpus.require(("numpy", "no-such-package"))
+
+
+def test_the_demo_extra_holds_the_packages_that_are_no_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = {re.match(r"[\w-]+", line)[0] for line in project["optional-dependencies"]["demo"]}
+    needed = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    assert set(corpus.PACKAGES) == (set(corpus.PACKAGES) & needed) | extra
