@@ -3,7 +3,7 @@
     python benchmarks/arms_score.py --directory DIR --results DIR --report > gains-biomedical.jsonl
     python benchmarks/arms_plot.py gains-biomedical.jsonl gains-scotus.jsonl --output docs/injection.svg
 
-One panel per domain: mean over seeds of the loss on unseen text after so many steps, for the base, the head bias alone
+One panel per domain: mean over seeds of the loss on unseen text against the step, for the base, the head bias alone
 and the whole injection; dotted, the step at which the injected model is where the base ends.
 """
 

@@ -108,10 +108,25 @@ def train_arm(
 
     Parameters
     ----------
-    directory : of the arm's checkpoint; replaced when it is of another training
-    start : directory of the model's configuration and tokenizer
-    initial : checkpoint that ``inject --mode init`` wrote
-    initial_hash : of that checkpoint
+    arm : str
+        One of `ARMS`.
+    directory : str
+        Of the arm's checkpoint; replaced when it is of another training.
+    data : TrainingData
+    start : str
+        Directory of the model's configuration and tokenizer.
+    initial : str
+        Checkpoint that ``inject --mode init`` wrote.
+    counts : int array of shape (V,)
+        Of the tokens, for the head bias.
+    initial_hash : str
+        Of the checkpoint `initial`.
+    seed : int
+
+    Returns
+    -------
+    result : ArmResult
+    ran : bool
     """
     packages = {name: version for name, version in package_versions().items() if name in ("torch", "transformers")}
     facts = {"arm": arm, "schedule": asdict(SCHEDULE), "seed": seed, "data": data.hash, "packages": packages}

@@ -17,7 +17,7 @@ from wals_spark.stage import Context
 from wals_spark.stage_outputs import TrainOutputs
 
 SVD_CELLS = 100_000_000
-"""The SVD control is held by the driver: about 16 bytes per cell; larger matrices are refused."""
+"""The SVD control is computed in the driver's memory, about 16 bytes per cell; larger matrices are refused."""
 OVERSAMPLING = 16
 POWER_ITERATIONS = 3
 
@@ -38,7 +38,25 @@ def random(matrix: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
 
 
 def ppmi(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, size: int) -> Any:
-    """Positive pointwise mutual information of counts as a ``scipy.sparse.csr_array``; equal cells are added first."""
+    """max(log(x_ij N / (x_i. x_.j)), 0): positive pointwise mutual information; equal cells are added first.
+
+    Parameters
+    ----------
+    rows, cols : int array of shape (nnz,)
+    values : float array of shape (nnz,)
+        Counts x_ij.
+    size : int
+        V, the number of rows and of columns.
+
+    Returns
+    -------
+    scipy.sparse.csr_array of shape (V, V)
+        float32, without its zeros.
+
+    References
+    ----------
+    Levy and Goldberg (2014), Neural Word Embedding as Implicit Matrix Factorization, NeurIPS.
+    """
     from scipy.sparse import coo_array
 
     counts = coo_array((values.astype(np.float64), (rows, cols)), shape=(size, size)).tocsr()
@@ -53,7 +71,12 @@ def ppmi(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, size: int) -> A
 
 
 def truncated_svd(matrix: Any, k: int, seed: int) -> np.ndarray:
-    """U S^(1/2) of the best rank-k approximation, float32 (V, k), by randomised subspace iteration."""
+    """U S^(1/2) of the best rank-k approximation, float32 (V, k), by randomised subspace iteration.
+
+    References
+    ----------
+    Halko, Martinsson and Tropp (2011), Finding Structure with Randomness, SIAM Review 53(2).
+    """
     width = min(k + OVERSAMPLING, *matrix.shape)
     generator = np.random.default_rng([seed, 10])
     basis = generator.standard_normal((matrix.shape[1], width)).astype(np.float32)

@@ -179,7 +179,19 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def spearman(x: np.ndarray, y: np.ndarray, *, resamples: int = 2000, seed: int = 1) -> Interval:
-    """Spearman's rho with the percentile interval of a bootstrap over the pairs, ranked anew in every resample."""
+    """Spearman's rho with the percentile interval of a bootstrap over the pairs, ranked anew in every resample.
+
+    Parameters
+    ----------
+    x, y : float array of shape (n,)
+    resamples : int
+    seed : int
+
+    Returns
+    -------
+    Interval
+        NaN with fewer than three pairs.
+    """
     n = len(x)
     if n < 3:
         return Interval(float("nan"), float("nan"), float("nan"), n, n)
@@ -221,7 +233,22 @@ def pair_cosines(
 def score_similarity(
     path: str, index: WordLookup, unit: np.ndarray, *, resamples: int = 2000, seed: int = 1
 ) -> SimilarityResult:
-    """Spearman's rho on one file; see the module."""
+    """Spearman's rho between cosines and ratings on one file.
+
+    Parameters
+    ----------
+    path : str
+        Of a file of rated pairs, see `read_pairs`.
+    index : WordLookup
+    unit : float32 array of shape (V, k)
+        Rows of norm 1 or 0.
+    resamples : int
+    seed : int
+
+    Returns
+    -------
+    SimilarityResult
+    """
     pairs = read_pairs(path)
     cosines, ratings = pair_cosines(index, unit, pairs)
     return SimilarityResult(
@@ -239,14 +266,29 @@ def score_analogies(
     resamples: int = 2000,
     seed: int = 1,
 ) -> AnalogyResult:
-    """Accuracy on one file of analogy questions; see the module.
+    """Accuracy by 3CosAdd and 3CosMul on one file of analogy questions.
 
     Parameters
     ----------
+    path : str
+        Of a file of questions, see `read_questions`.
+    index : WordLookup
     unit : float32 array of shape (V, k)
         Rows of norm 1 or 0.
-    order : int array
+    order : int array of shape (V,)
         Token ids, most frequent first; the first `search` with a vector are the possible answers.
+    search : int
+    resamples : int
+    seed : int
+
+    Returns
+    -------
+    AnalogyResult
+
+    References
+    ----------
+    Mikolov, Yih and Zweig (2013), Linguistic Regularities in Continuous Space Word Representations, NAACL (3CosAdd).
+    Levy and Goldberg (2014), Linguistic Regularities in Sparse and Explicit Word Representations, CoNLL (3CosMul).
     """
     questions = read_questions(path)
     answers = order[unit[order].any(axis=1)][:search]
@@ -300,7 +342,26 @@ def _solve(unit: np.ndarray, quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def vector_geometry(unit: np.ndarray, matrix: np.ndarray, counts: np.ndarray, seed: int = 1) -> VectorGeometry:
-    """Mean cosine of 100,000 random pairs, and the spectrum of the vectors of the tokens with a count."""
+    """Mean cosine of 100,000 random pairs, and the spectrum of the vectors of the tokens with a count.
+
+    Parameters
+    ----------
+    unit : float32 array of shape (V, k)
+        Rows of norm 1 or 0.
+    matrix : float array of shape (V, k)
+        The same rows with their norms.
+    counts : int array of shape (V,)
+    seed : int
+
+    Returns
+    -------
+    VectorGeometry
+
+    References
+    ----------
+    Roy and Vetterli (2007), The Effective Rank: A Measure of Effective Dimensionality, EUSIPCO
+    (of singular values; here of eigenvalues, their squares).
+    """
     used = np.nonzero((counts > 0) & unit.any(axis=1))[0]
     if len(used) < 2:
         return VectorGeometry(float("nan"), float("nan"), float("nan"), len(used))
@@ -327,16 +388,28 @@ def score_vectors(
     resamples: int = 2000,
     seed: int = 1,
 ) -> list[SimilarityResult | AnalogyResult]:
-    """Score vectors on files of pairs or analogy questions; which of them a file holds is told by its lines.
+    """Score vectors on files of rated pairs or of analogy questions, which `is_analogy_file` distinguishes.
 
     Parameters
     ----------
-    tokens : token strings by row
+    tokens : sequence of str
+        Token strings by row.
     matrix : float array of shape (V, k)
-    counts : int array of shape (V,), optional
+    files : sequence of str
+        Paths.
+    counts : int array of shape (V,) or None
         Frequencies, to know the `search` most frequent tokens; without them the rows are taken to be in
         that order already.
-    search : tokens that analogy answers are sought among
+    search : int
+        Tokens that analogy answers are sought among.
+    resamples : int
+        Of the bootstrap.
+    seed : int
+
+    Returns
+    -------
+    list of SimilarityResult and AnalogyResult
+        One per file, in their order.
     """
     index = WordLookup(tokens)
     unit = unit_rows(matrix)

@@ -19,7 +19,7 @@ from wals_spark.mlm.statistics import Clusters, Interval
 
 LOWER_IS_BETTER = frozenset({"nll"})
 POOL = 8
-"""The probes look for rare tokens in so many times the sequences of the loss."""
+"""The probes search for rare tokens in this multiple of the sequences of the loss."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,25 @@ def make_masked_lm_task(
     mask_fraction: float,
     probe_targets: int,
 ) -> MaskedLmTask:
-    """Fix the masks: of the first `sequences` for the loss, of the whole pool for the probes."""
+    """Fix the masks: of the first `sequences` for the loss, of the whole pool for the probes.
+
+    Parameters
+    ----------
+    pool : Packed
+    special : SpecialIds
+    counts : int64 array of shape (V,)
+        Of the corpus that the factors were counted on.
+    seed : int
+    sequences : int
+    mask_fraction : float
+        Share of a sequence that is hidden.
+    probe_targets : int
+        Targets per bucket of a probe at most; 0 for no probes.
+
+    Returns
+    -------
+    MaskedLmTask
+    """
     part = Packed(pool.ids[:sequences], pool.document[:sequences], pool.documents)
     probes = {}
     if probe_targets:
@@ -122,7 +140,18 @@ def evaluate_masked_lm(
 
     Parameters
     ----------
-    models : arm -> a function that gives its model; the first arm is the base
+    task : MaskedLmTask
+    models : mapping of str -> callable
+        Arm -> a function that loads its model; the first arm is the base of the differences.
+    resamples : int
+        Of the bootstrap.
+    seed : int
+    batch_size : int
+        Sequences per forward pass.
+
+    Returns
+    -------
+    MaskedLmResult
     """
     loss: dict[str, Scores] = {}
     probes: dict[str, dict[str, Scores]] = {name: {} for name in task.probes}

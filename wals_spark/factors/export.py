@@ -83,6 +83,14 @@ def export_word2vec(path: str, tokens: Sequence[str], matrix: np.ndarray, *, bin
     """Write one of the word2vec formats; the file appears under its name only when it is whole.
 
     The text keeps 9 significant digits, which give the same fp32 back.
+
+    Parameters
+    ----------
+    path : str
+    tokens : sequence of str
+    matrix : float32 array of shape (V, k)
+    binary : bool
+        float32 little-endian instead of text.
     """
 
     def chunks() -> Iterator[bytes]:
@@ -169,14 +177,28 @@ def export_vectors(
 
     Parameters
     ----------
-    directory : path or URI
-    name : stem of the file names
-    metadata : put into the safetensors header
+    directory : str
+        Path or URI.
+    name : str
+        Stem of the file names.
+    vectors : Vectors
+    formats : sequence of {"word2vec", "word2vec_binary", "safetensors", "npy"}
+    min_count : int
+        The word2vec formats leave out rarer tokens.
+    white_space : {"refuse", "escape"}
+        See `word2vec_tokens`.
+    metadata : dict of str -> str
+        Put into the safetensors header.
 
     Returns
     -------
     list of str
         The paths written.
+
+    Raises
+    ------
+    InputError
+        No token is frequent enough, or a format cannot hold the tokens.
     """
     paths = []
     if {"word2vec", "word2vec_binary"} & set(formats):

@@ -29,16 +29,28 @@ def distributed(
 
     Parameters
     ----------
+    tables : TableStore
+    run_id : str
     how : {"u", "v", "sum", "concat"}
         See `wals_spark.factors.store.combine`.
     query_ids : int array of shape (q,)
         Token ids; each is excluded from its own answers.
-    min_count : rarer tokens are no answers
+    count : int
+        Answers per query.
+    min_count : int
+        Rarer tokens are no answers.
 
     Returns
     -------
-    ids, cosine
-        As from `top_k`.
+    ids : int64 array of shape (q, count)
+        -1 where there are fewer answers.
+    cosine : float32 array of shape (q, count)
+        NaN where the id is -1.
+
+    Raises
+    ------
+    InputError
+        A query is not among the factors.
     """
     from pyspark.sql import functions as F
 

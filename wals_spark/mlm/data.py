@@ -94,7 +94,7 @@ def special_ids(loaded: LoadedTokenizer) -> SpecialIds:
     Raises
     ------
     InputError
-        One of the three is missing; names what was looked for.
+        One of the three is missing; names the candidates that were searched for.
     """
 
     def find(role: str, names: tuple[str, ...]) -> int:
@@ -138,11 +138,16 @@ def pack_sequences(
 
     Parameters
     ----------
-    documents : token ids without special tokens, one array per document
-    length : tokens per sequence, ``<s>`` and ``</s>`` included
-    limit : sequences at most
-    fair : take the first piece (length - 2 tokens) of every document, then the second of every one, and
-        so on, so that a limited sample holds as many documents as it can
+    documents : sequence of int32 arrays
+        Token ids without special tokens, one array per document.
+    special : SpecialIds
+    length : int
+        Tokens per sequence, ``<s>`` and ``</s>`` included.
+    limit : int or None
+        Sequences at most.
+    fair : bool
+        Take the first piece (length - 2 tokens) of every document, then the second of every one, and
+        so on, so that a limited sample holds as many documents as it can.
 
     Returns
     -------
@@ -198,6 +203,27 @@ def mask_tokens(packed: Packed, special: SpecialIds, fraction: float, seed: int)
 
     Of the chosen, 80 % become ``<mask>``, 10 % a random id that is not special, 10 % stay. The choice
     depends on the sequences, the special ids and the seed, on nothing else.
+
+    Parameters
+    ----------
+    packed : Packed
+    special : SpecialIds
+    fraction : float
+        Above 0 and below 1.
+    seed : int
+
+    Returns
+    -------
+    Masked
+
+    Raises
+    ------
+    InputError
+        `fraction` is out of its range.
+
+    References
+    ----------
+    Devlin et al. (2019), BERT: Pre-training of Deep Bidirectional Transformers, NAACL.
     """
     if not 0 < fraction < 1:
         raise InputError(f"mask fraction {fraction}: expected a number between 0 and 1")
@@ -224,7 +250,21 @@ def hide(
     *,
     always_mask: bool = False,
 ) -> Masked:
-    """Hide given positions, 80/10/10, or all by ``<mask>`` with ``always_mask``."""
+    """Hide given positions, 80/10/10 as `mask_tokens` does, or all by ``<mask>`` with ``always_mask``.
+
+    Parameters
+    ----------
+    packed : Packed
+    row, column : int array of shape (t,)
+        The positions.
+    special : SpecialIds
+    generator : numpy.random.Generator
+    always_mask : bool
+
+    Returns
+    -------
+    Masked
+    """
     target = packed.ids[row, column]
     inputs = packed.ids.copy()
     if always_mask:

@@ -113,12 +113,21 @@ def masked_logits(model: Any, inputs: Any, flat: Any) -> Any:
 
 
 def score(model: Any, masked: Masked, *, batch_size: int = 16, label: str | None = None) -> Scores:
-    """Score a model on fixed masks, rows of a batch in order.
+    """-log p(target) and rank of every target of fixed masks, in evaluation mode; the model keeps its mode.
 
     Parameters
     ----------
-    batch_size : sequences per forward pass
-    label : shown in the progress; None = no progress
+    model : transformers.PreTrainedModel
+        With a masked-LM head.
+    masked : Masked
+    batch_size : int
+        Sequences per forward pass.
+    label : str or None
+        Shown in the progress; None shows none.
+
+    Returns
+    -------
+    Scores
 
     Raises
     ------

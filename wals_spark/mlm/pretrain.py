@@ -194,7 +194,20 @@ def make_optimizer(model: Any, schedule: Schedule) -> Any:
 
 
 def masked_batches(packed: Packed, special: SpecialIds, schedule: Schedule, seed: int) -> Iterator[Masked]:
-    """Batches without end: a new permutation of the sequences per epoch, new masks per step, all from the seed."""
+    """Batches without end: a new permutation of the sequences per epoch, new masks per step, all from the seed.
+
+    Parameters
+    ----------
+    packed : Packed
+    special : SpecialIds
+    schedule : Schedule
+        Gives the size of a batch and the share that is masked.
+    seed : int
+
+    Yields
+    ------
+    Masked
+    """
     order = np.empty(0, np.int64)
     epochs = itertools.count()
     for step in itertools.count():

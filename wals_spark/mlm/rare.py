@@ -70,13 +70,22 @@ class _Candidates:
 def target_probe(
     packed: Packed, counts: np.ndarray, special: SpecialIds, seed: int, *, per_bucket: int, fraction: float = 0.15
 ) -> Probe:
-    """Hide the tokens themselves; see the module.
+    """Hide the tokens themselves, which tests the output row and the head bias.
 
     Parameters
     ----------
+    packed : Packed
     counts : int64 array of shape (V,)
-    per_bucket : targets per bucket at most
-    fraction : share of a sequence hidden at most
+    special : SpecialIds
+    seed : int
+    per_bucket : int
+        Targets per bucket at most.
+    fraction : float
+        Share of a sequence hidden at most.
+
+    Returns
+    -------
+    Probe
     """
     _check(counts, packed)
     generator = np.random.default_rng([seed, 2])
@@ -90,7 +99,23 @@ def target_probe(
 def context_probe(
     packed: Packed, counts: np.ndarray, special: SpecialIds, seed: int, *, per_bucket: int, fraction: float = 0.15
 ) -> Probe:
-    """Hide a frequent token near each; see the module. Parameters as for `target_probe`."""
+    """Hide a frequent token within `REACH` positions of each token, which tests the input row of the token.
+
+    Parameters
+    ----------
+    packed : Packed
+    counts : int64 array of shape (V,)
+    special : SpecialIds
+    seed : int
+    per_bucket : int
+        Targets per bucket at most.
+    fraction : float
+        Share of a sequence hidden at most.
+
+    Returns
+    -------
+    Probe
+    """
     _check(counts, packed)
     generator = np.random.default_rng([seed, 3])
     ordinary = _ordinary(packed, special)

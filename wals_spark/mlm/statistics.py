@@ -120,7 +120,7 @@ class Clusters:
 def two_level(after: np.ndarray, before: np.ndarray, labels: np.ndarray, resamples: int, seed: int) -> Interval:
     """The mean of ``after - before`` over seeds and observations; seeds and clusters are both drawn with replacement.
 
-    Says what a repetition with other seeds on other documents would find (Sellam et al. 2022, Multi-Bootstrap).
+    The interval is that of a repetition with other seeds on other documents.
 
     Parameters
     ----------
@@ -130,6 +130,19 @@ def two_level(after: np.ndarray, before: np.ndarray, labels: np.ndarray, resampl
         The cluster of each observation.
     resamples : int
     seed : int
+
+    Returns
+    -------
+    Interval
+
+    Raises
+    ------
+    InputError
+        The shapes do not fit.
+
+    References
+    ----------
+    Sellam et al. (2022), The MultiBERTs: BERT Reproductions for Robustness Analysis, ICLR (Multi-Bootstrap).
     """
     difference = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     if difference.ndim != 2 or difference.shape[1] != len(labels):
