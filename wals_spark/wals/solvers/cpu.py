@@ -1,4 +1,4 @@
-"""One half-step on a rank: choose the kernel, feed it rows, check what comes back."""
+"""Half-steps on the processors: choose the kernel for each row, feed it rows, check what comes back."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from wals_spark.errors import InputError
+from wals_spark.wals.solvers.kernels.arguments import CsrArrays, FixedSide, RotatedSide, RowTerms, Solution
 from wals_spark.wals.solvers.row_block import RowBlock
-from wals_spark.wals.solvers.system import System, one_blas_thread
+from wals_spark.wals.solvers.system import EigenBasis, FixedFactors, System, one_blas_thread
 
 logger = logging.getLogger(__name__)
 
 TILE = 128
-"""Cells gathered at once: two panels of so many lines fit the first cache."""
+"""Cells gathered at once: two panels of 128 lines fit the first cache."""
 CHUNKS_PER_THREAD = 32
 EXCESS_ALLOWED = {"float32": 1e-7, "float64": 1e-15}
 """Woodbury form: how far a row's loss may be above its minimum, relatively, before it is solved by Cholesky."""
@@ -33,9 +34,14 @@ class Solver(ABC):
     def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
         """The solution and the loss of every row.
 
+        Parameters
+        ----------
+        block : RowBlock
+        system : System
+
         Returns
         -------
-        x : array of shape (r, K - fixed), of the dtype of the features
+        x : array of shape (r, solved coordinates), of the dtype of the fixed factors
         row_loss : float64 array of shape (r,)
             The row's part of the objective, its own regularisation included, that of the fixed side not.
 
@@ -55,7 +61,7 @@ class CpuSolver(Solver):
     ----------
     threads : int
     woodbury : bool
-        Rows with so few cells that it costs less are solved through a system of the size of their cells, see
+        Rows that cost less so are solved through a system of the size of their cells, see
         `wals_spark.wals.solvers.kernels.woodbury`; all others, and those that this cannot solve, by Cholesky.
     """
 
@@ -63,70 +69,59 @@ class CpuSolver(Solver):
         self.threads, self.woodbury = threads, woodbury
 
     def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
+        """As `Solver.solve`."""
         count, free = system.ridge.shape
-        out, row_loss = np.zeros((count, free), system.fixed_factors.z.dtype), np.zeros(count)
+        dtype = system.fixed_factors.z.dtype
+        x, row_loss = np.zeros((count, free), dtype), np.zeros(count)
         short = np.zeros(0, np.int64)
         if self.woodbury and (system.fixed_factors.rho == 0 or system.rotation_pays):
             short = np.flatnonzero(short_rows(block.lengths, free - system.biases))
         rows = np.setdiff1d(np.arange(count), short, assume_unique=True)
         if len(short):
-            rows = np.union1d(rows, self._solve_by_woodbury(block, system, short, out, row_loss))
-        again = self._solve_by_cholesky(block, system, rows, out, row_loss)
+            rows = np.union1d(rows, self._solve_by_woodbury(block, system, short, x, row_loss))
+        again = self._solve_by_cholesky(block, system, rows, x, row_loss)
         if len(again):
-            logger.warning(
-                "%d rows are nearly singular in %s, solved in float64", len(again), system.fixed_factors.z.dtype
-            )
-            exact = np.zeros((count, free))
-            refuse_singular(
-                block, self._solve_by_cholesky(block, system.astype(np.dtype(np.float64)), again, exact, row_loss)
-            )
-            out[again] = exact[again]
-        return out, row_loss
+            logger.warning("%d rows are nearly singular in %s, solved in float64", len(again), dtype)
+            exact, double = np.zeros((count, free)), system.astype(np.dtype(np.float64))
+            refuse_singular(block, self._solve_by_cholesky(block, double, again, exact, row_loss))
+            x[again] = exact[again]
+        return x, row_loss
 
     def _solve_by_cholesky(
-        self, block: RowBlock, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
+        self, block: RowBlock, system: System, rows: np.ndarray, x: np.ndarray, row_loss: np.ndarray
     ) -> np.ndarray:
-        """Some rows by Cholesky, into `out` and `row_loss`; returns those that are not positive definite."""
+        """Some rows by Cholesky, into `x` and `row_loss`; returns those that are not positive definite."""
         from wals_spark.wals.solvers.kernels.normal_equations import solve_rows
 
         if not len(rows):
             return rows
-        cells, dense = _Cells(block, system), system.fixed_factors.gramian.astype(out.dtype)
-        features = system.fixed_factors.padded
-
-        def work(chunk: np.ndarray) -> None:
-            solve_rows(
-                chunk, *cells.arrays, features, cells.h, dense, cells.g, cells.ridge, cells.rho, system.known,
-                cells.pull, out, row_loss, failed, TILE,
-            )  # fmt: skip
-
-        failed = np.zeros(len(block), np.int8)
-        self._run(row_chunks(block, system.fixed_factors.z.shape[1], self.threads, rows), work)
-        return np.flatnonzero(failed)
+        fixed = _fixed_side(system.fixed_factors, system.fixed_factors.padded, system.fixed_factors.gramian)
+        cells, terms = _csr_arrays(block, x.dtype), _row_terms(block, system, x.dtype)
+        solution = Solution(x, row_loss, np.zeros(len(block), np.int8))
+        self._run(
+            row_chunks(block, system.fixed_factors.z.shape[1], self.threads, rows),
+            lambda chunk: solve_rows(chunk, cells, fixed, terms, solution, TILE),
+        )
+        return np.flatnonzero(solution.failed)
 
     def _solve_by_woodbury(
-        self, block: RowBlock, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
+        self, block: RowBlock, system: System, rows: np.ndarray, x: np.ndarray, row_loss: np.ndarray
     ) -> np.ndarray:
-        """Some rows through their cells, into `out` and `row_loss`; returns those that cannot be solved so."""
+        """Some rows through their cells, into `x` and `row_loss`; returns those that cannot be solved so."""
         from wals_spark.wals.solvers.kernels.woodbury import solve_short_rows
 
-        k = out.shape[1] - system.biases
-        fixed = system.fixed_factors
-        rotated = fixed.in_eigenbasis(k, self.threads)
-        cells = _Cells(block, system)
-        pull = rotated.forward(cells.pull[:, :k])
-        allowed = EXCESS_ALLOWED[out.dtype.name]
-
-        def work(chunk: np.ndarray) -> None:
-            solve_short_rows(
-                chunk, *cells.arrays, rotated.features, rotated.values, rotated.rest, rotated.across, rotated.inner,
-                cells.h, cells.g, system.ridge, fixed.rho, system.known, pull, allowed, out, row_loss, failed,
-            )  # fmt: skip
-
-        failed = np.zeros(len(block), np.int8)
-        self._run(row_chunks(block, k, self.threads, rows), work)
-        out[rows, :k] = rotated.back(out[rows, :k])
-        return np.flatnonzero(failed)
+        k = x.shape[1] - system.biases
+        rotated = system.fixed_factors.in_eigenbasis(k, self.threads)
+        fixed, cells = _rotated_side(system.fixed_factors, rotated), _csr_arrays(block, x.dtype)
+        terms = _rotated_terms(block, system, rotated, k)
+        solution = Solution(x, row_loss, np.zeros(len(block), np.int8))
+        allowed = EXCESS_ALLOWED[x.dtype.name]
+        self._run(
+            row_chunks(block, k, self.threads, rows),
+            lambda chunk: solve_short_rows(chunk, cells, fixed, terms, solution, allowed),
+        )
+        x[rows, :k] = rotated.back(x[rows, :k])
+        return np.flatnonzero(solution.failed)
 
     def _run(self, chunks: Sequence[np.ndarray], work: Callable[[np.ndarray], None]) -> None:
         with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:
@@ -138,6 +133,11 @@ class ConjugateGradientSolver(CpuSolver):
 
     The basis is rotated to the eigenvectors of the Gramian first, where the diagonal is a good preconditioner.
     Objectives with biases, and rows that are all zero yet, are solved exactly.
+
+    Parameters
+    ----------
+    threads : int
+    steps : int
     """
 
     def __init__(self, threads: int, steps: int) -> None:
@@ -145,30 +145,34 @@ class ConjugateGradientSolver(CpuSolver):
         self.steps = steps
 
     def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
-        from wals_spark.wals.solvers.kernels.conjugate_gradient import improve_rows
+        """As `Solver.solve`; the rows after their steps, and their losses there."""
+        from wals_spark.wals.solvers.kernels.conjugate_gradient import refine_rows
 
-        if not _can_improve(system):
+        if not _can_improve(system) or system.linear_term is not None:
             return super().solve(block, system)
         assert system.start is not None
-        cells = _Cells(block, system)
         rotated = system.fixed_factors.in_eigenbasis(system.ridge.shape[1], self.threads)
-        out, row_loss = rotated.forward(system.start), np.zeros(len(block))
-        dense = np.diag(rotated.values).astype(out.dtype)
-
-        def work(chunk: np.ndarray) -> None:
-            improve_rows(
-                chunk, *cells.arrays, rotated.features, cells.h, dense, cells.g, cells.ridge, cells.rho, self.steps,
-                out, row_loss,
-            )  # fmt: skip
-
-        self._run(row_chunks(block, out.shape[1], self.threads), work)
-        return rotated.back(out), row_loss
+        x, row_loss = rotated.forward(system.start), np.zeros(len(block))
+        fixed = _fixed_side(system.fixed_factors, rotated.z, np.diag(rotated.eigenvalues))
+        cells, terms = _csr_arrays(block, x.dtype), _row_terms(block, system, x.dtype)
+        solution = Solution(x, row_loss, np.zeros(len(block), np.int8))
+        self._run(
+            row_chunks(block, x.shape[1], self.threads),
+            lambda chunk: refine_rows(chunk, cells, fixed, terms, solution, self.steps),
+        )
+        return rotated.back(x), row_loss
 
 
 class BlockSolver(CpuSolver):
     """Blocks of coordinates in turn from the rows as they are (iALS++); for large k.
 
     Objectives with biases, and rows that are all zero yet, are solved exactly.
+
+    Parameters
+    ----------
+    threads : int
+    width : int
+        Coordinates of a block.
     """
 
     def __init__(self, threads: int, width: int) -> None:
@@ -176,43 +180,58 @@ class BlockSolver(CpuSolver):
         self.width = width
 
     def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
+        """As `Solver.solve`; the rows after a pass over their coordinates, and their losses there."""
         from wals_spark.wals.solvers.kernels.block_coordinate_descent import descend_rows
 
-        if not _can_improve(system, linear=True):
+        if not _can_improve(system):
             return super().solve(block, system)
         assert system.start is not None
-        fixed, cells = system.fixed_factors, _Cells(block, system)
-        rotated = fixed.in_eigenbasis(system.ridge.shape[1], self.threads)
-        out, row_loss = rotated.forward(system.start), np.zeros(len(block))
-        pull = rotated.forward(cells.pull)
-
-        def work(chunk: np.ndarray) -> None:
-            descend_rows(
-                chunk, *cells.arrays, rotated.features, rotated.values, cells.h, cells.g, system.ridge, fixed.rho, pull,
-                min(self.width, out.shape[1]), TILE, out, row_loss,
-            )  # fmt: skip
-
-        self._run(row_chunks(block, self.width, self.threads), work)
-        return rotated.back(out), row_loss
+        k = system.ridge.shape[1]
+        rotated = system.fixed_factors.in_eigenbasis(k, self.threads)
+        x, row_loss = rotated.forward(system.start), np.zeros(len(block))
+        fixed, cells = _rotated_side(system.fixed_factors, rotated), _csr_arrays(block, x.dtype)
+        terms = _rotated_terms(block, system, rotated, k)
+        solution, width = Solution(x, row_loss, np.zeros(len(block), np.int8)), min(self.width, k)
+        self._run(
+            row_chunks(block, self.width, self.threads),
+            lambda chunk: descend_rows(chunk, cells, fixed, terms, solution, width, TILE),
+        )
+        return rotated.back(x), row_loss
 
 
-def _can_improve(system: System, *, linear: bool = False) -> bool:
+def _can_improve(system: System) -> bool:
     """Whether there are rows to start from, and nothing beside factors."""
-    if system.known.shape[1] or (system.linear_term is not None and not linear):
-        return False
-    return system.start is not None and bool(system.start.any())
+    return not system.known.shape[1] and system.start is not None and bool(system.start.any())
 
 
-class _Cells:
-    """What every kernel is told, in the precision of the features."""
+def _csr_arrays(block: RowBlock, dtype: np.dtype) -> CsrArrays:
+    m, d = block.target.astype(dtype, copy=False), block.weight.astype(dtype, copy=False)
+    return CsrArrays(block.indptr, block.indices, m, d)
 
-    def __init__(self, block: RowBlock, system: System) -> None:
-        dtype = system.fixed_factors.z.dtype
-        m, d = block.target.astype(dtype, copy=False), block.weight.astype(dtype, copy=False)
-        self.arrays = (block.indptr, block.indices, m, d)
-        self.h, self.g = system.fixed_factors.h.astype(dtype), block.popularity.astype(dtype)
-        self.ridge, self.rho = system.ridge.astype(dtype), dtype.type(system.fixed_factors.rho)
-        self.pull = np.zeros((0, system.ridge.shape[1])) if system.linear_term is None else system.linear_term
+
+def _fixed_side(fixed: FixedFactors, z: np.ndarray, gramian: np.ndarray) -> FixedSide:
+    dtype = z.dtype
+    return FixedSide(z, fixed.h.astype(dtype), gramian.astype(dtype), dtype.type(fixed.rho))
+
+
+def _rotated_side(fixed: FixedFactors, basis: EigenBasis) -> RotatedSide:
+    h = fixed.h.astype(basis.z.dtype)
+    return RotatedSide(basis.z, h, basis.eigenvalues, basis.rest, basis.cross, basis.corner, fixed.rho)
+
+
+def _row_terms(block: RowBlock, system: System, dtype: np.dtype) -> RowTerms:
+    """In the precision of the factors."""
+    return RowTerms(block.popularity.astype(dtype), system.ridge.astype(dtype), system.known, _linear_term(system))
+
+
+def _rotated_terms(block: RowBlock, system: System, basis: EigenBasis, k: int) -> RowTerms:
+    """With the ridge in float64 and the linear term of k factors in the eigenbasis."""
+    g = block.popularity.astype(basis.z.dtype)
+    return RowTerms(g, system.ridge, system.known, basis.forward(_linear_term(system)[:, :k]))
+
+
+def _linear_term(system: System) -> np.ndarray:
+    return np.zeros((0, system.ridge.shape[1])) if system.linear_term is None else system.linear_term
 
 
 def short_rows(lengths: np.ndarray, k: int) -> np.ndarray:

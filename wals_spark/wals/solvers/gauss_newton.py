@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from wals_spark.wals.solvers.cpu import TILE, Solver, row_chunks
+from wals_spark.wals.solvers.kernels.arguments import CsrArrays
 from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.row_update import Offsets, RowUpdate
 from wals_spark.wals.solvers.system import System
@@ -31,10 +32,10 @@ class SquaredNormGaussNewton(RowUpdate):
         """Sums of w, w e and w e^2 of every row; shape (r, 3). Parameters are those of `RowUpdate.evaluate`."""
         from wals_spark.wals.solvers.kernels.gauss_newton import sum_residuals
 
-        sums = np.zeros((len(block), 3))
+        sums, cells = np.zeros((len(block), 3)), CsrArrays(block.indptr, block.indices, block.target, block.weight)
 
         def add(rows: np.ndarray) -> None:
-            sum_residuals(rows, block.indptr, block.indices, block.target, block.weight, z, start, sums)
+            sum_residuals(rows, cells, z, start, sums)
 
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(add, row_chunks(block, z.shape[1], self.threads)))
@@ -51,13 +52,11 @@ class SquaredNormGaussNewton(RowUpdate):
         from wals_spark.wals.solvers.kernels.gauss_newton import step_rows
 
         assert system.start is not None
+        cells = CsrArrays(block.indptr, block.indices, block.target, block.weight)
         v, out = system.fixed_factors.z, system.start.copy()
 
         def work(rows: np.ndarray) -> None:
-            step_rows(
-                rows, block.indptr, block.indices, block.target, block.weight, v, self.constant, system.ridge[:, 0],
-                out, TILE,
-            )  # fmt: skip
+            step_rows(rows, cells, v, self.constant, system.ridge[:, 0], out, TILE)
 
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(work, row_chunks(block, out.shape[1], self.threads)))

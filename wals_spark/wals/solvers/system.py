@@ -105,13 +105,13 @@ class EigenBasis:
 
     Attributes
     ----------
-    values : float64 array of shape (k,)
-        Eigenvalues.
-    features : array of shape (n, k in whole lines)
+    eigenvalues : float64 array of shape (k,)
+        Zeros where rho is 0.
+    z : array of shape (n, k in whole lines)
         See `wals_spark.wals.solvers.cache_lines`.
     rest : array of shape (n, K - k)
         The other coordinates.
-    across, inner : float64 arrays of shapes (k, K - k) and (K - k, K - k)
+    cross, corner : float64 arrays of shapes (k, K - k) and (K - k, K - k)
         Their part of the Gramian.
     """
 
@@ -119,15 +119,15 @@ class EigenBasis:
         self.threads = threads
         gramian = fixed.gramian
         self.basis: np.ndarray | None = None
-        self.values = np.zeros(k)
+        self.eigenvalues = np.zeros(k)
         if fixed.rho != 0:
-            values, self.basis = np.linalg.eigh(gramian[:k, :k])
-            self.values = np.maximum(values, 0.0)
-        self.features = padded_zeros(len(fixed.z), k, fixed.z.dtype)
-        self._rotate(fixed.z[:, :k], self.basis, self.features[:, :k])
+            eigenvalues, self.basis = np.linalg.eigh(gramian[:k, :k])
+            self.eigenvalues = np.maximum(eigenvalues, 0.0)
+        self.z = padded_zeros(len(fixed.z), k, fixed.z.dtype)
+        self._rotate(fixed.z[:, :k], self.basis, self.z[:, :k])
         self.rest = np.ascontiguousarray(fixed.z[:, k:])
-        self.across, self.inner = self.forward(gramian[:k, k:].T).T, np.ascontiguousarray(gramian[k:, k:])
-        self.across = np.ascontiguousarray(self.across)
+        self.cross, self.corner = self.forward(gramian[:k, k:].T).T, np.ascontiguousarray(gramian[k:, k:])
+        self.cross = np.ascontiguousarray(self.cross)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Rows in the eigenbasis."""

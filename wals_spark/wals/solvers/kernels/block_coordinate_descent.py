@@ -1,4 +1,4 @@
-"""Rows improved a block of coordinates at a time (iALS++): the other coordinates stand still meanwhile.
+"""Rows improved a block of coordinates at a time (iALS++), the other coordinates standing still meanwhile.
 
 ::
 
@@ -6,7 +6,11 @@
 
 in the eigenbasis of the Gramian, where D = rho g_i Lambda + lambda_i I is diagonal. Predictions of the row's cells are
 kept up to date, so a row costs ``n k b + k b^2 / 3 + 6 n k`` instead of ``n k^2 + k^3 / 3``. Every block lowers the
-loss. Rendle et al. 2021, with one side fixed meanwhile. Importing this module imports numba.
+loss. Here one side is fixed meanwhile. Importing this module imports numba.
+
+References
+----------
+Rendle, Krichene, Zhang and Koren, "iALS++: speeding up matrix factorization with subspace optimization", 2021.
 """
 
 from __future__ import annotations
@@ -22,25 +26,30 @@ from wals_spark.wals.solvers.kernels.packed_panels import empty_panels, lanes_of
 
 @compiled(nogil=True, fastmath={"contract", "reassoc"})
 def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
-    rows, indptr, indices, m, d, z, values, h, g, ridge, rho, pull, block, tile, out, row_loss
+    rows, cells, fixed, terms, solution, block, tile
 ):
-    """Improve some rows.
+    """Improve some rows, from ``solution.x``.
 
     Parameters
     ----------
-    rows, indptr, indices, m, d, h, g, ridge, rho, tile, row_loss
-        See `wals_spark.wals.solvers.kernels.normal_equations.solve_rows`.
-    z : array of shape (n, k or more)
-        The fixed side in the eigenbasis.
-    values : float64 array of shape (k,)
-        Lambda.
-    pull : float64 array of shape (rows, k), or (0, k) for none
-        In the eigenbasis.
+    rows : int64 array
+    cells : CsrArrays
+    fixed : RotatedSide
+        Without other coordinates than factors.
+    terms : RowTerms
+        Its linear term in the eigenbasis; no known coordinates.
+    solution : Solution
+        Rows in the eigenbasis, as they are; overwritten.
     block : int
-    out : array of shape (rows, k)
-        The rows as they are, in the eigenbasis; overwritten.
+        Coordinates of a block.
+    tile : int
+        Cells that are gathered at once.
     """
-    k = len(values)
+    indptr, indices, m, d = cells
+    z, h, eigenvalues, _, _, _, rho = fixed
+    g, ridge, _, linear_term = terms
+    out, row_loss, _ = solution
+    k = len(eigenvalues)
     lanes = lanes_of(z)
     most = 0
     for i in rows:
@@ -74,9 +83,9 @@ def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
             if width < block:
                 gathered[:] = 0
             for c in range(width):
-                diagonal = scale * values[first + c] + ridge[i, first + c]
+                diagonal = scale * eigenvalues[first + c] + ridge[i, first + c]
                 a[c // lanes, c, c % lanes] = diagonal
-                right[c] = (pull[i, first + c] if len(pull) else 0.0) - diagonal * u[first + c]
+                right[c] = (linear_term[i, first + c] if len(linear_term) else 0.0) - diagonal * u[first + c]
             whole = width // lanes
             for begin in range(start, stop, tile):
                 end = min(begin + tile, stop)
@@ -128,6 +137,6 @@ def descend_rows(  # type: ignore[no-untyped-def]  # numba infers the types
             coefficient = (d[t] + scale * h[indices[t]]) * m[t]
             loss += coefficient * (m[t] - 2.0 * s) + d[t] * s * s
         for c in range(k):
-            diagonal = scale * values[c] + ridge[i, c]
-            loss += (diagonal * u[c] - 2.0 * (pull[i, c] if len(pull) else 0.0)) * u[c]
+            diagonal = scale * eigenvalues[c] + ridge[i, c]
+            loss += (diagonal * u[c] - 2.0 * (linear_term[i, c] if len(linear_term) else 0.0)) * u[c]
         row_loss[i] = loss

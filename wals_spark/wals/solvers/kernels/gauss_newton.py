@@ -1,6 +1,6 @@
-"""Rows of the objective ``sum w (m - z - |u_i + v_j|^2)^2 + lambda |u_i|^2`` on a CPU.
+"""Gauss-Newton steps for the objective ``sum w (m - z - |u_i + v_j|^2)^2 + lambda |u_i|^2`` on a CPU.
 
-Importing this module imports numba; `oracles.wals` is its NumPy twin.
+Importing this module imports numba; `oracles.wals` has the oracle.
 """
 
 from __future__ import annotations
@@ -25,8 +25,18 @@ def _residual(m, u, v):  # type: ignore[no-untyped-def]  # numba infers the type
 
 
 @compiled(nogil=True)
-def sum_residuals(rows, indptr, indices, m, w, v, u, sums):  # type: ignore[no-untyped-def]
-    """Per row the sums of w, w e and w e^2 with ``e = m - |u_i + v_j|^2``, into `sums` of shape (rows, 3)."""
+def sum_residuals(rows, cells, v, u, sums):  # type: ignore[no-untyped-def]
+    """Per row the sums of w, w e and w e^2 with ``e = m - |u_i + v_j|^2``, into `sums`.
+
+    Parameters
+    ----------
+    rows : int64 array
+    cells : CsrArrays
+        Its d is w.
+    v, u : arrays of shapes (n, k) and (r, k)
+    sums : float64 array of shape (r, 3), added to
+    """
+    indptr, indices, m, w = cells
     for i in rows:
         for t in range(indptr[i], indptr[i + 1]):
             e = _residual(m[t], u[i], v[indices[t]])
@@ -47,7 +57,7 @@ def _loss(start, stop, indices, m, w, v, u, z, ridge):  # type: ignore[no-untype
 
 
 @compiled(nogil=True)
-def step_rows(rows, indptr, indices, m, w, v, z, ridge, out, tile):  # type: ignore[no-untyped-def]
+def step_rows(rows, cells, v, z, ridge, out, tile):  # type: ignore[no-untyped-def]
     """One Gauss-Newton step per row, halved until the row's loss falls; a row that cannot fall stays.
 
     ::
@@ -60,7 +70,8 @@ def step_rows(rows, indptr, indices, m, w, v, z, ridge, out, tile):  # type: ign
     Parameters
     ----------
     rows : int64 array
-    indptr, indices, m, w : CSR of targets and weights
+    cells : CsrArrays
+        Its d is w.
     v : array of shape (n, k)
     z : float
     ridge : float64 array of shape (rows,)
@@ -70,6 +81,7 @@ def step_rows(rows, indptr, indices, m, w, v, z, ridge, out, tile):  # type: ign
     tile : int
         Cells gathered at once.
     """
+    indptr, indices, m, w = cells
     k = v.shape[1]
     lanes = lanes_of(v)
     panels = (k + lanes - 1) // lanes
@@ -87,7 +99,7 @@ def step_rows(rows, indptr, indices, m, w, v, z, ridge, out, tile):  # type: ign
             continue
         u = out[i]
         a[:] = 0
-        pulled, before = 0.0, 0.0
+        residuals, before = 0.0, 0.0
         for c in range(k):
             right[c] = -ridge[i] * u[c]
             before += ridge[i] * float(u[c]) * u[c]
@@ -97,7 +109,7 @@ def step_rows(rows, indptr, indices, m, w, v, z, ridge, out, tile):  # type: ign
                 j = indices[t]
                 e = _residual(m[t], u, v[j]) - z
                 root = 2 * np.sqrt(w[t])
-                pulled += w[t] * e
+                residuals += w[t] * e
                 before += w[t] * e * e
                 for c in range(k):
                     y = u[c] + v[j, c]
@@ -105,7 +117,7 @@ def step_rows(rows, indptr, indices, m, w, v, z, ridge, out, tile):  # type: ign
                     right[c] += 2.0 * w[t] * e * y
             rank_update(gathered, k, 0, end - begin, a, one)
         for c in range(k):
-            a[c // lanes, c, c % lanes] += ridge[i] + max(0.0, -2.0 * pulled)
+            a[c // lanes, c, c % lanes] += ridge[i] + max(0.0, -2.0 * residuals)
             step[c] = right[c]
         if not factorise(a, k, factor, inverses, scratch):
             continue

@@ -1,6 +1,10 @@
-"""The exact half-step on a CPU: per row, a weighted Gramian and a Cholesky solve, both in registers.
+"""The exact half-step on a CPU: the normal equations of each row and their Cholesky solution, both in registers.
 
-Importing this module imports numba; `oracles.wals` is its NumPy twin.
+Importing this module imports numba; `oracles.wals` has the oracle.
+
+References
+----------
+Hu, Koren and Volinsky, "Collaborative filtering for implicit feedback datasets", ICDM 2008.
 """
 
 from __future__ import annotations
@@ -22,59 +26,48 @@ from wals_spark.wals.solvers.kernels.packed_panels import (
 
 
 @compiled(nogil=True, fastmath={"contract", "reassoc"})
-def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
-    rows, indptr, indices, m, d, features, h, gramian, g, ridge, rho, held, pull, out, row_loss, failed, tile
-):
+def solve_rows(rows, cells, fixed, terms, solution, tile):  # type: ignore[no-untyped-def]  # numba infers the types
     """Solve ``A_i u_i = rhs_i`` for some rows.
 
     ::
 
         A_i   = rho g_i G + sum_t d_t z_t z_t^T + lambda_i I
-        rhs_i = sum_t (d_t + rho g_i h_t) m_t z_t + pull_i - A_i[:, held] x_held
+        rhs_i = sum_t (d_t + rho g_i h_t) m_t z_t + linear_term_i - A_i[:, known] x_known
         loss  = c_i - rhs_i.u - u.(rhs_i - A_i u)
 
     Parameters
     ----------
     rows : int64 array
         Which rows to solve.
-    indptr, indices, m, d : CSR of targets and extra weights
-    features : array of shape (n, K in whole lines)
-        z_j, see `wals_spark.wals.solvers.cache_lines`; its last ``held.shape[1]`` coordinates have a given
-        value on the solved side.
-    h : array of shape (n,)
-    gramian : array of shape (K, K)
-        G = sum_j h_j z_j z_j^T.
-    g : array of shape (rows,)
-    ridge : array of shape (rows, free)
-        The diagonal that is added, lambda_i for factors and 0 for a bias.
-    rho : float
-    held : float64 array of shape (rows, K - free)
-    pull : float64 array of shape (rows, free), or (0, free) for none
-    out : array of shape (rows, free), written
-    row_loss : float64 array of shape (rows,), written
-        The row's part of the objective, its regularisation included.
-    failed : int8 array of shape (rows,), written
-        1 where A_i is not positive definite.
+    cells : CsrArrays
+    fixed : FixedSide
+    terms : RowTerms
+    solution : Solution
+        `failed` becomes 1 where A_i is not positive definite.
     tile : int
         Cells that are gathered at once.
     """
+    indptr, indices, m, d = cells
+    z, h, gramian, rho = fixed
+    g, ridge, known, linear_term = terms
+    out, row_loss, failed = solution
     width = gramian.shape[0]
-    fixed = held.shape[1]
-    free = width - fixed
-    lanes = lanes_of(features)
+    knowns = known.shape[1]
+    free = width - knowns
+    lanes = lanes_of(z)
     panels = (width + lanes - 1) // lanes
-    a = empty_panels(width, width, features)
+    a = empty_panels(width, width, z)
     base = to_panels(gramian)
-    factor = empty_panels(width, width, features)
-    inverses = np.zeros((panels, lanes, lanes), features.dtype)
-    scratch = empty_panels(1, lanes, features)
-    gathered = empty_panels(width, tile, features)
+    factor = empty_panels(width, width, z)
+    inverses = np.zeros((panels, lanes, lanes), z.dtype)
+    scratch = empty_panels(1, lanes, z)
+    gathered = empty_panels(width, tile, z)
     panel_bytes = gathered.strides[0]
-    partial = np.empty(panels * lanes, features.dtype)
-    x = np.empty(panels * lanes, features.dtype)
+    partial = np.empty(panels * lanes, z.dtype)
+    x = np.empty(panels * lanes, z.dtype)
     rhs, residual = np.empty(panels * lanes, np.float64), np.empty(panels * lanes, np.float64)
-    solution = np.empty(panels * lanes, np.float64)
-    one = features.dtype.type(1)
+    x64 = np.empty(panels * lanes, np.float64)
+    one = z.dtype.type(1)
     for i in rows:
         start, stop = indptr[i], indptr[i + 1]
         if start == stop:
@@ -103,7 +96,7 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
                     back -= 1
                     at = back
                 root = np.sqrt(abs(weight))
-                source = features.ctypes.data + j * features.strides[0]
+                source = z.ctypes.data + j * z.strides[0]
                 target = gathered.ctypes.data + at * LINE_BYTES
                 for q in range(panels):
                     add_line(partial.ctypes.data + q * LINE_BYTES, source + q * LINE_BYTES, coefficient)
@@ -115,20 +108,20 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
             if back < tile:
                 rank_update(gathered, width, back, tile - back, a, -one)
             begin = end
-        for p in range(fixed):
+        for p in range(knowns):
             column = free + p
-            value = held[i, p]
+            value = known[i, p]
             constant -= 2.0 * rhs[column] * value
-            for q in range(p, fixed):
+            for q in range(p, knowns):
                 twice = 1.0 if p == q else 2.0
                 other = free + q
-                constant += twice * a[other // lanes, column, other % lanes] * value * held[i, q]
+                constant += twice * a[other // lanes, column, other % lanes] * value * known[i, q]
             for c in range(free):
                 rhs[c] -= a[column // lanes, c, column % lanes] * value
         for c in range(free):
             a[c // lanes, c, c % lanes] += ridge[i, c]
-            if len(pull):
-                rhs[c] += pull[i, c]
+            if len(linear_term):
+                rhs[c] += linear_term[i, c]
             x[c] = rhs[c]
         if not factorise(a, free, factor, inverses, scratch):
             failed[i] = 1
@@ -136,10 +129,10 @@ def solve_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         solve_factored(factor, free, inverses, x)
         x[free:] = 0
         residual[:] = rhs
-        solution[:] = x
-        subtract_product(a, free, solution, residual)
+        x64[:] = x
+        subtract_product(a, free, x64, residual)
         loss = constant
         for c in range(free):
             out[i, c] = x[c]
-            loss -= (rhs[c] + residual[c]) * solution[c]
+            loss -= (rhs[c] + residual[c]) * x64[c]
         row_loss[i] = loss

@@ -1,4 +1,4 @@
-"""Rows with fewer cells than factors, solved through a system of the size of their cells.
+"""Rows with fewer cells than factors, solved through a system of the size of their cells: the Woodbury identity.
 
 ::
 
@@ -7,7 +7,11 @@
 
 for ``A u = Z^T t + p``, Z holding the n cells' rows of the other side, in that basis. All eigenvalues of the n x n
 matrix are 1 or more. It costs ``n^2 k + n^3 / 3`` in place of ``n k^2 + k^3 / 3``. A free bias b is the same with a
-second right-hand side: ``u = u0 - b u1``. Importing this module imports numba; `oracles.wals` is its twin.
+second right-hand side: ``u = u0 - b u1``. Importing this module imports numba; `oracles.wals` has the oracle.
+
+References
+----------
+Woodbury, "Inverting modified matrices", Memorandum Report 42, Statistical Research Group, Princeton, 1950.
 """
 
 from __future__ import annotations
@@ -23,45 +27,37 @@ from wals_spark.wals.solvers.kernels.packed_panels import empty_panels, lanes_of
 
 @compiled(nogil=True, fastmath={"contract", "reassoc"})
 def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
-    rows, indptr, indices, m, d, z, values, rest, across, inner, h, g, ridge, rho, held, pull, allowed, out, row_loss,
-    failed,
-):  # fmt: skip
+    rows, cells, fixed, terms, solution, excess_allowed
+):
     """Solve some rows in the eigenbasis of the Gramian.
 
     Parameters
     ----------
-    rows, indptr, indices, m, d, h, g, ridge, rho, held, row_loss
-        See `wals_spark.wals.solvers.kernels.normal_equations.solve_rows`.
-    z : array of shape (n, k in whole lines)
-        The factors of the fixed side in the eigenbasis, see `wals_spark.wals.solvers.cache_lines`.
-    values : float64 array of shape (k,)
-        Lambda.
-    rest : array of shape (n, K - k)
-        The other coordinates of the features: the one of a free bias, if there is one, then the held ones.
-    across : float64 array of shape (k, K - k)
-        Their columns of the Gramian, in the eigenbasis.
-    inner : float64 array of shape (K - k, K - k)
-        Their block of it.
-    pull : float64 array of shape (rows, k), or (0, k) for none
-        In the eigenbasis.
-    allowed : float
+    rows : int64 array
+    cells : CsrArrays
+    fixed : RotatedSide
+    terms : RowTerms
+        Its linear term in the eigenbasis, of shape (rows, k) or (0, k).
+    solution : Solution
+        Factors in the eigenbasis, then the bias. `failed` becomes 1 where the row must be solved in another way: a
+        weight is negative, D is not positive, or the loss may be further above its minimum than allowed.
+    excess_allowed : float
         How far the row's loss may be above its minimum, relative to ``rhs.u``: r being the residual, it is at most
         ``r.D^-1 r``, since D is at most A.
-    out : array of shape (rows, free), written
-        Factors in the eigenbasis, then the bias.
-    failed : int8 array of shape (rows,), written
-        1 where the row must be solved in another way: a weight is negative, D is not positive, or the loss may be
-        further above its minimum than allowed.
     """
-    k, padded = len(values), z.shape[1]
-    fixed = held.shape[1]
-    biased = rest.shape[1] - fixed
+    indptr, indices, m, d = cells
+    z, h, eigenvalues, rest, cross, corner, rho = fixed
+    g, ridge, known, linear_term = terms
+    out, row_loss, failed = solution
+    k, padded = len(eigenvalues), z.shape[1]
+    knowns = known.shape[1]
+    biased = rest.shape[1] - knowns
     lanes, square = lanes_of(z), REGISTER_BYTES // z.itemsize
     most = 0
     for i in rows:
         most = max(most, indptr[i + 1] - indptr[i])
     panels = (most + lanes - 1) // lanes
-    across_cells = empty_panels(most, k, z)  # (n, k) transposed: W^1/2 Z D^-1/2
+    scaled_cells = empty_panels(most, k, z)  # (n, k) transposed: W^1/2 Z D^-1/2
     system, factor = empty_panels(most, most, z), empty_panels(most, most, z)
     inverses = np.zeros((panels, lanes, lanes), z.dtype)
     scratch = empty_panels(1, lanes, z)
@@ -79,24 +75,24 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         scale = float(rho) * g[i]
         solvable = True
         for c in range(k):
-            diagonal[c] = scale * values[c] + ridge[i, c]
+            diagonal[c] = scale * eigenvalues[c] + ridge[i, c]
             solvable &= diagonal[c] > 0
-            p0[c] = pull[i, c] if len(pull) else 0.0
-            for f in range(fixed):
-                p0[c] -= scale * across[c, biased + f] * held[i, f]
+            p0[c] = linear_term[i, c] if len(linear_term) else 0.0
+            for f in range(knowns):
+                p0[c] -= scale * cross[c, biased + f] * known[i, f]
             if biased:
-                p1[c] = scale * across[c, 0]
+                p1[c] = scale * cross[c, 0]
         constant, right, bias = 0.0, 0.0, 0.0
-        for f in range(fixed):
-            for e in range(fixed):
-                constant += scale * inner[biased + f, biased + e] * held[i, f] * held[i, e]
+        for f in range(knowns):
+            for e in range(knowns):
+                constant += scale * corner[biased + f, biased + e] * known[i, f] * known[i, e]
             if biased:
-                right -= scale * inner[0, biased + f] * held[i, f]
+                right -= scale * corner[0, biased + f] * known[i, f]
         for t in range(count):
             j, weight = indices[start + t], float(d[start + t])
             shift = 0.0
-            for f in range(fixed):
-                shift += rest[j, biased + f] * held[i, f]
+            for f in range(knowns):
+                shift += rest[j, biased + f] * known[i, f]
             coefficient = (weight + scale * h[j]) * m[start + t]
             constant += coefficient * m[start + t] - 2.0 * coefficient * shift + weight * shift * shift
             t0[t] = coefficient - weight * shift
@@ -117,7 +113,7 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         for q in range(filled):
             for r in range(0, lanes, square):
                 source = near.ctypes.data + (q * lanes + r) * near.strides[0]
-                target = across_cells.ctypes.data + q * across_cells.strides[0] + r * z.itemsize
+                target = scaled_cells.ctypes.data + q * scaled_cells.strides[0] + r * z.itemsize
                 roots = root.ctypes.data + (q * lanes + r) * z.itemsize
                 for c in range(0, k, square):
                     at = c * z.itemsize
@@ -128,14 +124,14 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
             system[q, : (q + 1) * lanes, :] = 0
         for t in range(count):
             system[t // lanes, t, t % lanes] = 1
-        rank_update(across_cells, count, 0, k, system, one)
+        rank_update(scaled_cells, count, 0, k, system, one)
         if not factorise(system, count, factor, inverses, scratch):
             failed[i] = 1
             continue
         _solve_for(factor, inverses, count, near, root, diagonal, t0, p0, y, q0, u0)
         if biased:
             _solve_for(factor, inverses, count, near, root, diagonal, t1, p1, y, q1, u1)
-            above, below = right, scale * inner[0, 0]
+            above, below = right, scale * corner[0, 0]
             for t in range(count):
                 above += q0[t]
                 below += q1[t]
@@ -157,7 +153,7 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         # The loss and the residual of the solution as it is stored.
         loss = constant - 2.0 * right * bias
         if biased:
-            loss += scale * inner[0, 0] * bias * bias
+            loss += scale * corner[0, 0] * bias * bias
         for c in range(k):
             residual[c] = p0[c] - diagonal[c] * u0[c] - bias * p1[c]
             loss += (diagonal[c] * u0[c] - 2.0 * p0[c] + 2.0 * bias * p1[c]) * u0[c]
@@ -175,7 +171,7 @@ def solve_short_rows(  # type: ignore[no-untyped-def]  # numba infers the types
         for c in range(k):
             excess += residual[c] * residual[c] / diagonal[c]
             energy += p0[c] * u0[c]
-        if not excess <= allowed * abs(energy):
+        if not excess <= excess_allowed * abs(energy):
             failed[i] = 1
             continue
         row_loss[i] = loss
@@ -187,10 +183,10 @@ def _solve_for(factor, inverses, count, near, root, diagonal, t, p, y, q, u):  #
     k = len(diagonal)
     for c in range(k):
         u[c] = p[c] / diagonal[c]
-    pulled = p.any()
+    given = p.any()
     for r in range(count):
         s = 0.0
-        if pulled:
+        if given:
             for c in range(k):
                 s += near[r, c] * u[c]
         y[r] = t[r] / root[r] - root[r] * s if root[r] > 0 else 0.0
