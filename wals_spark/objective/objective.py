@@ -109,9 +109,10 @@ class Objective:
         if self.bias != "none" and not self.is_quadratic:
             raise ConfigError(f"objective {self.name!r} has no biases; remove train.bias")
         if self.bias == "fixed" and (not TARGETS[self.target].has_marginals or WEIGHTS[self.weight].of_column):
+            targets = ", ".join(name for name, cls in TARGETS.items() if cls.has_marginals)
             raise ConfigError(
-                f"objective {self.name!r}: fixed biases are those of counts (glove) or ratings (explicit), whose "
-                "target holds the marginals; remove train.bias"
+                f"objective {self.name!r}: fixed biases are taken from the marginals, which only the targets {targets} "
+                "contain, with weights that are not given; remove train.bias"
             )
         if self.rho == 0 and self.regularization == 0:
             raise ConfigError(

@@ -47,9 +47,9 @@ def register(
 register(
     Objective(
         "ppmi",
-        "pmi",
-        "power",
-        True,
+        target="pmi",
+        weight="power",
+        additive=True,
         rho=0.0025,
         popularity_exponent=0.75,
         regularization=300.0,
@@ -62,9 +62,9 @@ register(
 register(
     Objective(
         "sppmi",
-        "pmi",
-        "constant",
-        False,
+        target="pmi",
+        weight="constant",
+        additive=False,
         rho=1.0,
         popularity_exponent=0.0,
         regularization=1e-3,
@@ -76,9 +76,9 @@ register(
 register(
     Objective(
         "pu",
-        "pmi",
-        "power",
-        False,
+        target="pmi",
+        weight="power",
+        additive=False,
         rho=0.0625,
         popularity_exponent=0.0,
         regularization=2.0**-11,
@@ -95,9 +95,9 @@ register(
 register(
     Objective(
         "glove",
-        "log",
-        "power",
-        False,
+        target="log",
+        weight="power",
+        additive=False,
         rho=0.0,
         popularity_exponent=0.0,
         regularization=0.1,
@@ -110,9 +110,9 @@ register(
 register(
     Objective(
         "log_conditional",
-        "log_conditional",
-        "power",
-        False,
+        target="log_conditional",
+        weight="power",
+        additive=False,
         rho=0.0,
         popularity_exponent=0.0,
         regularization=0.1,
@@ -124,9 +124,9 @@ register(
 register(
     Objective(
         "log_conditional_smoothed",
-        "smoothed_conditional",
-        "power",
-        True,
+        target="smoothed_conditional",
+        weight="power",
+        additive=True,
         rho=0.005,
         popularity_exponent=0.75,
         regularization=10.0,
@@ -134,15 +134,23 @@ register(
     source="the same with Laplace smoothing, which gives unobserved cells a target too",
 )
 register(
-    Objective("swivel_like", "pmi", "root", True, rho=0.05, popularity_exponent=0.5, regularization=10.0),
+    Objective(
+        "swivel_like",
+        target="pmi",
+        weight="root",
+        additive=True,
+        rho=0.05,
+        popularity_exponent=0.5,
+        regularization=10.0,
+    ),
     source="Shazeer et al. 2016, separable surrogate: **not** Swivel's own loss",
 )
 register(
     Objective(
         "swivel",
-        "pmi",
-        "root",
-        False,
+        target="pmi",
+        weight="root",
+        additive=False,
         rho=SOFTPLUS_CURVATURE,  # the curvature of the bound, not a choice
         popularity_exponent=0.0,
         regularization=1e-3,
@@ -154,9 +162,9 @@ register(
 register(
     Objective(
         "squared_norm",
-        "log",
-        "power",
-        False,
+        target="log",
+        weight="power",
+        additive=False,
         rho=0.0,
         popularity_exponent=0.0,
         regularization=0.01,
@@ -167,16 +175,24 @@ register(
     source="Arora et al. 2016 and their code (one table, no ridge there)",
 )
 register(
-    Objective("implicit", "one", "confidence", True, rho=1.0, popularity_exponent=0.0, regularization=0.01),
+    Objective(
+        "implicit",
+        target="one",
+        weight="confidence",
+        additive=True,
+        rho=1.0,
+        popularity_exponent=0.0,
+        regularization=0.01,
+    ),
     source="Hu, Koren and Volinsky 2008, with the confidence of MLlib",
 )
 register(
     # sum_observed (s - 1)^2 + rho sum_all s^2 + lambda (n_i + rho n)^nu |u|^2, up to a constant
     Objective(
         "ials",
-        "one",
-        "constant",
-        True,
+        target="one",
+        weight="constant",
+        additive=True,
         rho=0.1,
         popularity_exponent=0.0,
         regularization=0.003,
@@ -189,9 +205,9 @@ register(
 register(
     Objective(
         "explicit",
-        "value",
-        "constant",
-        False,
+        target="value",
+        weight="constant",
+        additive=False,
         rho=0.0,
         popularity_exponent=0.0,
         regularization=0.1,
@@ -201,6 +217,8 @@ register(
     source="Zhou et al. 2008 (ALS-WR); MLlib's explicit preferences",
 )
 register(
-    Objective("custom", "value", "column", False, rho=0.0, popularity_exponent=0.0, regularization=0.1),
+    Objective(
+        "custom", target="value", weight="column", additive=False, rho=0.0, popularity_exponent=0.0, regularization=0.1
+    ),
     source="your own",
 )
