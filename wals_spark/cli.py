@@ -1,4 +1,4 @@
-"""The one door: ``wals-spark <command>``; ``jobs/*.py`` call it too.
+"""The command line ``wals-spark <command>``, one function for each command; ``jobs/*.py`` call it too.
 
 Exit codes: 0 done or already done, 1 bug, 2 bad configuration or input, 3 quality gate, 75 transient.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import wals_spark
@@ -17,10 +18,11 @@ from wals_spark.config import Config, load_config, reference_markdown
 from wals_spark.errors import EXIT_BUG, EXIT_DONE, EXIT_GATE, EXIT_TRANSIENT, ConfigError, WalsSparkError
 from wals_spark.pipeline import STAGES, run_stages
 from wals_spark.progress import setup_logging
+from wals_spark.stage import Context
+from wals_spark.stage_outputs import CooccurrenceOutputs, outputs_of
 
 logger = logging.getLogger(__name__)
 
-BATCH_COMMANDS = ("compact", "drop-batch", "maintain")
 HELP = {
     "corpus": "read, check and clean the documents",
     "vocabulary": "tokenise and count tokens",
@@ -36,7 +38,7 @@ HELP = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command."""
+    """The parser of every command; the parsed options carry its function as ``execute``."""
     parser = argparse.ArgumentParser(
         prog="wals-spark",
         description="Exact co-occurrence counts, WALS factors and better RoBERTa checkpoints, on Spark.",
@@ -45,22 +47,60 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"wals-spark {wals_spark.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_stages(commands)
+    _add_batch_commands(commands)
+    _add_compare(commands)
+    _add_extend_tokenizer(commands)
+    add_compress(commands)
+    commands.choices["compress"].set_defaults(execute=_compress)
+    _add_config(commands)
+    demo = commands.add_parser("demo", help="the whole pipeline on the documentation of your installed packages")
+    demo.add_argument("--directory", default="demo", help="where everything goes (default: demo)")
+    demo.set_defaults(execute=_demo)
+    return parser
+
+
+def _add_stages(commands: Any) -> None:
     for name in (*STAGES, "pipeline"):
         command = commands.add_parser(name, help=HELP[name], description=HELP[name].capitalize() + ".")
+        command.set_defaults(execute=_pipeline if name == "pipeline" else _stage)
         _add_configuration(command)
         command.add_argument("--force", action="store_true", help="run even what is already done")
         if name in ("train", "pipeline"):
-            command.add_argument("--batches", metavar="A,B|all", help="batches to train on (train.batches)")
+            command.add_argument(
+                "--batches", dest="train_batches", metavar="A,B|all", help="batches to train on (train.batches)"
+            )
         if name == "neighbours":
             command.add_argument("--tokens", metavar="A,B", help="tokens to look up (neighbours.tokens)")
         if name == "verify":
             command.add_argument("directory", nargs="?", help="an injected checkpoint; none = the one of the run")
             command.add_argument("--base", metavar="CKPT", help="with a directory: the checkpoint it was made from")
+            command.set_defaults(execute=_verify)
         if name == "cooccurrence":
             command.add_argument("--explain", action="store_true", help="print the plan and count nothing")
+            command.set_defaults(execute=_cooccurrence)
         if name in ("evaluate", "pipeline"):
             command.add_argument("--gate", action="store_true", help="exit 3 on a regression (evaluate.gate)")
-    _add_batch_commands(commands)
+
+
+def _add_batch_commands(commands: Any) -> None:
+    compact = commands.add_parser("compact", help="fold batches of counts into one, their exact sum")
+    _add_configuration(compact)
+    compact.add_argument("--batches", default="all", metavar="A,B|all", help="what to fold (default: all)")
+    compact.add_argument("--into", required=True, metavar="ID", help="the batch that holds the sum")
+    compact.set_defaults(execute=_compact)
+    drop = commands.add_parser("drop-batch", help="remove the batch --batch-id from the counts")
+    _add_configuration(drop)
+    drop.set_defaults(execute=_drop_batch)
+    maintain = commands.add_parser("maintain", help="compact small files and remove old versions of the tables")
+    _add_configuration(maintain)
+    maintain.add_argument(
+        "--retain-hours", type=float, default=168.0, metavar="H", help="keep old versions so long (default: 168)"
+    )
+    maintain.set_defaults(execute=_maintain)
+
+
+def _add_compare(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
         help="flag rows of any two checkpoints that moved unlike the others",
@@ -70,30 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("before", help="a checkpoint: directory or hub name")
     compare.add_argument("after", help="what became of it")
-    _add_extend_tokenizer(commands)
-    add_compress(commands)
-    show = commands.add_parser("config", help="show the resolved configuration or the reference of all keys")
-    _add_configuration(show)
-    kind = show.add_mutually_exclusive_group()
-    kind.add_argument("--show", action="store_true", help="print the resolved configuration (default)")
-    kind.add_argument("--reference", action="store_true", help="print every key with its type, default and meaning")
-    demo = commands.add_parser("demo", help="the whole pipeline on the documentation of your installed packages")
-    demo.add_argument("--directory", default="demo", help="where everything goes (default: demo)")
-    return parser
-
-
-def _add_batch_commands(commands: Any) -> None:
-    compact = commands.add_parser("compact", help="fold batches of counts into one, their exact sum")
-    _add_configuration(compact)
-    compact.add_argument("--batches", default="all", metavar="A,B|all", help="what to fold (default: all)")
-    compact.add_argument("--into", required=True, metavar="ID", help="the batch that holds the sum")
-    drop = commands.add_parser("drop-batch", help="remove the batch --batch-id from the counts")
-    _add_configuration(drop)
-    maintain = commands.add_parser("maintain", help="compact small files and remove old versions of the tables")
-    _add_configuration(maintain)
-    maintain.add_argument(
-        "--retain-hours", type=float, default=168.0, metavar="H", help="keep old versions so long (default: 168)"
-    )
+    compare.set_defaults(execute=_compare)
 
 
 def _add_extend_tokenizer(commands: Any) -> None:
@@ -103,6 +120,7 @@ def _add_extend_tokenizer(commands: Any) -> None:
         description="Choose the words that the tokenizer splits and the corpus is full of (count x (pieces - 1) tokens "
         "saved), and write the tokenizer with them added, for inject.mode extend.",
     )
+    extend.set_defaults(execute=_extend_tokenizer)
     _add_configuration(extend)
     extend.add_argument("--checkpoint", metavar="CKPT", help="whose tokenizer (inject.checkpoint)")
     extend.add_argument("--output", required=True, metavar="DIR", help="directory to write; must not exist")
@@ -116,6 +134,15 @@ def _add_extend_tokenizer(commands: Any) -> None:
     )
 
 
+def _add_config(commands: Any) -> None:
+    show = commands.add_parser("config", help="show the resolved configuration or the reference of all keys")
+    _add_configuration(show)
+    kind = show.add_mutually_exclusive_group()
+    kind.add_argument("--show", action="store_true", help="print the resolved configuration (default)")
+    kind.add_argument("--reference", action="store_true", help="print every key with its type, default and meaning")
+    show.set_defaults(execute=_config)
+
+
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file; conf/ has examples")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override section.key")
@@ -126,8 +153,8 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
 
 def _configuration(options: argparse.Namespace) -> Config:
     flags = {"warehouse": options.warehouse, "run_id": options.run_id, "corpus.batch_id": options.batch_id}
-    if getattr(options, "batches", None) and options.command in ("train", "pipeline"):
-        flags["train.batches"] = options.batches
+    if getattr(options, "train_batches", None):
+        flags["train.batches"] = options.train_batches
     if getattr(options, "checkpoint", None):
         flags["inject.checkpoint"] = options.checkpoint
     if getattr(options, "gate", False):
@@ -151,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # argparse exits by itself; its code for bad usage is ours
         return int(exit_.code or 0)
     try:
-        return run(options)
+        return int(options.execute(options))
     except WalsSparkError as error:
         logger.error("%s: %s", type(error).__name__, error)
         logger.debug("where it was raised", exc_info=True)
@@ -164,68 +191,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BUG
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run a parsed command."""
-    if options.command == "demo":
-        from wals_spark.demo import run_demo
+def _stage(options: argparse.Namespace) -> int:
+    run_stages(_configuration(options), [options.command], force=options.force)
+    return EXIT_DONE
 
-        run_demo(options.directory)
-        return EXIT_DONE
-    if options.command == "config":
-        text = reference_markdown() if options.reference else _configuration(options).to_yaml()
-        sys.stdout.write(text)
-        return EXIT_DONE
-    if options.command == "compare":
-        return _compare(options)
-    if options.command == "compress":
-        from wals_spark.compress.command import run_compress as compress
 
-        return compress(options)
-    if options.command == "verify" and (options.directory or options.base):
-        return _verify_directory(options)
+def _pipeline(options: argparse.Namespace) -> int:
     config = _configuration(options)
-    if options.command in BATCH_COMMANDS or getattr(options, "explain", False):
-        return _on_batches(options, config)
-    if options.command == "extend-tokenizer":
-        return _extend_tokenizer(options, config)
-    if options.command == "pipeline":
-        logger.info("configuration %s of run %s:\n%s", config.fingerprint, config.run_id, config.to_yaml().rstrip())
-        run_stages(config, force=options.force)
-    else:
-        run_stages(config, [options.command], force=options.force)
+    logger.info("configuration %s of run %s:\n%s", config.fingerprint, config.run_id, config.to_yaml().rstrip())
+    run_stages(config, force=options.force)
     return EXIT_DONE
 
 
-def _on_batches(options: argparse.Namespace, config: Config) -> int:
-    """Commands on the table of counts that are no stages."""
-    from wals_spark.cluster.failures import translated
-    from wals_spark.cooccurrence import batches
+def _cooccurrence(options: argparse.Namespace) -> int:
+    if not options.explain:
+        return _stage(options)
     from wals_spark.cooccurrence.explain import explain
-    from wals_spark.stage import Context
 
-    context = Context(config)
-    try:
-        with context.run.locked(), translated():
-            if options.command == "compact":
-                names = [name for name in options.batches.split(",") if name]
-                outputs = batches.compact(context, options.into, names).outputs
-                logger.info("compact: batch %s holds %s non-zeros", options.into, f"{outputs['nnz']:,}")
-            elif options.command == "drop-batch":
-                gone = batches.drop_batch(context, config.corpus.batch_id)
-                logger.info(
-                    "drop-batch: %s", f"{config.corpus.batch_id} removed" if gone else "there was nothing to drop"
-                )
-            elif options.command == "maintain":
-                for table, counts in batches.maintain(context, options.retain_hours).items():
-                    logger.info("maintain: %s: %s", table, ", ".join(f"{k} {v}" for k, v in counts.items()))
-            else:
-                sys.stdout.write("\n".join(explain(context)) + "\n")
-    finally:
-        context.stop()
+    with _locked_context(_configuration(options)) as context:
+        sys.stdout.write("\n".join(explain(context)) + "\n")
     return EXIT_DONE
 
 
-def _verify_directory(options: argparse.Namespace) -> int:
+def _verify(options: argparse.Namespace) -> int:
+    if not options.directory and not options.base:
+        return _stage(options)
     from wals_spark.compress.verify import verify_any_format
 
     if not options.directory:
@@ -238,9 +228,53 @@ def _verify_directory(options: argparse.Namespace) -> int:
     return EXIT_DONE if report.passed else EXIT_GATE
 
 
-def _extend_tokenizer(options: argparse.Namespace, config: Config) -> int:
+@contextmanager
+def _locked_context(config: Config) -> Iterator[Context]:
+    """The context of a command on the table of counts that is no stage, under the lock of its run."""
+    from wals_spark.cluster.failures import translated
+
+    context = Context(config)
+    try:
+        with context.run.locked(), translated():
+            yield context
+    finally:
+        context.stop()
+
+
+def _compact(options: argparse.Namespace) -> int:
+    from wals_spark.cooccurrence.batches import compact
+
+    names = [name for name in options.batches.split(",") if name]
+    with _locked_context(_configuration(options)) as context:
+        outputs = outputs_of(compact(context, options.into, names), CooccurrenceOutputs)
+        logger.info("compact: batch %s holds %s non-zeros", options.into, f"{outputs['nnz']:,}")
+    return EXIT_DONE
+
+
+def _drop_batch(options: argparse.Namespace) -> int:
+    from wals_spark.cooccurrence.batches import drop_batch
+
+    config = _configuration(options)
+    batch_id = config.corpus.batch_id
+    with _locked_context(config) as context:
+        gone = drop_batch(context, batch_id)
+        logger.info("drop-batch: %s", f"{batch_id} removed" if gone else "there was nothing to drop")
+    return EXIT_DONE
+
+
+def _maintain(options: argparse.Namespace) -> int:
+    from wals_spark.cooccurrence.batches import maintain
+
+    with _locked_context(_configuration(options)) as context:
+        for table, counts in maintain(context, options.retain_hours).items():
+            logger.info("maintain: %s: %s", table, ", ".join(f"{name} {count}" for name, count in counts.items()))
+    return EXIT_DONE
+
+
+def _extend_tokenizer(options: argparse.Namespace) -> int:
     from wals_spark.inject.vocabulary.command import run_extend_tokenizer
 
+    config = _configuration(options)
     batches = options.batches.split(",") if options.batches else [config.corpus.batch_id]
     written = run_extend_tokenizer(
         config,
@@ -252,6 +286,24 @@ def _extend_tokenizer(options: argparse.Namespace, config: Config) -> int:
         listing=options.word_list,
     )
     logger.info("extend-tokenizer: %s", written)
+    return EXIT_DONE
+
+
+def _compress(options: argparse.Namespace) -> int:
+    from wals_spark.compress.command import run_compress
+
+    return run_compress(options)
+
+
+def _config(options: argparse.Namespace) -> int:
+    sys.stdout.write(reference_markdown() if options.reference else _configuration(options).to_yaml())
+    return EXIT_DONE
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from wals_spark.demo import run_demo
+
+    run_demo(options.directory)
     return EXIT_DONE
 
 

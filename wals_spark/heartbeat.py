@@ -39,8 +39,8 @@ class Heartbeat:
             storage.write_json(self._path, done)
 
 
-class Watch:
-    """Calls `show` with the sum of all heartbeats, every `BEAT_S` seconds while a block of code runs.
+class HeartbeatMonitor:
+    """Calls `show` with the sum of all heartbeats every `BEAT_S` seconds, while a block of code runs.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class Watch:
                 continue
         return total
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> HeartbeatMonitor:
         self._thread.start()
         return self
 
@@ -105,7 +105,7 @@ def text_progress(label: str, directory: str, text_bytes: float) -> Iterator[Non
         facts: dict[str, Any] = {**done, "MB/s": read / 1e6 / seconds, "eta": eta}
         progress.update(round(read / 1e6, 1), **facts)
 
-    with Progress(label, round(text_bytes / 1e6, 1), "MB") as progress, Watch(directory, show):
+    with Progress(label, round(text_bytes / 1e6, 1), "MB") as progress, HeartbeatMonitor(directory, show):
         yield
 
 

@@ -38,7 +38,7 @@ class Progress:
         Where it ends; None when unknown.
     unit : str
     every_s : float
-        In a log, at most one line in so many seconds, except the first and the last.
+        Seconds between two lines of a log, at least; the first and the last come in any case.
     """
 
     def __init__(self, label: str, total: float | None, unit: str = "", every_s: float = 5.0) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from wals_spark import heartbeat
-from wals_spark.heartbeat import Heartbeat, Watch, text_progress, time_left
+from wals_spark.heartbeat import Heartbeat, HeartbeatMonitor, text_progress, time_left
 
 
 def nothing(done, seconds):
@@ -18,19 +18,19 @@ def test_the_sum_of_all_tasks_is_shown(tmp_path):
     for task in range(3):
         Heartbeat(str(tmp_path), f"count-{task}").beat(documents=1, tokens=10 * task, last=True)
     Heartbeat(str(tmp_path), "merge-0").beat(cells=7, last=True)
-    assert Watch(str(tmp_path), nothing).done() == {"documents": 3, "tokens": 30, "cells": 7}
+    assert HeartbeatMonitor(str(tmp_path), nothing).done() == {"documents": 3, "tokens": 30, "cells": 7}
 
 
 def test_a_repeated_attempt_counts_once_and_a_torn_file_is_skipped(tmp_path):
     for tokens in (5, 9):
         Heartbeat(str(tmp_path), "count-0").beat(tokens=tokens, last=True)
     (Path(tmp_path) / "progress" / "count-1.json").write_text('{"tok')
-    assert Watch(str(tmp_path), nothing).done() == {"tokens": 9}
+    assert HeartbeatMonitor(str(tmp_path), nothing).done() == {"tokens": 9}
 
 
 def test_beats_are_rare(tmp_path):
     Heartbeat(str(tmp_path), "count-0").beat(tokens=2)
-    assert Watch(str(tmp_path), nothing).done() == {}
+    assert HeartbeatMonitor(str(tmp_path), nothing).done() == {}
 
 
 def test_text_read_is_a_line_with_rate_and_time_left(tmp_path, monkeypatch, caplog):

@@ -15,7 +15,7 @@ from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.cooccurrence.batches import refuse_folded
 from wals_spark.errors import InputError
-from wals_spark.heartbeat import Watch, time_left
+from wals_spark.heartbeat import HeartbeatMonitor, time_left
 from wals_spark.progress import Progress
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
@@ -149,7 +149,7 @@ def _progress(directory: str, plan: Plan, text_bytes: int | None) -> Iterator[No
     with (
         Progress("count", plan.tokens, "tokens") as counting,
         Progress("merge", None, "non-zeros") as merging,
-        Watch(directory, show),
+        HeartbeatMonitor(directory, show),
     ):
         yield
 

@@ -170,7 +170,7 @@ def _check(config: Config) -> None:
 
 
 def _may_replace(config: Config) -> bool:
-    """Whether an existing output may be exchanged: on demand, or because it is this run's own."""
+    """Whether an existing output may be replaced: on demand, or because it is this run's own."""
     output = output_directory(config)
     if config.inject.overwrite or config.inject.output is None:
         return True
