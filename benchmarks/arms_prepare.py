@@ -30,8 +30,9 @@ from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.edit import TokenFactors
 from wals_spark.config import Config, load_config
 from wals_spark.factors.store import read_vectors
-from wals_spark.inject import domain_shift, modes, strength_search
+from wals_spark.inject import domain_shift, strength_search
 from wals_spark.inject import prepare as preparation
+from wals_spark.inject.proposal import RowProposal, adjusted_head_bias, frequency_matched_permutation, propose_rows
 from wals_spark.inject.stages import SHIFT_MIN_COUNT
 from wals_spark.inject.vocabulary import candidates, extend
 from wals_spark.mlm.data import Masked, SpecialIds, encode, mask_tokens, pack_sequences, special_ids
@@ -131,7 +132,7 @@ def extended_tokenizer(work: Path, config: Config, model: Path, domain: str) -> 
 
 def proposal_of(
     config: Config, context: Context
-) -> tuple[modes.RowProposal, strength_search.Strengths, dict[str, np.ndarray]]:
+) -> tuple[RowProposal, strength_search.Strengths, dict[str, np.ndarray]]:
     """What ``inject`` would do on this run: rows, strengths chosen on counted text, what scoring rebuilds them from."""
     opened = ckpt.open_checkpoint(str(config.inject.checkpoint))
     tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
@@ -144,7 +145,7 @@ def proposal_of(
     seen = preparation.token_frequencies(config, factors, tokenizer, protected, text)
     delta = differences(config, context, np.flatnonzero(seen.corpus >= SHIFT_MIN_COUNT), opened.size)
     context.stop()
-    proposal = modes.propose_rows(factors, E, protected, seen, config.inject, config.seed, delta)
+    proposal = propose_rows(factors, E, protected, seen, config.inject, config.seed, delta)
     chosen = strength_search.search_strengths(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
     alignment = proposal.fit.alignment
     moved = np.flatnonzero(delta.any(axis=1))
@@ -159,13 +160,13 @@ def proposal_of(
         "delta": delta[moved].astype(np.float16),
         "delta_trust": proposal.shift_trust[moved],
         "share": proposal.shares(chosen.half_exposure or HALF_EXPOSURE),
-        "everything": proposal.everything(),
-        "permutation": modes.permutation(factors.counts, config.seed).astype(np.int32),
+        "everything": proposal.full_shares(),
+        "permutation": frequency_matched_permutation(factors.counts, config.seed).astype(np.int32),
         "general_counts": seen.exposure.astype(np.int64),
     }
     bias = opened.tensors[str(opened.head_bias)].values()
     for name, goal, strength in (("domain", seen, chosen.head_bias or HEAD_BIAS), ("sum", seen.towards("sum"), 1.0)):
-        moved_bias = modes.adjusted_head_bias(bias, goal, protected, strength)
+        moved_bias = adjusted_head_bias(bias, goal, protected, strength)
         arrays[f"bias_{name}"] = moved_bias.astype(np.float32)
     return proposal, chosen, arrays
 
@@ -390,7 +391,7 @@ def prepare(data: Path, work: Path, output: Path, domain: str, sequences: int) -
     report_rounding(directory, proposal, chosen)
 
 
-def report_rounding(directory: Path, proposal: modes.RowProposal, chosen: strength_search.Strengths) -> None:
+def report_rounding(directory: Path, proposal: RowProposal, chosen: strength_search.Strengths) -> None:
     """Say how far the rows that scoring rebuilds from 16-bit factors are from those that ``inject`` would write."""
     case = read_case(directory)
     E = case.base["roberta.embeddings.word_embeddings.weight"]

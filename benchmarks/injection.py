@@ -41,7 +41,8 @@ def timed(times: dict[str, float], name: str) -> Iterator[None]:
 
 def random_checkpoint(directory: Path, tokenizer: Path) -> None:
     """A checkpoint of roberta-base's shape; only its size matters here."""
-    from wals_spark.checkpoints.raw_tensor import from_numpy, write_raw_tensors
+    from wals_spark.checkpoints.raw_tensor import from_numpy
+    from wals_spark.checkpoints.safetensors_file import write_raw_tensors
 
     generator = np.random.default_rng(0)
 

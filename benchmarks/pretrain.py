@@ -27,11 +27,11 @@ import torch
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from wals_spark import schemas, storage
-from wals_spark.checkpoints.from_scratch import initial_rows
 from wals_spark.config import Config, load_config
 from wals_spark.factors.store import Vectors, read_vectors
 from wals_spark.inject.align import deciles, permute_within
 from wals_spark.inject.frequency import log_unigram
+from wals_spark.inject.initial_rows import initial_embedding_rows
 from wals_spark.mlm.data import SpecialIds, encode, mask_tokens, pack_sequences, special_ids
 from wals_spark.mlm.loss import best_device
 from wals_spark.mlm.pretrain import Schedule, evaluation_steps, pretrain
@@ -92,7 +92,7 @@ def start(arm: str, options: argparse.Namespace, vectors: Vectors, special: Spec
     with torch.no_grad():
         model.lm_head.bias.copy_(torch.from_numpy(log_unigram(vectors.counts)).float())
         if arm in ("permuted", "factors"):
-            rows = initial_rows(vectors.matrix, vectors.counts, options.width, config.initializer_range, seed)
+            rows = initial_embedding_rows(vectors.matrix, vectors.counts, options.width, config.initializer_range, seed)
             if arm == "permuted":
                 rows = rows[permute_within(deciles(vectors.counts), seed)]
             seen = np.nonzero((vectors.counts > 0) & ~np.isin(np.arange(len(rows)), list(special.all)))[0]

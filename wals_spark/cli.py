@@ -311,7 +311,7 @@ def _compare(options: argparse.Namespace) -> int:
     from wals_spark.checkpoints.outliers import checkpoint_tokens, compare_checkpoints
 
     found = compare_checkpoints(options.before, options.after)
-    lines = found.told(checkpoint_tokens(options.after))
+    lines = found.lines(checkpoint_tokens(options.after))
     sys.stdout.write("\n".join([f"{found.changed:,} rows differ, {len(lines)} of them suspicious", *lines]) + "\n")
     return EXIT_GATE if lines else EXIT_DONE
 

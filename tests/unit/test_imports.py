@@ -57,9 +57,9 @@ PARTS = {
         {"estimator", "stages"},
     ],
     "inject": [
-        {"align", "blend", "csls", "frequency", "loss_search"},
+        {"align", "blend", "csls", "frequency", "initial_rows", "loss_search"},
         {"gate", "domain_shift", "vocabulary"},
-        {"distributed"},
+        {"distributed", "proposal"},
         {"modes"},
         {"strength_search"},
         {"prepare"},

@@ -1,14 +1,14 @@
-"""The artefact: a plain checkpoint with its proof beside it.
+"""An edited checkpoint on disk: a plain checkpoint with its proof beside it.
 
 ::
 
-    config.json, tokenizer files    as they came
+    config.json, tokenizer files    as in the base, or rewritten for another vocabulary
     model.safetensors               dense, native class, tied head; only declared tensors differ
     factors.safetensors             vectors, counts, shares b, displacements, map, row hashes of the base
-    injection.json                  inputs, hashes, changed rows, gate: what `verify` recomputes
+    injection.json                  the manifest: inputs, hashes, changed rows, gate; what `verify` recomputes
     README.md                       the model card
 
-Row hashes of the base let `verify` prove which rows moved without having the base at hand.
+Row hashes of the base let `verify` prove which rows moved without the base at hand.
 """
 
 from __future__ import annotations
@@ -26,17 +26,9 @@ import numpy as np
 from wals_spark.checkpoints import model_card
 from wals_spark.checkpoints.checkpoint import WEIGHTS
 from wals_spark.checkpoints.edit import BaseCheckpoint, EmbeddingEdit, TokenFactors, apply_edit
-from wals_spark.checkpoints.raw_tensor import (
-    RawTensor,
-    displacements,
-    file_sha256,
-    from_numpy,
-    gather_rows,
-    row_hashes,
-    row_lengths,
-    tensor_hashes,
-    write_raw_tensors,
-)
+from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, from_numpy, gather_rows, tensor_hashes
+from wals_spark.checkpoints.row_comparison import displacements, row_hashes, row_norms
+from wals_spark.checkpoints.safetensors_file import write_raw_tensors
 from wals_spark.runs import now, package_versions
 
 FORMAT = "wals_spark injection"
@@ -47,19 +39,41 @@ CARD = "README.md"
 
 
 @dataclass(frozen=True)
-class FactorisedWeights:
-    """A file that holds the embedding in parts instead of whole.
+class EmbeddingParts:
+    """An embedding stored in parts instead of whole.
 
     Attributes
     ----------
     file : str
-        Instead of model.safetensors.
-    parts : dict of name -> RawTensor
-        Instead of the embedding; who reads the file expands them.
+        The name of the weights file, in place of model.safetensors.
+    parts : dict of str to RawTensor
+        The tensors in place of the embedding; a reader of the file expands them.
     """
 
     file: str
     parts: Mapping[str, RawTensor]
+
+
+@dataclass(frozen=True)
+class RowChanges:
+    """Which of the V' rows of an edited embedding differ from the V rows of the base, and by how much.
+
+    Attributes
+    ----------
+    origin : int64 array of shape (V',)
+        The base's row that each row comes from, -1 for a new one.
+    base_hashes : uint64 array of shape (V,)
+        Hashes of the base's rows.
+    changed : int64 array of shape (n,)
+        Ids of new and of differing rows.
+    displacement : float32 array of shape (V',)
+        |e'_i - e_origin(i)|.
+    """
+
+    origin: np.ndarray
+    base_hashes: np.ndarray
+    changed: np.ndarray
+    displacement: np.ndarray
 
 
 def write_artifact(
@@ -69,54 +83,37 @@ def write_artifact(
     factors: TokenFactors | None,
     described: Mapping[str, Any],
     *,
-    stored: FactorisedWeights | None = None,
+    stored: EmbeddingParts | None = None,
     render: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = model_card.render_model_card,
 ) -> dict[str, Any]:
-    """Write the artefact into an empty directory; returns the content of injection.json.
+    """Write an edited checkpoint and its proof into an empty directory.
 
     Parameters
     ----------
     directory : Path
-    base : Base
+    base : BaseCheckpoint
     edit : EmbeddingEdit
-    factors : TokenFactors, optional
-        None where rows were only moved.
-    described : mapping
-        ``mode``, ``parameters`` and ``factors`` (where the vectors come from) for injection.json.
-    stored : Stored, optional
-        How the embedding lies in the file, where not whole; injection.json describes it whole and in parts.
+    factors : TokenFactors or None
+        None where no vectors went into the rows.
+    described : dict of str to object
+        ``mode``, ``parameters`` and ``factors`` (where the vectors come from) for the manifest.
+    stored : EmbeddingParts, optional
+        How the embedding lies in the file, where not whole; the manifest describes it whole and in parts.
     render : callable
-        Makes the model card of injection.json and config.json.
+        Makes the text of the model card from the manifest and config.json.
+
+    Returns
+    -------
+    dict of str to object
+        The manifest, the content of injection.json.
     """
     tensors = apply_edit(base, edit)
-    for path in base.files:
-        shutil.copyfile(path, directory / path.name)
-    for name, content in base.texts.items():
-        (directory / name).write_text(content, encoding="utf-8")
-    laid_down = dict(tensors)
-    if stored is not None:
-        laid_down = {name: tensor for name, tensor in tensors.items() if name != base.embedding} | dict(stored.parts)
-    write_raw_tensors(directory / (stored.file if stored else WEIGHTS), laid_down, base.metadata)
-
+    _copy_companions(directory, base)
+    _write_weights(directory, base, tensors, stored)
     old, new = base.tensors[base.embedding], tensors[base.embedding]
-    origin = np.arange(old.shape[0]) if edit.origin is None else edit.origin.astype(np.int64)
-    before, after = row_hashes(old), row_hashes(new)
-    changed = np.flatnonzero(changed_rows(before, after, origin))
-    displacement = displacements(old.values(), new.values(), origin).astype(np.float32)
-    arrays: dict[str, np.ndarray] = {
-        "origin": origin,
-        "displacement": displacement,
-        "base_row_hashes": before,
-        "protected": base.protected.astype(np.int64),
-        "share": edit.share,
-        **({"vectors": factors.matrix, "counts": factors.counts} if factors is not None else {}),
-        **edit.map,
-    }
-    write_raw_tensors(directory / FACTORS, from_numpy(arrays.items()), {"source": FORMAT})
-
+    changes = row_changes(old, new, np.arange(old.shape[0]) if edit.origin is None else edit.origin.astype(np.int64))
+    write_raw_tensors(directory / FACTORS, from_numpy(_proof(base, edit, factors, changes).items()), {"source": FORMAT})
     base_hashes = tensor_hashes(base.tensors)
-    unchanged = {name for name in tensors if tensors[name].data is base.tensors[name].data}
-    hashes = {name: base_hashes[name] if name in unchanged else tensor.sha256 for name, tensor in tensors.items()}
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -124,27 +121,11 @@ def write_artifact(
         "packages": package_versions(),
         **described,
         "base": {**base.source, "tensors": base_hashes, "dropped_copies": list(base.dropped)},
-        "embedding": {
-            "tensor": base.embedding,
-            "shape": list(new.shape),
-            "base_rows": len(before),
-            "dtype": old.dtype,
-            "new_rows": int((origin < 0).sum()),
-            "dropped_rows": len(np.setdiff1d(np.arange(len(before)), origin)),
-            "rows_changed": len(changed),
-            "changed_ids_sha256": ids_sha256(changed),
-            "displacement": distribution_summary(displacement[changed]),
-            "row_norm": distribution_summary(row_lengths(old.values())),
-            "protected": base.protected.tolist(),
-        },
-        "head_bias": {
-            "tensor": base.head_bias,
-            "changed": base.head_bias is not None
-            and not tensors[base.head_bias].same_bytes(gather_rows(base.tensors[base.head_bias], origin)),
-        },
+        "embedding": _embedding_record(base, new, changes),
+        "head_bias": _head_bias_record(base, tensors, changes.origin),
         "fit": edit.facts,
         "gate": dict(edit.gate) if edit.gate is not None else None,
-        "tensors": hashes,
+        "tensors": _hashes_of_result(base, tensors, base_hashes),
     }
     if stored is not None:
         manifest["stored"] = {"file": stored.file, "parts": tensor_hashes(stored.parts)}
@@ -154,6 +135,81 @@ def write_artifact(
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     return manifest
+
+
+def _copy_companions(directory: Path, base: BaseCheckpoint) -> None:
+    """Configuration and tokenizer files, copied or written anew."""
+    for path in base.files:
+        shutil.copyfile(path, directory / path.name)
+    for name, content in base.texts.items():
+        (directory / name).write_text(content, encoding="utf-8")
+
+
+def _write_weights(
+    directory: Path, base: BaseCheckpoint, tensors: Mapping[str, RawTensor], stored: EmbeddingParts | None
+) -> None:
+    """The weights file, the embedding whole or in parts."""
+    if stored is not None:
+        others = {name: tensor for name, tensor in tensors.items() if name != base.embedding}
+        write_raw_tensors(directory / stored.file, others | dict(stored.parts), base.metadata)
+    else:
+        write_raw_tensors(directory / WEIGHTS, tensors, base.metadata)
+
+
+def _proof(
+    base: BaseCheckpoint, edit: EmbeddingEdit, factors: TokenFactors | None, changes: RowChanges
+) -> dict[str, np.ndarray]:
+    """The arrays of factors.safetensors: what `verify` needs, the vectors, and the map that made rows of them."""
+    return {
+        "origin": changes.origin,
+        "displacement": changes.displacement,
+        "base_row_hashes": changes.base_hashes,
+        "protected": base.protected.astype(np.int64),
+        "share": edit.share,
+        **({"vectors": factors.matrix, "counts": factors.counts} if factors is not None else {}),
+        **edit.map,
+    }
+
+
+def _embedding_record(base: BaseCheckpoint, new: RawTensor, changes: RowChanges) -> dict[str, Any]:
+    """The manifest's entry on the embedding."""
+    old = base.tensors[base.embedding]
+    return {
+        "tensor": base.embedding,
+        "shape": list(new.shape),
+        "base_rows": len(changes.base_hashes),
+        "dtype": old.dtype,
+        "new_rows": int((changes.origin < 0).sum()),
+        "dropped_rows": len(np.setdiff1d(np.arange(len(changes.base_hashes)), changes.origin)),
+        "rows_changed": len(changes.changed),
+        "changed_ids_sha256": ids_sha256(changes.changed),
+        "displacement": distribution_summary(changes.displacement[changes.changed]),
+        "row_norm": distribution_summary(row_norms(old.values())),
+        "protected": base.protected.tolist(),
+    }
+
+
+def _head_bias_record(base: BaseCheckpoint, tensors: Mapping[str, RawTensor], origin: np.ndarray) -> dict[str, Any]:
+    """The manifest's entry on the head bias: changed beyond a move of its entries with their rows."""
+    name = base.head_bias
+    changed = name is not None and not tensors[name].same_bytes(gather_rows(base.tensors[name], origin))
+    return {"tensor": name, "changed": changed}
+
+
+def _hashes_of_result(
+    base: BaseCheckpoint, tensors: Mapping[str, RawTensor], base_hashes: Mapping[str, str]
+) -> dict[str, str]:
+    """SHA-256 of every tensor; tensors that still are the base's are not hashed again."""
+    unchanged = {name for name in tensors if tensors[name].data is base.tensors[name].data}
+    return {name: base_hashes[name] if name in unchanged else tensor.sha256 for name, tensor in tensors.items()}
+
+
+def row_changes(old: RawTensor, new: RawTensor, origin: np.ndarray) -> RowChanges:
+    """Compare an edited embedding `new` (V', d) with `old` (V, d), its row i with the row ``origin[i]``."""
+    before, after = row_hashes(old), row_hashes(new)
+    changed = np.flatnonzero(changed_rows(before, after, origin))
+    displacement = displacements(old.values(), new.values(), origin).astype(np.float32)
+    return RowChanges(origin, before, changed, displacement)
 
 
 def changed_rows(before: np.ndarray, after: np.ndarray, origin: np.ndarray) -> np.ndarray:
@@ -174,7 +230,7 @@ def ids_sha256(ids: np.ndarray) -> str:
 
 
 def distribution_summary(values: np.ndarray) -> dict[str, float]:
-    """Minimum, quartiles, 99th percentile, maximum and mean; zeros where there are no values."""
+    """Minimum, quartiles, 99th percentile, maximum and mean of some values; zeros where there are none."""
     if len(values) == 0:
         return dict.fromkeys(("min", "q25", "median", "q75", "q99", "max", "mean"), 0.0)
     points = np.quantile(values.astype(np.float64), [0, 0.25, 0.5, 0.75, 0.99, 1])

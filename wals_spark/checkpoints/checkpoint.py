@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, from_torch, read_raw_tensors
+from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, from_torch
+from wals_spark.checkpoints.safetensors_file import read_raw_tensors
 from wals_spark.errors import InputError
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
 

@@ -1,4 +1,4 @@
-"""An edit of a checkpoint in memory: the base, the rows and biases that edit, and the tensors that result."""
+"""An edit of a checkpoint in memory: the base, the rows and biases that change, and the tensors that result."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark.checkpoints.raw_tensor import RawTensor, from_values, gather_rows, replace_rows
+from wals_spark.checkpoints.checkpoint import Checkpoint, companion_files, weight_files
+from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, from_values, gather_rows, replace_rows
 
 
 @dataclass(frozen=True)
 class TokenFactors:
-    """Vectors of the corpus' tokens, by token id.
+    """Vectors and counts of the corpus' T tokens, by token id.
 
     Attributes
     ----------
-    matrix : float32 (T, k)
-    counts : int64 (T,)
+    matrix : float32 array of shape (T, k)
+    counts : int64 array of shape (T,)
     """
 
     matrix: np.ndarray
@@ -28,25 +29,25 @@ class TokenFactors:
 
 @dataclass(frozen=True)
 class EmbeddingEdit:
-    """What is to change in a checkpoint: rows of its token embedding, and its head bias.
+    """New values for rows of a checkpoint's token embedding and for its head bias.
 
     Attributes
     ----------
-    ids : int64 (n,)
-        Rows that edit, ascending.
-    rows : float32 (n, d)
+    ids : int64 array of shape (n,)
+        Rows that change, ascending.
+    rows : float32 array of shape (n, d)
         Their new values.
-    head_bias : float64 (V,) or None
+    head_bias : float64 array of shape (V,) or None
         The whole new head bias; None = untouched.
-    share : float32 (T,)
-        b_i: share of each row that comes from the factors.
-    map : dict of name -> array
-        What turns factors into rows: W, mu_u, mu_e.
-    facts : dict
-        For injection.json: fit, variances.
-    gate : mapping or None
-        The figures of the gate that let the edit pass, as plain JSON values.
-    origin : int64 (V',) or None
+    share : float32 array of shape (T,)
+        b_i, the share of each row that is new.
+    map : dict of str to array
+        What turns vectors into rows, such as W, mu_u, mu_e.
+    facts : dict of str to object
+        Figures of the fit for the manifest, plain JSON values.
+    gate : dict of str to object or None
+        The figures of the gate that let the edit pass, plain JSON values.
+    origin : int64 array of shape (V',) or None
         The base's row that each row of the result comes from, -1 for a new one; None = the same rows. `ids`
         and `head_bias` are those of the result.
     """
@@ -63,27 +64,29 @@ class EmbeddingEdit:
 
 @dataclass(frozen=True)
 class BaseCheckpoint:
-    """What the change is applied to.
+    """The checkpoint that an edit is applied to.
 
     Attributes
     ----------
-    tensors : dict of name -> RawTensor
+    tensors : dict of str to RawTensor
     dropped : tuple of str
         Stored copies of tied tensors that are not written again.
-    metadata : dict of str
-        Of the base's safetensors file.
-    config : dict
-        Of its config.json.
+    metadata : dict of str to str
+        Of its safetensors file.
+    config : dict of str to object
+        The content of its config.json.
     embedding : str
+        Name of the input embedding (V, d).
     head_bias : str or None
-    protected : int64 array
-        Ids whose rows must not move.
-    files : list of Path
+        Name of the head bias (V,).
+    protected : int64 array of shape (p,)
+        Ids whose rows must not change.
+    files : tuple of Path
         Configuration and tokenizer files to copy.
-    texts : dict of name -> str
-        Content of further files, or of files that are not copied as they are.
-    source : dict
-        How the base is described in injection.json.
+    texts : dict of str to str
+        Content of further files by name, or of files that are not copied as they are.
+    source : dict of str to object
+        Its description in the manifest.
     """
 
     tensors: Mapping[str, RawTensor]
@@ -98,8 +101,28 @@ class BaseCheckpoint:
     source: Mapping[str, Any]
 
 
+def base_of_checkpoint(opened: Checkpoint, source: str, protected: np.ndarray) -> BaseCheckpoint:
+    """An opened checkpoint as the base of an edit, described by `source` and the hashes of its files."""
+    return BaseCheckpoint(
+        tensors=opened.tensors,
+        dropped=opened.dropped,
+        metadata=opened.metadata,
+        config=opened.config,
+        embedding=opened.embedding,
+        head_bias=opened.head_bias,
+        protected=protected,
+        files=tuple(companion_files(opened.directory)),
+        texts={},
+        source={
+            "source": source,
+            "hub": not Path(source).expanduser().is_dir(),
+            "files": {path.name: file_sha256(path) for path in weight_files(opened.directory)},
+        },
+    )
+
+
 def reindexed_tensors(base: BaseCheckpoint, edit: EmbeddingEdit) -> dict[str, RawTensor]:
-    """The base with its rows where the result has them: row i is the base's row ``origin[i]``, zeros for a new one."""
+    """The base's tensors, row i of embedding and head bias from the base's row ``origin[i]``, zeros for a new one."""
     tensors = dict(base.tensors)
     if edit.origin is not None:
         for name in (base.embedding, base.head_bias):

@@ -1,4 +1,4 @@
-"""The model card: what the checkpoint is, what changed, how well the alignment did on held-out tokens."""
+"""The model card of an injected checkpoint: what changed, and how well the alignment did on held-out tokens."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ _VERBS = {
 _GOALS = {"sum": "general text and the domain together", "domain": "the corpus"}
 
 
-def render_model_card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Markdown with the metadata header of the hub, from injection.json (without hashes) and config.json."""
+def render_template(package: str, **values: Any) -> str:
+    """The template model_card.md of a package with the values filled in; a name that it lacks is an error."""
     import jinja2
 
-    template = resources.files("wals_spark.checkpoints").joinpath("model_card.md").read_text(encoding="utf-8")
+    template = resources.files(package).joinpath("model_card.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    return environment.from_string(template).render(**values)
+
+
+def render_model_card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Markdown with the metadata header of the hub, from injection.json (without hashes) and config.json."""
     source = str(manifest["base"]["source"])
     mode = manifest["mode"]
     gate = manifest["gate"]
     architecture = config["architectures"][0]
     strengths = manifest["fit"].get("strengths", {})
-    return environment.from_string(template).render(
+    return render_template(
+        "wals_spark.checkpoints",
         title=f"{os.path.basename(source.rstrip('/')) or source} ({mode})",
         base_model=source if manifest["base"]["hub"] else None,
         architecture=architecture,

@@ -1,4 +1,4 @@
-r"""Which rows moved in a way that the rest does not explain: signs of embedding poisoning in a pair of checkpoints.
+r"""Rows that moved unlike the others: signs of embedding poisoning in a pair of checkpoints.
 
 Poisoning an embedding means changing one row, or a few, by much (the trigger word's) and leaving the rest.
 With D_i = |e'_i - e_i| / s_i over the rows that changed (s_i: the share that an injection declares, else 1),
@@ -21,29 +21,34 @@ from typing import Any
 import numpy as np
 
 from wals_spark.checkpoints.checkpoint import checkpoint_tokenizer, embedding_values, locate_checkpoint, open_checkpoint
-from wals_spark.checkpoints.raw_tensor import displacements, row_lengths
+from wals_spark.checkpoints.row_comparison import displacements, row_norms
 from wals_spark.errors import InputError
 
 FEW = 8
 LIMIT = 6.0
 GROWTH = 1.5
 _LEAST_SHARE = 1e-6
+_REASONS = {
+    "lonely": "almost no other row changed",
+    "far": "far outside the distribution of the other changed rows",
+    "long": "longer than any row of the checkpoint before",
+}
 
 
 @dataclass(frozen=True)
 class RowOutliers:
-    """What a comparison of two embeddings found.
+    """Rows of an embedding that moved unlike the others.
 
     Attributes
     ----------
     changed : int
-        Rows that differ.
-    rows : int64 array
-        Flagged ids, the longest displacement first.
-    displacement : float64 array
-        |e'_i - e_i| of the flagged rows.
+        Number of rows that differ.
+    rows : int64 array of shape (n,)
+        Ids of the outliers, the longest displacement first.
+    displacement : float64 array of shape (n,)
+        |e'_i - e_i| of the outliers.
     reasons : tuple of str
-        ``lonely``, ``far`` or ``long``, for each flagged row.
+        ``lonely``, ``far`` or ``long``, for each outlier.
     """
 
     changed: int
@@ -60,20 +65,13 @@ class RowOutliers:
             "reasons": list(self.reasons),
         }
 
-    def told(self, tokens: Sequence[str] | None = None) -> list[str]:
-        """A line per flagged row, for a person."""
+    def lines(self, tokens: Sequence[str] | None = None) -> list[str]:
+        """A sentence for each outlier, with its token where `tokens` are known."""
         return [
             f"row {row}{f' {tokens[row]!r}' if tokens is not None and row < len(tokens) else ''} moved by "
             f"{moved:.4g}: {_REASONS[reason]}"
             for row, moved, reason in zip(self.rows.tolist(), self.displacement, self.reasons, strict=True)
         ]
-
-
-_REASONS = {
-    "lonely": "almost no other row changed",
-    "far": "far outside the distribution of the other changed rows",
-    "long": "longer than any row of the checkpoint before",
-}
 
 
 def outlier_rows(
@@ -84,20 +82,26 @@ def outlier_rows(
     origin: np.ndarray | None = None,
     few: int = FEW,
 ) -> RowOutliers:
-    """Compare two embeddings; see the module's rules.
+    """Compare two embeddings by the rules of the module.
 
     Parameters
     ----------
-    old, new : (V, d), (V', d)
-    shares : (V',), optional
-        s_i that an injection declares; a row that moved without a share is far outside whatever it did.
-    origin : int64 (V',), optional
+    old : float array of shape (V, d)
+    new : float array of shape (V', d)
+    shares : float array of shape (V',), optional
+        s_i that an edit declares; a row that moved without a share is ``far``.
+    origin : int64 array of shape (V',), optional
         Row of `old` that each row of `new` comes from, -1 for one that is new and not judged; none = the same.
-    few : so many changed rows or fewer are all lonely
+    few : int
+        Where no more rows than this changed, all of them are lonely.
+
+    Returns
+    -------
+    RowOutliers
     """
     origin = np.arange(len(new)) if origin is None else origin
     moved = np.where(origin >= 0, displacements(old, new, origin), 0.0)
-    longest = float(row_lengths(old).max(initial=0))
+    longest = float(row_norms(old).max(initial=0))
     changed = np.flatnonzero(moved > 0)
     if len(changed) == 0:
         return RowOutliers(0, changed, moved[changed], ())
@@ -107,7 +111,7 @@ def outlier_rows(
     spread = 1.4826 * max(float(np.median(np.abs(logs - centre))), 0.05)
     lonely = np.full(len(changed), len(changed) <= few)
     far = logs > centre + LIMIT * spread
-    grown = row_lengths(new[changed]) > GROWTH * longest
+    grown = row_norms(new[changed]) > GROWTH * longest
     flagged = np.flatnonzero(lonely | far | grown)
     flagged = flagged[np.argsort(-moved[changed[flagged]], kind="stable")]
     reasons = tuple("long" if grown[i] else "far" if far[i] else "lonely" for i in flagged)

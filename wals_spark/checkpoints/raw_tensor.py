@@ -1,17 +1,12 @@
-"""Tensors as the bytes they are: reading and writing safetensors without converting anything.
+"""Tensors as the bytes they are, of any dtype; only rows that change are ever converted to numbers.
 
-Injection must prove that what it did not touch is the same to the last bit, whatever its dtype, so
-tensors are carried as raw bytes and only the rows that change are ever converted. Files are mapped, not
-loaded: a checkpoint is copied at the speed of the disk in a few megabytes of memory.
-
-The format (huggingface/safetensors, README): an unsigned little-endian 64-bit header length, a JSON
-header ``{name: {"dtype", "shape", "data_offsets"}}``, then the tensors, row-major, little-endian.
+An edit must prove that every tensor it did not declare is the same to the last bit. bfloat16 and float8 have no NumPy
+dtype, so a tensor is carried as its bytes, its shape and the name of its dtype in the safetensors format.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark import storage
 from wals_spark.errors import InputError
 
 ITEM_BYTES = {
@@ -43,9 +37,6 @@ ITEM_BYTES = {
 }
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U64": "<u8"}
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_MAX_HEADER = 100_000_000
-_COPY_BYTES = 8 << 20
-_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -130,40 +121,6 @@ def gather_rows(tensor: RawTensor, origin: np.ndarray) -> RawTensor:
     return RawTensor(tensor.dtype, (len(origin), *tensor.shape[1:]), rows.reshape(-1))
 
 
-def differing_rows(before: RawTensor, after: RawTensor, origin: np.ndarray) -> np.ndarray:
-    """Whether row i of `after` differs by a bit from row ``origin[i]`` of `before`; a new row (-1) does. Bool (n,)."""
-    found = origin < 0
-    for begin in range(0, len(origin), _ROWS_AT_ONCE):
-        part = slice(begin, begin + _ROWS_AT_ONCE)
-        old = before.rows[np.maximum(origin[part], 0)]
-        found[part] |= (old != after.rows[part]).any(axis=1)
-    return found
-
-
-def displacements(before: np.ndarray, after: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """|e'_i - e_origin(i)| of every row, float64 (n,), in bounded memory; |e'_i| for a new row (-1)."""
-    found = np.empty(len(origin))
-    for begin in range(0, len(origin), _ROWS_AT_ONCE):
-        part = slice(begin, begin + _ROWS_AT_ONCE)
-        old = before[np.maximum(origin[part], 0)].astype(np.float64)
-        old[origin[part] < 0] = 0
-        found[part] = np.linalg.norm(after[part] - old, axis=1)
-    return found
-
-
-def row_lengths(rows: np.ndarray) -> np.ndarray:
-    """Euclidean length of every row, float64 (n,), in bounded memory."""
-    parts = (rows[begin : begin + _ROWS_AT_ONCE] for begin in range(0, len(rows), _ROWS_AT_ONCE))
-    return np.concatenate([np.linalg.norm(part.astype(np.float64), axis=1) for part in parts] or [np.zeros(0)])
-
-
-def row_hashes(tensor: RawTensor) -> np.ndarray:
-    """A 64-bit hash per row: a uint64 array of shape (rows,)."""
-    rows = np.ascontiguousarray(tensor.rows)
-    hashes = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
-    return np.frombuffer(b"".join(hashes), "<u8")
-
-
 def tensor_hashes(tensors: Mapping[str, RawTensor], threads: int | None = None) -> dict[str, str]:
     """`RawTensor.sha256` of every tensor; hashing releases the interpreter lock, so it runs in threads."""
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
@@ -174,79 +131,6 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_raw_tensors(path: str | Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
-    """Map a safetensors file.
-
-    Returns
-    -------
-    tensors : dict of name -> RawTensor, in the order of the file
-    metadata : dict of str
-
-    Raises
-    ------
-    InputError
-        Not a safetensors file, cut short, or a dtype that is not known; the message names the file.
-    """
-    path = Path(path)
-    size = path.stat().st_size
-    with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
-            raise InputError(
-                f"{path} is not a safetensors file, or it was cut short ({size} bytes): copy or download it again"
-            )
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError as error:
-            raise InputError(f"{path}: its safetensors header does not parse ({error}): download it again") from None
-    metadata = header.pop("__metadata__", {})
-    start = 8 + length
-    body = np.memmap(path, np.uint8, "r", start, (size - start,)) if size > start else np.empty(0, np.uint8)
-    tensors = {}
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if dtype not in ITEM_BYTES:
-            raise InputError(f"{path}: tensor {name} has the dtype {dtype}, known are {', '.join(ITEM_BYTES)}")
-        expected = int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[dtype]
-        if end > len(body) or end - begin != expected:
-            raise InputError(
-                f"{path}: tensor {name} should have {expected} bytes, the file holds "
-                f"{max(0, min(end, len(body)) - begin)}: it was cut short, copy or download it again"
-            )
-        tensors[name] = RawTensor(dtype, shape, body[begin:end])
-    return tensors, metadata
-
-
-def write_raw_tensors(path: str | Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, tensor by tensor, and force it to the disk.
-
-    The header is padded so that every tensor starts at a multiple of 8 bytes; wider dtypes go first,
-    as the reference writer has it, so that each is aligned to its own size.
-    """
-    order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
-    offset = 0
-    for name in order:
-        tensor = tensors[name]
-        header[name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.data.nbytes],
-        }
-        offset += tensor.data.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with storage.explained(f"cannot write {path}"), open(path, "wb") as stream:
-        stream.write(len(text).to_bytes(8, "little"))
-        stream.write(text)
-        for name in order:
-            data = tensors[name].data
-            for begin in range(0, data.nbytes, _COPY_BYTES):
-                stream.write(data[begin : begin + _COPY_BYTES].data)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def from_torch(state: Mapping[str, Any]) -> dict[str, RawTensor]:

@@ -1,4 +1,4 @@
-"""Prove what an injected checkpoint is: recompute every hash, compare with the base, reload it fresh.
+"""Proof of what an edited checkpoint is: every hash recomputed, the base compared, the model loaded in a new process.
 
 Without the base: the files are those that were written, the tensors have the recorded hashes, the rows that
 differ from the base (whose row hashes lie in factors.safetensors) are exactly the recorded ones, none of
@@ -8,14 +8,9 @@ one, and every tensor but the declared ones is bit-identical to it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,89 +25,39 @@ from wals_spark.checkpoints.artifact import (
     ids_sha256,
     manifest_sha256,
 )
-from wals_spark.checkpoints.checkpoint import EMBEDDING_SUFFIX, FAMILIES, WEIGHTS, open_checkpoint
+from wals_spark.checkpoints.checkpoint import WEIGHTS, open_checkpoint
 from wals_spark.checkpoints.outliers import outlier_rows
-from wals_spark.checkpoints.raw_tensor import (
-    RawTensor,
-    differing_rows,
-    file_sha256,
-    gather_rows,
-    read_raw_tensors,
-    row_hashes,
-    tensor_hashes,
-)
+from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, gather_rows, tensor_hashes
+from wals_spark.checkpoints.reload_check import check_reload
+from wals_spark.checkpoints.row_comparison import differing_rows, row_hashes
+from wals_spark.checkpoints.safetensors_file import read_raw_tensors
+from wals_spark.checkpoints.verification_report import VerificationReport, first_of
 from wals_spark.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_RELOAD_TIMEOUT_S = 600.0
-_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-@dataclass
-class VerificationReport:
-    """What verification found.
-
-    Attributes
-    ----------
-    directory : str
-    base : str or None
-    checks : list of Check
-    facts : dict
-        Rows changed, their displacement, suspicious rows.
-    """
-
-    directory: str
-    base: str | None
-    checks: list[Check] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
-
-    @property
-    def failures(self) -> list[str]:
-        """The checks that failed, a line each."""
-        return [f"{check.name}: {check.detail}" for check in self.checks if not check.passed]
-
-    def add(self, name: str, passed: bool, detail: str) -> None:
-        """Record a check."""
-        self.checks.append(Check(name, bool(passed), detail))
-
-    def lines(self) -> list[str]:
-        """For a person: one line per check."""
-        return [f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}" for check in self.checks]
-
 
 def verify_checkpoint(directory: str | Path, base: str | None = None, *, reload: bool = True) -> VerificationReport:
-    """Verify a checkpoint that injection wrote.
+    """Verify an edited checkpoint with a dense embedding.
 
     Parameters
     ----------
-    directory : of the checkpoint
-    base : the checkpoint it was made from: directory or hub name; without it the recorded hashes stand in
-    reload : load it through the stock classes in a fresh process
+    directory : str or Path
+        Of the checkpoint.
+    base : str, optional
+        The checkpoint it was made from, a directory or hub name; without it the recorded hashes stand in.
+    reload : bool
+        Load it through the stock classes in a new process.
 
     Returns
     -------
-    Report
+    VerificationReport
         `VerificationReport.passed` is the verdict; nothing is raised for a checkpoint that fails.
 
     Raises
     ------
     InputError
-        There is no injected checkpoint to verify.
+        There is no edited checkpoint to verify, or its embedding is stored in parts.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
@@ -135,7 +80,7 @@ def verify_checkpoint(directory: str | Path, base: str | None = None, *, reload:
 
 
 def check_manifest(report: VerificationReport, directory: Path, manifest: Mapping[str, Any]) -> None:
-    """injection.json and all files are as they were written."""
+    """Check that injection.json and all files are as they were written."""
     report.add(
         "manifest",
         manifest_sha256(manifest) == manifest.get("sha256"),
@@ -153,7 +98,21 @@ def check_content(
     manifest: Mapping[str, Any],
     base: str | None,
 ) -> None:
-    """The tensors are the recorded ones, and differ from the base as declared."""
+    """Check that the tensors are the recorded ones, and differ from the base as declared.
+
+    Parameters
+    ----------
+    report : VerificationReport
+        Results are appended to it.
+    tensors : dict of str to RawTensor
+        Of the edited checkpoint, the embedding whole.
+    proof : dict of str to RawTensor
+        Of factors.safetensors.
+    manifest : dict of str to object
+        The content of injection.json.
+    base : str or None
+        The checkpoint it was made from, a directory or hub name.
+    """
     _check_tensors(report, tensors, manifest)
     _check_rows(report, tensors, proof, manifest)
     if base is not None:
@@ -179,11 +138,6 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def _check_files(report: VerificationReport, directory: Path, manifest: Mapping[str, Any]) -> None:
     recorded = manifest["files"]
     present = {path.name for path in directory.iterdir() if path.name != MANIFEST}
@@ -196,7 +150,7 @@ def _check_files(report: VerificationReport, directory: Path, manifest: Mapping[
         not wrong and not extra,
         f"{len(recorded)} files have their recorded hashes"
         if not wrong and not extra
-        else f"changed or missing: {_some(wrong) or 'none'}; not recorded: {_some(extra) or 'none'}",
+        else f"changed or missing: {first_of(wrong) or 'none'}; not recorded: {first_of(extra) or 'none'}",
     )
 
 
@@ -206,7 +160,9 @@ def _check_tensors(report: VerificationReport, tensors: Mapping[str, RawTensor],
     report.add(
         "tensors",
         not wrong,
-        f"{len(found)} tensors have their recorded hashes" if not wrong else f"differ from the record: {_some(wrong)}",
+        f"{len(found)} tensors have their recorded hashes"
+        if not wrong
+        else f"differ from the record: {first_of(wrong)}",
     )
     allowed = _declared(manifest)
     before = manifest["base"]["tensors"]
@@ -217,7 +173,7 @@ def _check_tensors(report: VerificationReport, tensors: Mapping[str, RawTensor],
         not stray,
         f"only {', '.join(sorted(allowed))} may differ from the base, and nothing else does"
         if not stray
-        else f"differ from the base without being declared: {_some(stray)}",
+        else f"differ from the base without being declared: {first_of(stray)}",
     )
 
 
@@ -268,7 +224,7 @@ def _check_rows(
         len(touched) == 0,
         f"none of {len(protected)} protected rows moved"
         if len(touched) == 0
-        else f"protected rows moved or are gone: {_some([str(index) for index in touched])}",
+        else f"protected rows moved or are gone: {first_of([str(index) for index in touched])}",
     )
     still = np.setdiff1d(np.flatnonzero(displacement > 0), changed)
     report.add(
@@ -276,7 +232,7 @@ def _check_rows(
         len(still) == 0,
         "every recorded displacement belongs to a changed row"
         if len(still) == 0
-        else f"recorded as moved, but not: rows {_some([str(index) for index in still])}",
+        else f"recorded as moved, but not: rows {first_of([str(index) for index in still])}",
     )
     finite = np.isfinite(embedding.values()).all()
     report.add(
@@ -300,7 +256,7 @@ def _check_base(
         not differs,
         f"{base} is the recorded base, tensor by tensor"
         if not differs
-        else f"{base} is not the base that was recorded: {_some(differs)} differ",
+        else f"{base} is not the base that was recorded: {first_of(differs)} differ",
     )
     name, bias = manifest["embedding"]["tensor"], manifest["head_bias"]["tensor"]
     declared = _declared(manifest)
@@ -315,7 +271,7 @@ def _check_base(
         not others,
         f"{len(original.keys() - declared)} other tensors are bit-identical to the base"
         if not others
-        else f"not bit-identical to the base: {_some(others)}",
+        else f"not bit-identical to the base: {first_of(others)}",
     )
     origin = proof["origin"].data.view("<i8")
     if any(t not in original or t not in tensors or len(origin) != tensors[t].shape[0] for t in declared):
@@ -344,7 +300,7 @@ def _check_outliers(
     proof: Mapping[str, RawTensor],
     manifest: Mapping[str, Any],
 ) -> None:
-    """Rows that moved unlike the others (`wals_spark.checkpoints.outliers`): a hand in the factors or in the writer."""
+    """Rows that moved unlike the others (`wals_spark.checkpoints.outliers`): rows changed by hand."""
     if manifest["mode"] == "init" or not (origin >= 0).any():
         return
     shares = None
@@ -356,102 +312,19 @@ def _check_outliers(
     found = outlier_rows(before.values(), after.values(), shares, origin=origin, few=0)
     rows = found.rows.tolist()
     report.facts["suspicious_rows"] = rows
-    told = [f"row {row} ({reason})" for row, reason in zip(rows, found.reasons, strict=True)]
+    described = [f"row {row} ({reason})" for row, reason in zip(rows, found.reasons, strict=True)]
     report.add(
-        "outliers", not rows, f"moved unlike the others: {_some(told)}" if rows else "no row moved unlike the others"
+        "outliers",
+        not rows,
+        f"moved unlike the others: {first_of(described)}" if rows else "no row moved unlike the others",
     )
 
 
 def open_base_tensors(base: str, manifest: Mapping[str, Any]) -> Mapping[str, RawTensor]:
-    """The tensors that the injection started from: a checkpoint's, or for ``init`` the same fresh model."""
+    """The tensors that the edit started from: a checkpoint's, or for ``init`` the same initial model."""
     if manifest["mode"] == "init":
         from wals_spark.checkpoints.checkpoint import locate_checkpoint
         from wals_spark.checkpoints.from_scratch import initialise_model
 
         return initialise_model(locate_checkpoint(base, "--base", weights=False), manifest["parameters"]["seed"])[0]
     return open_checkpoint(base, "--base").tensors
-
-
-def check_reload(
-    report: VerificationReport,
-    directory: Path,
-    tensors: Mapping[str, RawTensor],
-    manifest: Mapping[str, Any],
-    module: str = "wals_spark.checkpoints.reload",
-) -> None:
-    """It loads in a fresh process, whole and tied, through `module`."""
-    loaded = reload_in_new_process(directory, module)
-    name, bias = manifest["embedding"]["tensor"], manifest["head_bias"]["tensor"]
-    matrix = hashlib.sha256(tensors[name].data.data).hexdigest()
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    family = FAMILIES[config["model_type"]]
-    native = config["architectures"][0]
-    for auto, found in loaded.items():
-        problems = list(_reload_problems(found, native == found.get("class"), family.prefix, manifest))
-        if "error" not in found:
-            if found["embedding"] != matrix:
-                problems.append("the embedding in memory is not the one on disk")
-            encoder_alone = bias is None and config.get("tie_word_embeddings", True) is False
-            if found.get("tied") is False and not encoder_alone:
-                problems.append("the head is not tied to the embedding")
-            if bias is not None and auto == "AutoModelForMaskedLM":
-                expected = hashlib.sha256(tensors[bias].data.data).hexdigest()
-                if found.get("head_bias") != expected:
-                    problems.append("the head bias in memory is not the one on disk")
-        tied = ", tied" if found.get("tied") else ""
-        report.add(
-            f"reload {auto}",
-            not problems,
-            "; ".join(problems) if problems else f"{found['class']}, {found['dtype']}{tied}, nothing lost",
-        )
-
-
-def _reload_problems(found: Mapping[str, Any], native: bool, prefix: str, manifest: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a reload, apart from heads that the checkpoint never had.
-
-    A class other than the checkpoint's own may lack (and freshly initialise) its head or pooler and may
-    leave the checkpoint's head unread; its encoder must be whole.
-    """
-    if "error" in found:
-        return [found["error"]]
-    base_tensors = manifest["base"]["tensors"]
-    encoder = {
-        name.removeprefix(prefix)
-        for name in base_tensors
-        if name.startswith(prefix) or name.endswith(EMBEDDING_SUFFIX) or name.startswith("encoder.")
-    }
-    body = {name for name in encoder if not name.startswith("pooler.")}
-
-    def of_encoder(key: str) -> bool:
-        short = key.removeprefix(prefix)
-        return short in body or short.startswith(("embeddings.", "encoder.", "transformer."))
-
-    missing = [key for key in found["missing"] if of_encoder(key)]
-    unexpected = [key for key in found["unexpected"] if of_encoder(key)]
-    if native:
-        missing = found["missing"]
-        unexpected = [key for key in found["unexpected"] if not key.removeprefix(prefix).startswith("pooler.")]
-    problems = []
-    if missing:
-        problems.append(f"missing keys: {_some(list(missing))}")
-    if unexpected:
-        problems.append(f"unexpected keys: {_some(list(unexpected))}")
-    if found["mismatched"]:
-        problems.append(f"mismatched keys: {_some(list(found['mismatched']))}")
-    return problems
-
-
-def reload_in_new_process(
-    directory: str | Path, module: str = "wals_spark.checkpoints.reload"
-) -> dict[str, dict[str, Any]]:
-    """Run `wals_spark.checkpoints.reload`, or a module with the same output, in a new interpreter."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", module, str(directory)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_RELOAD_TIMEOUT_S, env=environment, check=False
-    )
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        return {"fresh process": {"error": f"ended with code {done.returncode}: {last[0]}"}}
-    loaded: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    return loaded

@@ -25,15 +25,14 @@ import numpy as np
 
 from wals_spark.checkpoints import artifact
 from wals_spark.checkpoints.checkpoint import WEIGHTS, Checkpoint
-from wals_spark.checkpoints.edit import EmbeddingEdit
+from wals_spark.checkpoints.edit import EmbeddingEdit, base_of_checkpoint
 from wals_spark.checkpoints.raw_tensor import RawTensor
 from wals_spark.compress.lowrank import LowRankEmbedding, from_tensors
+from wals_spark.compress.model_card import VARIANT, render_compression_card
 from wals_spark.errors import InputError
-from wals_spark.inject.prepare import base_of_checkpoint
 
 FORMATS = ("dense", "factorised", "plugin")
 MODE = "compress"
-VARIANT = "factorised"
 PARTS = ("coordinates", "basis", "mean")
 CODE = "modeling_factorised.py"
 HEADS = ("", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -72,7 +71,7 @@ def write_compressed(
     base = base_of_checkpoint(opened, opened.source, np.zeros(0, np.int64))
     if format_ != "dense":
         file = WEIGHTS if format_ == "factorised" else WEIGHTS.replace("model", f"model.{VARIANT}")
-        stored = artifact.FactorisedWeights(file, {stem + name: tensor for name, tensor in parts.items()})
+        stored = artifact.EmbeddingParts(file, {stem + name: tensor for name, tensor in parts.items()})
     if format_ == "factorised":
         config = factorised_config(opened, factors.rank)
         source = modeling_code(opened.family.classes, opened.config["model_type"])
@@ -139,24 +138,3 @@ def split_factors(tensors: Mapping[str, RawTensor], embedding: str) -> tuple[dic
         raise InputError(f"the file lacks {', '.join(missing)}: it does not hold a factorised embedding")
     others = {name: tensor for name, tensor in tensors.items() if name not in names}
     return others, from_tensors(*(tensors[name] for name in names))
-
-
-def render_compression_card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The model card, Markdown with the metadata header of the hub."""
-    import jinja2
-
-    template = resources.files("wals_spark.compress").joinpath("model_card.md").read_text(encoding="utf-8")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
-    source = str(manifest["base"]["source"])
-    parameters = manifest["parameters"]
-    masked = config["architectures"][0].endswith("MaskedLM")
-    return environment.from_string(template).render(
-        title=f"{Path(source).name or source} (rank {parameters['rank']})",
-        base_model=source if manifest["base"]["hub"] else None,
-        architecture=config["architectures"][0],
-        auto_class="AutoModelForMaskedLM" if masked else "AutoModel",
-        parameters=parameters,
-        embedding=manifest["embedding"],
-        variant=VARIANT,
-        rows=manifest["fit"]["table"],
-    )

@@ -9,7 +9,7 @@ import sys
 
 from wals_spark.checkpoints import reload
 from wals_spark.compress import plugin
-from wals_spark.compress.artifact import VARIANT
+from wals_spark.compress.model_card import VARIANT
 
 if __name__ == "__main__":
     plugin.register()

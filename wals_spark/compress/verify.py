@@ -10,8 +10,10 @@ from typing import Any
 from wals_spark.checkpoints import verify as injection
 from wals_spark.checkpoints.artifact import FACTORS
 from wals_spark.checkpoints.checkpoint import FAMILIES
-from wals_spark.checkpoints.raw_tensor import RawTensor, read_raw_tensors, tensor_hashes
-from wals_spark.checkpoints.verify import VerificationReport
+from wals_spark.checkpoints.raw_tensor import RawTensor, tensor_hashes
+from wals_spark.checkpoints.reload_check import check_reload
+from wals_spark.checkpoints.safetensors_file import read_raw_tensors
+from wals_spark.checkpoints.verification_report import VerificationReport
 from wals_spark.compress import artifact
 from wals_spark.compress.lowrank import LowRankEmbedding, from_tensors
 from wals_spark.errors import InputError
@@ -47,7 +49,7 @@ def verify_any_format(directory: str | Path, base: str | None = None, *, reload:
     if manifest["parameters"]["format"] == "factorised":
         _check_code(report, directory)
     elif reload:
-        injection.check_reload(report, directory, expanded, manifest, "wals_spark.compress.reload")
+        check_reload(report, directory, expanded, manifest, "wals_spark.compress.reload")
     return report
 
 

@@ -6,8 +6,12 @@ With anchors A, weights w_i, X = U - mu_u, Y = E - mu_e, D = diag(w)::
     P_i    = mu_e + (u_i - mu_u) W
 
 lambda_0 comes from K-fold cross-validation over the anchors, folds stratified by frequency. All of it
-needs only `Sums`, which add: one pass over the rows per fold, wherever they are. Everything here is fp64
+needs only `Sums`, which add: one pass over the rows per fold, wherever they are. Everything here is float64
 except the rows themselves.
+
+References
+----------
+P. H. Schönemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika 31, 1966 (`procrustes`).
 """
 
 from __future__ import annotations
@@ -32,10 +36,14 @@ class Sums:
     count : int
     weight : float
         sum w
-    x, y : float64 arrays (k,), (d,)
-        sum w x, sum w y
-    xx, xy : float64 arrays (k, k), (k, d)
-        sum w x x^T, sum w x y^T
+    x : float64 array of shape (k,)
+        sum w x
+    y : float64 array of shape (d,)
+        sum w y
+    xx : float64 array of shape (k, k)
+        sum w x x^T
+    xy : float64 array of shape (k, d)
+        sum w x y^T
     yy : float
         sum w |y|^2
     """
@@ -94,9 +102,14 @@ def accumulate(U: np.ndarray, E: np.ndarray, weight: np.ndarray) -> Sums:
 
     Parameters
     ----------
-    U : array (n, k)
-    E : array (n, d)
-    weight : array (n,), not negative
+    U : float array of shape (n, k)
+    E : float array of shape (n, d)
+    weight : float array of shape (n,)
+        Not negative.
+
+    Returns
+    -------
+    Sums
     """
     k, d = U.shape[1], E.shape[1]
     x, y, xx, xy, yy = np.zeros(k), np.zeros(d), np.zeros((k, k)), np.zeros((k, d)), 0.0
@@ -118,9 +131,9 @@ class Alignment:
 
     Attributes
     ----------
-    mu_u : float64 array (k,)
-    mu_e : float64 array (d,)
-    W : float64 array (k, d)
+    mu_u : float64 array of shape (k,)
+    mu_e : float64 array of shape (d,)
+    W : float64 array of shape (k, d)
     regularization : float
         lambda_0, relative to the mean eigenvalue of X^T D X.
     """
@@ -151,11 +164,12 @@ def _spectrum(sums: Sums) -> tuple[Centred, np.ndarray, np.ndarray]:
 
 
 def _mean_eigenvalue(eigenvalues: np.ndarray) -> float:
+    """tr(X^T D X) / k over the directions that vary."""
     return float(eigenvalues[np.isfinite(eigenvalues)].sum()) / len(eigenvalues)
 
 
 def ridge(sums: Sums, regularization: float) -> Alignment:
-    """Solve the normal equations in the eigenbasis of X^T D X; see the formula at the head of the module."""
+    """W = Q (S + lambda I)^-1 Q^T X^T D Y in the eigenbasis Q S Q^T of X^T D X, lambda = lambda_0 tr(X^T D X) / k."""
     centred, eigenvalues, Q = _spectrum(sums)
     shrink = 1 / (eigenvalues + regularization * _mean_eigenvalue(eigenvalues))
     W = (Q * shrink) @ (Q.T @ centred.xy)
@@ -165,8 +179,12 @@ def ridge(sums: Sums, regularization: float) -> Alignment:
 def procrustes(sums: Sums) -> Alignment:
     """Rotation and scale only: X^T D Y = A S B^T, W = s A B^T, s = tr(S) / tr(X^T D X).
 
-    Keeps the factors' geometry (cosines within their span), fits worse than ridge; for few anchors. With
-    k < d the map is semi-orthogonal. Schoenemann 1966, as used by WECHSEL and E-BERT.
+    It keeps the factors' geometry (cosines within their span) and fits worse than ridge; for few anchors. With
+    k < d the map is semi-orthogonal.
+
+    References
+    ----------
+    P. H. Schönemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika 31, 1966.
     """
     centred = sums.centred()
     A, S, B = np.linalg.svd(centred.xy, full_matrices=False)
@@ -181,7 +199,7 @@ def whitening(sums: Sums) -> np.ndarray:
 
 
 def unwhitened(alignment: Alignment, T: np.ndarray) -> Alignment:
-    """The map of u that does what `alignment` does to u T."""
+    """The map of u that equals `alignment` applied to u T."""
     return replace(alignment, mu_u=alignment.mu_u @ np.linalg.pinv(T), W=T @ alignment.W)
 
 
@@ -191,7 +209,7 @@ def transformed(sums: Sums, T: np.ndarray) -> Sums:
 
 
 def held_out_error(alignment: Alignment, part: Sums) -> float:
-    """Sum of w |y - p|^2 over rows that are known by their sums only."""
+    """Sum of w |y - p|^2 over rows, computed from their sums alone."""
     offset = alignment.mu_e - alignment.mu_u @ alignment.W  # p = offset + x W
     W = alignment.W
     cross = float(np.einsum("ij,ij->", part.xy, W)) + float(part.y @ offset)
@@ -205,13 +223,13 @@ def fit_map(sums: Sums, method: str, regularization: float) -> Alignment:
 
 
 def anchor_weights(counts: np.ndarray, half: float) -> np.ndarray:
-    """w_i = c_i / (c_i + half): rises with the count and saturates."""
+    """w_i = c_i / (c_i + half): it rises with the count and saturates, float64 (n,)."""
     counts = counts.astype(np.float64)
     return counts / (counts + half)
 
 
 def stratified_folds(counts: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """A fold number per row; rows of similar count are spread evenly over the folds."""
+    """A fold number per row, int64 (n,); rows of similar count are spread evenly over the folds."""
     generator = np.random.default_rng([seed, 11])
     order = np.lexsort((generator.random(len(counts)), counts))
     assigned = np.empty(len(counts), np.int64)
@@ -222,13 +240,13 @@ def stratified_folds(counts: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def deciles(counts: np.ndarray) -> np.ndarray:
-    """Decile of the count per row, 0 (rarest) to 9; ties stay together where that is possible."""
+    """Decile of the count per row, 0 (rarest) to 9, int64 (n,); equal counts are in one decile."""
     edges = np.quantile(counts, np.arange(1, 10) / 10)
     return np.searchsorted(edges, counts, side="left")
 
 
 def permute_within(strata: np.ndarray, seed: int) -> np.ndarray:
-    """A permutation of the rows that keeps each in its stratum."""
+    """A permutation of the rows that keeps each in its stratum, int64 (n,)."""
     generator = np.random.default_rng([seed, 12])
     permutation = np.arange(len(strata))
     for stratum in np.unique(strata):
@@ -238,7 +256,7 @@ def permute_within(strata: np.ndarray, seed: int) -> np.ndarray:
 
 
 def frequency_features(counts: np.ndarray) -> np.ndarray:
-    """Powers 1 to 3 of the standardised log count: what frequency alone can say, float64 (n, 3)."""
+    """Powers 1 to 3 of the standardised log count, the predictors of the frequency control, float64 (n, 3)."""
     logs = np.log1p(counts.astype(np.float64))
     scaled = (logs - logs.mean()) / max(float(logs.std()), 1e-12)
     return np.stack([scaled, scaled**2, scaled**3], axis=1)
@@ -246,17 +264,18 @@ def frequency_features(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What held-out anchors say.
+    """Errors of held-out anchors by lambda_0.
 
     Attributes
     ----------
     grid : tuple of float
         The lambda_0 tried.
-    error : float64 array (len(grid),)
+    error : float64 array of shape (len(grid),)
         Held-out sum of w |e - p|^2.
     total : float
         Held-out sum of w |e - mu_e|^2, mu_e from the other folds.
     best : float
+        The lambda_0 of the smallest error.
     """
 
     grid: tuple[float, ...]
@@ -271,7 +290,7 @@ class CrossValidation:
 
 
 def cross_validate_procrustes(per_fold: Sequence[Sums]) -> CrossValidation:
-    """What held-out anchors say of `procrustes`; its only lambda_0 is 0."""
+    """Errors of held-out anchors under `procrustes`, whose only lambda_0 is 0."""
     everything = sum_of_folds(per_fold)
     error, total = 0.0, 0.0
     for part in per_fold:
@@ -291,11 +310,16 @@ def sum_of_folds(per_fold: Sequence[Sums]) -> Sums:
 
 
 def cross_validate(per_fold: Sequence[Sums], grid: Sequence[float] = LAMBDA_GRID) -> CrossValidation:
-    """Choose lambda_0 from the sums of the folds alone.
+    """Choose lambda_0 by K-fold cross-validation, from the sums of the folds alone.
 
     With S the sums of a fold about the *training* means, its error under W is
     tr(Y^T D Y) - 2 tr(W^T X^T D Y) + tr(W^T X^T D X W); in the eigenbasis Q of the training X^T D X every
-    lambda_0 costs one pass over a k x d matrix.
+    lambda_0 costs one pass over a k x k matrix.
+
+    Raises
+    ------
+    InputError
+        All folds but one have no weight.
     """
     everything = sum_of_folds(per_fold)
     error, total = np.zeros(len(grid)), 0.0
@@ -323,13 +347,13 @@ def cross_validate(per_fold: Sequence[Sums], grid: Sequence[float] = LAMBDA_GRID
 
 
 def held_out_maps(per_fold: Sequence[Sums], regularization: float, method: str = "ridge") -> list[Alignment]:
-    """For every fold the map that was fitted without it."""
+    """For every fold the map fitted without it."""
     everything = sum_of_folds(per_fold)
     return [fit_map(everything - part, method, regularization) for part in per_fold]
 
 
 def held_out_predictions(maps: Sequence[Alignment], U: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """P of every row by the map that was fitted without its fold, float32 (n, d)."""
+    """P of every row by the map fitted without its fold, float32 (n, d)."""
     predicted = np.empty((len(U), maps[0].W.shape[1]), np.float32)
     for number in np.unique(fold):
         rows = fold == number
@@ -351,13 +375,22 @@ def sums_by_fold(
 
     Parameters
     ----------
-    U : (T, k)
-    E : (V, d)
-    weight, fold : (n,)
+    U : float array of shape (T, k)
+    E : float array of shape (V, d)
+    weight : float array of shape (n,)
+        Of each pair.
+    fold : int array of shape (n,)
         Of each pair.
     folds : int
-    u_rows, e_rows : int64 (n,), optional
-        Which rows of U and of E make a pair; none = the first n.
+    u_rows : int64 array of shape (n,), optional
+        Row of U in each pair; none = the first n.
+    e_rows : int64 array of shape (n,), optional
+        Row of E in each pair; none = the first n.
+
+    Returns
+    -------
+    list of Sums
+        One for each fold.
     """
     found: list[Sums | None] = [None] * folds
     for part, u, e in pairs(U, E, len(weight), u_rows, e_rows):
@@ -374,7 +407,26 @@ def sums_by_fold(
 def pairs(
     U: np.ndarray, E: np.ndarray, count: int, u_rows: np.ndarray | None, e_rows: np.ndarray | None
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Chunks of pairs of rows: which pairs, their rows of U, their rows of E."""
+    """Chunks of pairs of rows, gathered a few thousand at a time.
+
+    Parameters
+    ----------
+    U : float array of shape (T, k)
+    E : float array of shape (V, d)
+    count : int
+        Number n of pairs.
+    u_rows : int64 array of shape (n,) or None
+        Row of U in each pair; None = the first n.
+    e_rows : int64 array of shape (n,) or None
+        Row of E in each pair; None = the first n.
+
+    Yields
+    ------
+    part : slice
+        The pairs of the chunk.
+    u : float array of shape (m, k)
+    e : float array of shape (m, d)
+    """
     for begin in range(0, count, _CHUNK):
         part = slice(begin, min(begin + _CHUNK, count))
         yield part, U[part if u_rows is None else u_rows[part]], E[part if e_rows is None else e_rows[part]]
@@ -387,17 +439,20 @@ def log_share(counts: np.ndarray) -> np.ndarray:
 
 
 def norm_factors(norms: np.ndarray, log_shares: np.ndarray, profile: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """What stretches back what ridge shrank: clip(rho / |P - mu|, 1/2, 2), float32 (n,).
-
-    P <- mu + factor (P - mu).
+    """s_i = clip(rho / |P_i - mu|, 1/2, 2), which undoes the shrinkage of ridge: P_i <- mu + s_i (P_i - mu).
 
     Parameters
     ----------
-    norms : (n,)
+    norms : float array of shape (n,)
         |P_i - mu|.
-    log_shares : (n,)
+    log_shares : float array of shape (n,)
         `log_share` of each token in the corpus that the factors come from.
-    profile : from `norm_profile`: rho by log share, interpolated
+    profile : tuple of array
+        From `norm_profile`: rho by log share, interpolated.
+
+    Returns
+    -------
+    float32 array of shape (n,)
     """
     at, rho = profile
     wanted = np.interp(log_shares, at, rho)
@@ -405,7 +460,21 @@ def norm_factors(norms: np.ndarray, log_shares: np.ndarray, profile: tuple[np.nd
 
 
 def norm_profile(norms: np.ndarray, log_shares: np.ndarray, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """rho: median of the norms |E_j - mu_e| among tokens of similar frequency in pretraining, by their `log_share`."""
+    """rho: the median of the norms |E_j - mu_e| of tokens of similar frequency in pretraining, by their `log_share`.
+
+    Parameters
+    ----------
+    norms : float array of shape (n,)
+    log_shares : float array of shape (n,)
+    bins : int
+        Groups of equally many tokens.
+
+    Returns
+    -------
+    at : float64 array of shape (bins,)
+        Median log share of each group, ascending.
+    rho : float64 array of shape (bins,)
+    """
     order = np.argsort(log_shares, kind="stable")
     groups = [group for group in np.array_split(order, min(bins, len(order))) if len(group)]
     at = np.array([np.median(log_shares[group]) for group in groups])

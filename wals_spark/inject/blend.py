@@ -1,18 +1,18 @@
-r"""How much of a row comes from the factors: precision weighting by two frequencies.
+r"""Shares of rows that come from the factors: weights by precision, from two frequencies.
 
-A pretrained row is the truth plus noise that falls with n_i, how often pretraining saw the token; a
-predicted row misses the truth by the lack of fit of the map and by noise that falls with c_i, how often the
-corpus saw the token. In units of the typical squared row length rho^2 of the token's frequency::
+The error of a pretrained row falls with n_i, how often pretraining saw the token; that of a predicted row is the
+lack of fit of the map, plus noise that falls with c_i, how often the corpus saw the token. In units of the typical
+squared row length rho^2 of the token's frequency::
 
     |E_i - P_i|^2 / rho_i^2  =  v_E / n_i + s^2 + v_U / c_i            (fitted on frequency strata)
     b_i  = h / (h + n_i) . c_i / (c_i + h_c),   h = v_E / s^2,  h_c = v_U / s^2 (20 at least)
     E'_i = (1 - b_i) E_i + b_i P_i              b_i at most b_max, 0 for protected rows and c_i = 0
 
-The first factor of b_i weighs the two errors, the second is how far the prediction itself is to be
-trusted. Rare in pretraining and frequent in the corpus: b is large. Rare in both: b is small. Dividing by
-rho^2 matters: rows of rare tokens are shorter, so their raw errors are smaller, not larger. What the fit
-sees as error includes all that the map cannot express, so h is better chosen by masked-LM loss where the
-model has that head (`wals_spark.inject.loss_search`); 0 means no change.
+The first factor of b_i weighs the two errors against each other, the second is the trust in the prediction itself.
+Tokens that are rare in pretraining and frequent in the corpus have a large b, tokens rare in both a small one.
+Dividing by rho^2 matters: rows of rare tokens are shorter, so their raw errors are smaller, not larger. The fitted
+errors include all that the map cannot express, so h is better chosen by masked-LM loss where the model has that head
+(`wals_spark.inject.strength_search`); h = 0 means no change.
 
 Span only: with Q an orthonormal basis of the directions that the map can reach (its rank is k at most), a
 row keeps what lies outside, E'_i = E_i + b_i (P_i - mu_e - (E_i - mu_e) Q Q^T), and lengths are matched and
@@ -40,12 +40,12 @@ class Variances:
 
     @property
     def half_exposure(self) -> float:
-        """H = v_E / s^2: the exposure at which old row and prediction weigh the same."""
+        """The exposure h = v_E / s^2 at which old row and prediction weigh the same."""
         return self.pretrained / self.mapping if self.mapping > 0 else 0.0
 
     @property
     def half_count(self) -> float:
-        """h_c = v_U / s^2, `LEAST_HALF_COUNT` at least: the count at which a prediction is trusted by half."""
+        """h_c = v_U / s^2, `LEAST_HALF_COUNT` at least: the count at which trust is one half."""
         return max(LEAST_HALF_COUNT, self.factors / self.mapping if self.mapping > 0 else 0.0)
 
     def to_json(self) -> dict[str, float]:
@@ -58,10 +58,16 @@ def fit_variances(relative_error: np.ndarray, exposure: np.ndarray, counts: np.n
 
     Parameters
     ----------
-    relative_error : float64 (n,)
+    relative_error : float64 array of shape (n,)
         |E_i - P_i|^2 / rho_i^2 of tokens whose own row did not fit the map.
-    exposure, counts : (n,)
-        n_i and c_i.
+    exposure : float array of shape (n,)
+        n_i.
+    counts : float array of shape (n,)
+        c_i.
+
+    Returns
+    -------
+    Variances
 
     Notes
     -----
@@ -87,6 +93,7 @@ def fit_variances(relative_error: np.ndarray, exposure: np.ndarray, counts: np.n
 
 
 def _quantile_bins(values: np.ndarray) -> np.ndarray:
+    """The bin of each value among 12 of equally many, int64 (n,)."""
     edges = np.quantile(values, np.arange(1, _STRATA) / _STRATA)
     return np.searchsorted(edges, values, side="left")
 
@@ -99,15 +106,26 @@ def blend_shares(
     protected: np.ndarray,
     b_max: float,
 ) -> np.ndarray:
-    """b_i, float32 (V,).
+    """b_i = min(h / (h + n_i) c_i / (c_i + h_c), b_max), 0 for protected ids.
 
     Parameters
     ----------
-    half_exposure, half_count : h and h_c
-    exposure, counts : (V,)
-        n_i and c_i.
-    protected : ids whose share is 0
-    b_max : largest share
+    half_exposure : float
+        h.
+    half_count : float
+        h_c.
+    exposure : float array of shape (V,)
+        n_i.
+    counts : float array of shape (V,)
+        c_i.
+    protected : int64 array of shape (p,)
+        Ids whose share is 0.
+    b_max : float
+        Largest share.
+
+    Returns
+    -------
+    float32 array of shape (V,)
     """
     n, c = exposure.astype(np.float64), counts.astype(np.float64)
     own = half_exposure / (half_exposure + n) if half_exposure > 0 else np.zeros(len(n))
@@ -117,7 +135,7 @@ def blend_shares(
 
 
 def trust(counts: np.ndarray, half_count: float) -> np.ndarray:
-    """c_i / (c_i + h_c), 0 where c_i = 0."""
+    """c_i / (c_i + h_c), 0 where c_i = 0, float64 (V,)."""
     c = counts.astype(np.float64)
     return np.divide(c, c + half_count, out=np.zeros(len(c)), where=c > 0)
 

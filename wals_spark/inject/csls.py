@@ -1,7 +1,14 @@
-r"""Does a predicted row find its own? Precision at 1 under CSLS, on held-out anchors.
+r"""Precision at 1 of predicted rows under CSLS, on held-out anchors.
 
-CSLS(x, y) = 2 cos(x, y) - r_Y(x) - r_X(y), r = mean cosine to the 10 nearest: it takes back what hubs win
-by being near everything (Conneau et al. 2018). A diagnostic, not an objective.
+::
+
+    CSLS(x, y) = 2 cos(x, y) - r_Y(x) - r_X(y) ,    r: mean cosine to the 10 nearest
+
+Subtracting r corrects for hubs, rows that are near everything. A diagnostic, not an objective.
+
+References
+----------
+A. Conneau, G. Lample, M. Ranzato, L. Denoyer, H. Jégou, "Word translation without parallel data", ICLR 2018.
 """
 
 from __future__ import annotations
@@ -21,20 +28,25 @@ def csls_hits(
     fold: np.ndarray,
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Whether each query's prediction is nearest to its own row among all rows, bool (q,).
+    """Whether each query's prediction is nearest to its own row among the rows of all anchors.
 
     Parameters
     ----------
-    predicted : float32 (q, d)
+    predicted : float32 array of shape (q, d)
         Predictions of the queries; they also stand for all predictions in r_X.
-    E : float32 (V, d)
-    queries : numbers of the anchors to look up
-    means : float32 (folds, d)
-        What is taken from predictions and rows of each fold.
-    fold : int (n,)
+    E : float32 array of shape (V, d)
+    queries : int64 array of shape (q,)
+        Numbers of the anchors to find, of n.
+    means : float32 array of shape (folds, d)
+        Subtracted from predictions and rows of each fold.
+    fold : int array of shape (n,)
         Of each anchor.
-    rows : int64 (n,), optional
+    rows : int64 array of shape (n,), optional
         Row of E of each anchor; none = the first n.
+
+    Returns
+    -------
+    bool array of shape (q,)
     """
     x = _unit(predicted - means[fold[queries]])
     nearest = min(NEAREST, len(queries))
@@ -52,7 +64,7 @@ def csls_hits(
 
 
 def stratified_queries(strata: np.ndarray, seed: int, count: int = QUERIES) -> np.ndarray:
-    """About `count` anchors, as many of each stratum, rising."""
+    """Numbers of about `count` anchors, equally many of each stratum, ascending, int64 (q,)."""
     generator = np.random.default_rng([seed, 16])
     levels = np.unique(strata)
     each = max(1, count // len(levels))

@@ -1,4 +1,4 @@
-r"""The sums of the alignment accumulated where the factors lie, for vocabularies of millions of rows.
+r"""The sums of the alignment accumulated in Spark, next to the factors, for vocabularies of millions of rows.
 
 A task of ``mapInArrow`` over the factors table gathers, from the checkpoint's mapped file, the embedding rows that its
 factor rows are paired with, and emits one `align.Sums` per fold, k (k + d) numbers; the driver adds them. The result is
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def fold_sums_in_spark(context: Context, side: str, source: str) -> FoldSums:
-    """What accumulates sums in Spark.
+    """A function that accumulates the sums of every fold in Spark.
 
     Parameters
     ----------
@@ -34,7 +34,13 @@ def fold_sums_in_spark(context: Context, side: str, source: str) -> FoldSums:
         Of the run whose factors are aligned.
     side : {"row", "col"}
         Of the factors.
-    source : the checkpoint, under a path that executors see
+    source : str
+        The checkpoint, under a path that executors see.
+
+    Returns
+    -------
+    callable
+        See `wals_spark.inject.gate.FoldSums`.
     """
 
     def accumulate(
@@ -72,7 +78,7 @@ def _task(
     folds: int,
     source: str,
 ) -> Iterator[pa.RecordBatch]:
-    """The sums of a task's factor rows, a record per fold that it has; `u_rows` rise."""
+    """The sums of a task's factor rows, a record per fold that it has; `u_rows` ascend."""
     import pyarrow as pa
 
     opened = open_checkpoint(source)
@@ -106,7 +112,7 @@ def sums_to_bytes(sums: align.Sums) -> bytes:
 
 
 def sums_from_bytes(content: bytes, k: int) -> align.Sums:
-    """What `sums_to_bytes` wrote; `k` is the number of factors."""
+    """The inverse of `sums_to_bytes`; `k` is the number of factors."""
     values = np.frombuffer(content)
     d = (len(values) - 3 - k - k * k) // (1 + k)
     count, weight, yy = values[:3]

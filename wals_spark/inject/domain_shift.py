@@ -1,4 +1,4 @@
-r"""How the domain uses a token differently: the difference of two fold-ins.
+r"""The shift of a token between general text and a domain: the difference of two fold-ins.
 
 For a token i, with the same column factors V for both::
 
@@ -6,8 +6,8 @@ For a token i, with the same column factors V for both::
     shift_i = c_i / (c_i + h_c) . f_i delta_i W
 
 W is the map of the alignment, f_i the factor of its norm matching, c_i the domain's count. A token that the
-domain uses as everyone does has delta near 0 and stays; the general meaning is left in the row, only what
-the domain adds moves it. Each row is solved with the marginals of its own counts.
+domain uses as general text does has delta near 0 and stays; the general meaning remains in the row, and only the
+domain's difference moves it. Each row is solved with the marginals of its own counts.
 
 The fold-ins run in Spark: a task reads the cells of some rows from the sorted block files.
 """
@@ -35,14 +35,35 @@ ROWS_PER_TASK = 512
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """Counts of some batches: where their cells are, and their marginals."""
+    """Counts of some batches.
+
+    Attributes
+    ----------
+    files : tuple of str
+        Parquet files of their cells.
+    marginals : Marginals
+    """
 
     files: tuple[str, ...]
     marginals: Marginals
 
 
 def batch_counts(tables: TableStore, batches: Sequence[str], size: int, unit: int) -> BatchCounts:
-    """The sum of some batches."""
+    """The sum of some batches.
+
+    Parameters
+    ----------
+    tables : TableStore
+    batches : sequence of str
+    size : int
+        T, the vocabulary's size.
+    unit : int
+        Counts are multiples of 1 / unit.
+
+    Returns
+    -------
+    BatchCounts
+    """
     files = tuple(
         data_file.path for batch in batches for data_file in tables.files(schemas.COOCCURRENCE, {"batch_id": batch})
     )
@@ -50,7 +71,13 @@ def batch_counts(tables: TableStore, batches: Sequence[str], size: int, unit: in
 
 
 def read_rows(files: Sequence[str], ids: np.ndarray) -> Csr:
-    """The rows `ids` (rising) of the sum of some batches; files are sorted by row, so only parts are read."""
+    """The rows `ids` (ascending) of the sum of some batches; files are sorted by row, so only parts are read.
+
+    Raises
+    ------
+    InputError
+        There are no files.
+    """
     import pyarrow.parquet as pq
 
     rows, cols, values = [], [], []
@@ -72,7 +99,32 @@ def read_rows(files: Sequence[str], ids: np.ndarray) -> Csr:
 def fold_in_difference(
     ids: np.ndarray, total: BatchCounts, general: BatchCounts, V: np.ndarray, objective: Objective, unit: int
 ) -> np.ndarray:
-    """Delta of some rows, float32 (n, k)."""
+    """delta_i of some tokens, in this process.
+
+    Parameters
+    ----------
+    ids : int64 array of shape (n,)
+        Ascending.
+    total : BatchCounts
+        Of all batches.
+    general : BatchCounts
+        Of the general ones.
+    V : float32 array of shape (T, k)
+        Column factors.
+    objective : Objective
+        Of the training.
+    unit : int
+        Counts are multiples of 1 / unit.
+
+    Returns
+    -------
+    float32 array of shape (n, k)
+
+    Raises
+    ------
+    InputError
+        There are no co-occurrence files.
+    """
     summed, _ = fold_in(read_rows(total.files, ids), V, objective, total.marginals, unit=unit)
     before, _ = fold_in(read_rows(general.files, ids), V, objective, general.marginals, unit=unit)
     return (summed - before).astype(np.float32)
@@ -88,18 +140,28 @@ def fold_in_difference_in_spark(
     unit: int,
     rows_per_task: int = ROWS_PER_TASK,
 ) -> np.ndarray:
-    """Delta of every token, float32 (T, k); zeros for tokens that are not among `ids`.
+    """delta_i of every token, in Spark; zeros for tokens that are not among `ids`.
 
     Parameters
     ----------
-    ids : int64, rising
-        Tokens of the domain.
-    total, general : Counts
-        Of all batches, and of the general ones.
-    V : float32 (T, k)
+    spark : SparkSession
+    ids : int64 array of shape (n,)
+        Tokens of the domain, ascending.
+    total : BatchCounts
+        Of all batches.
+    general : BatchCounts
+        Of the general ones.
+    V : float32 array of shape (T, k)
+        Column factors.
     objective : Objective
         Of the training.
     unit : int
+        Counts are multiples of 1 / unit.
+    rows_per_task : int
+
+    Returns
+    -------
+    float32 array of shape (T, k)
     """
     shared = spark.sparkContext.broadcast((total, general, V, objective, unit))
 

@@ -1,4 +1,17 @@
-"""Two frequencies per token: what pretraining saw, what the corpus saw, and the head bias between them."""
+r"""Two frequencies per token, by pretraining (n) and by the corpus (c), and the head bias between them.
+
+::
+
+    bias'_i = bias_i + strength (log p_c(i) - log p_n(i)) ,    log p_c(i) = log((c_i + 1/2) / sum_j (c_j + 1/2))
+
+The bias of a softmax head holds the log prior of each token; this moves it from the prior of pretraining to that of the
+corpus, as logit adjustment does for classes.
+
+References
+----------
+A. K. Menon, S. Jayasumana, A. S. Rawat, H. Jain, A. Veit, S. Kumar, "Long-tail learning via logit adjustment",
+ICLR 2021.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +33,30 @@ _RANKED_VOCABULARIES = frozenset({"0c964ed84a211b99"})
 
 
 def exposure_counts(how: str, counts: np.ndarray, tokenizer: LoadedTokenizer, protected: np.ndarray) -> np.ndarray:
-    """n_i: how often pretraining saw each token, float64 (V,); only ratios matter to the blend.
+    """n_i: how often pretraining saw each token; only ratios matter to the blend.
 
     Parameters
     ----------
     how : str
-        ``corpus``: the corpus' own counts (it is what the model was trained on). ``rank``: by Zipf's law
+        ``corpus``: the corpus' own counts (the model was trained on it). ``rank``: by Zipf's law
         from the id, n_i proportional to 1 / (rank + 2.7). ``auto``: rank for roberta-base's vocabulary,
         corpus for others. Anything else is the path of a table with the columns token_id and count (a
         Parquet file or directory such as a warehouse's vocabulary, or a CSV file).
+    counts : int64 array of shape (V,)
+        Of the corpus.
+    tokenizer : LoadedTokenizer
+        Of the checkpoint.
+    protected : int64 array of shape (p,)
+        Ids that have no rank.
+
+    Returns
+    -------
+    float64 array of shape (V,)
+
+    Raises
+    ------
+    InputError
+        See `read_counts`.
     """
     if how == "auto":
         how = "rank" if tokenizer.hash in _RANKED_VOCABULARIES else "corpus"
@@ -43,7 +71,7 @@ def exposure_counts(how: str, counts: np.ndarray, tokenizer: LoadedTokenizer, pr
 
 
 def count_encoded_tokens(directories: Sequence[str], size: int) -> np.ndarray:
-    """Tokens of encoded batches, int64 (size,): one pass over the shards, on as many threads as there are cores."""
+    """Counts of the tokens of encoded batches, int64 (size,): one pass over the shards, a thread per core."""
 
     def count(shard: token_shards.TokenShard) -> np.ndarray:
         total = np.zeros(size, np.int64)
@@ -90,7 +118,7 @@ def read_counts(path: str, size: int, key: str = "inject.exposure") -> np.ndarra
 
 
 def check_exposure(how: str) -> None:
-    """`InputError` when `exposure_counts` could not read it."""
+    """Raise `InputError` for an ``inject.exposure`` that is neither a word that `exposure_counts` knows nor a path."""
     if how not in ("auto", "corpus", "rank") and not (os.path.exists(how) or storage.exists(how)):
         raise InputError(f"inject.exposure: found {how!r}, expected auto, rank, corpus or the path of a table")
 
@@ -102,17 +130,26 @@ def log_unigram(counts: np.ndarray) -> np.ndarray:
 
 
 def adjusted_bias(
-    bias: np.ndarray, counts: np.ndarray, exposure_counts: np.ndarray, protected: np.ndarray, strength: float
+    bias: np.ndarray, counts: np.ndarray, exposure: np.ndarray, protected: np.ndarray, strength: float
 ) -> np.ndarray:
-    """The head bias + strength (log p_corpus - log p_pretraining), float64 (V,); protected entries stay.
+    """The bias'_i of the module's formula; protected entries stay.
 
     Parameters
     ----------
-    bias : (V,)
-    counts, exposure_counts : (V,)
-    protected : ids whose entry stays
-    strength : 0 (nothing) to 1 (all the way to the corpus)
+    bias : float array of shape (V,)
+    counts : float array of shape (V,)
+        c_i.
+    exposure : float array of shape (V,)
+        n_i.
+    protected : int64 array of shape (p,)
+        Ids whose entry stays.
+    strength : float
+        From 0 (nothing) to 1 (all the way to the corpus).
+
+    Returns
+    -------
+    float64 array of shape (V,)
     """
-    moved = bias.astype(np.float64) + strength * (log_unigram(counts) - log_unigram(exposure_counts))
+    moved = bias.astype(np.float64) + strength * (log_unigram(counts) - log_unigram(exposure))
     moved[protected] = bias[protected]
     return moved

@@ -1,13 +1,13 @@
-"""Strengths chosen by masked-LM loss on the corpus' own text.
+"""A grid search over strengths by masked-LM loss on the corpus' own text.
 
-The text is a sample of counted documents, and its own tokens are taken out of the counts that the
-candidates are made from, so that a strength is not chosen for remembering the sample; the documents held
-out for evaluation stay unseen. Every candidate sees the same masks. "Nothing" is always a candidate.
+The text is a sample of counted documents. Its tokens are taken out of the counts that candidates are made from, so
+that a strength is not chosen for remembering the sample; the documents held out for evaluation stay unseen. Every
+candidate sees the same masks, and strength 0, no change, is always a candidate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,12 @@ _LEAST_DOCUMENTS = 8
 
 @dataclass(frozen=True)
 class TextSample:
-    """Text to choose on.
+    """A masked sample of text to choose strengths on.
 
     Attributes
     ----------
     masked : Masked
-    counts : int64 array (V,)
+    counts : int64 array of shape (V,)
         Tokens of the sampled documents, to be taken out of the corpus' counts.
     """
 
@@ -43,6 +43,23 @@ def sample_text(
     directories: Sequence[str], special: SpecialIds, *, sequences: int, length: int, seed: int
 ) -> TextSample:
     """Sequences from documents drawn evenly over all shards of encoded batches.
+
+    Parameters
+    ----------
+    directories : sequence of str
+        Of token shards.
+    special : SpecialIds
+        Of the tokenizer.
+    sequences : int
+        How many at most.
+    length : int
+        Tokens of a sequence, its two special ones included.
+    seed : int
+        Of the draw and of the masks.
+
+    Returns
+    -------
+    TextSample
 
     Raises
     ------
@@ -89,9 +106,12 @@ class LossScorer:
 
     Parameters
     ----------
-    source : directory of the checkpoint
-    masked : fixed masks
-    batch_size : sequences per forward pass
+    source : str
+        Directory of the checkpoint.
+    masked : Masked
+        Text under fixed masks.
+    batch_size : int
+        Sequences per forward pass.
     """
 
     def __init__(self, source: str, masked: Masked, batch_size: int = 16) -> None:
@@ -122,15 +142,16 @@ class LossScorer:
 
 @dataclass(frozen=True)
 class GridSearchResult:
-    """The best of some candidates.
+    """The best strength of a grid.
 
     Attributes
     ----------
     best : float
-        Its strength; 0 = nothing.
-    losses : dict of strength -> nats
+        The strength; 0 = no change.
+    losses : dict of float to float
+        Mean loss in nats by strength.
     gain : Interval
-        Loss of doing nothing minus loss of the best, resampled by document.
+        Loss at 0 minus loss at the best, resampled by document.
     """
 
     best: float
@@ -152,8 +173,16 @@ def best_strength(losses: Mapping[float, np.ndarray], documents: np.ndarray, see
 
     Parameters
     ----------
-    losses : strength -> loss per target; 0 must be among them
-    documents : cluster of each target
+    losses : dict of float to float64 array of shape (t,)
+        Loss per target by strength; 0 must be among them.
+    documents : int array of shape (t,)
+        Document of each target, the unit of resampling.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    GridSearchResult
     """
     means = {strength: float(nll.mean()) for strength, nll in losses.items()}
     best = min(means, key=lambda strength: (means[strength], strength))
@@ -165,6 +194,52 @@ def best_strength(losses: Mapping[float, np.ndarray], documents: np.ndarray, see
     return GridSearchResult(best, means, gain)
 
 
+def grid_search(
+    grid: Sequence[float],
+    at_zero: np.ndarray,
+    loss_at: Callable[[float], np.ndarray],
+    documents: np.ndarray,
+    seed: int,
+) -> tuple[GridSearchResult, np.ndarray]:
+    """Search a grid of strengths whose first is 0.
+
+    Parameters
+    ----------
+    grid : sequence of float
+    at_zero : float64 array of shape (t,)
+        Loss per target at strength 0, known before.
+    loss_at : callable
+        Loss per target, float64 (t,), at another strength.
+    documents : int array of shape (t,)
+        Document of each target.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    found : GridSearchResult
+    loss : float64 array of shape (t,)
+        Loss per target at the best strength.
+    """
+    losses = {0.0: at_zero, **{strength: loss_at(strength) for strength in grid[1:]}}
+    found = best_strength(losses, documents, seed)
+    return found, losses[found.best]
+
+
 def mean_difference(worse: np.ndarray, better: np.ndarray, documents: np.ndarray, seed: int) -> Interval:
-    """Mean of ``worse - better`` per target, resampled by document."""
+    """Mean of ``worse - better`` per target, resampled by document.
+
+    Parameters
+    ----------
+    worse : float64 array of shape (t,)
+    better : float64 array of shape (t,)
+    documents : int array of shape (t,)
+        Document of each target.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Interval
+    """
     return Clusters(documents, RESAMPLES, seed).difference(worse, better)

@@ -1,4 +1,4 @@
-"""From a configuration and vectors to what is to be written: the base and the change."""
+"""From a configuration and vectors to the base checkpoint and its edit, by mode; nothing is written here."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from wals_spark.checkpoints import checkpoint as ckpt
-from wals_spark.checkpoints.edit import BaseCheckpoint, EmbeddingEdit, TokenFactors
-from wals_spark.checkpoints.raw_tensor import file_sha256
+from wals_spark.checkpoints.edit import BaseCheckpoint, EmbeddingEdit, TokenFactors, base_of_checkpoint
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.store import Vectors
 from wals_spark.inject import frequency, modes, strength_search
 from wals_spark.inject.gate import FoldSums
+from wals_spark.inject.proposal import RowProposal, TokenFrequencies, adjusted_head_bias, edit_of_proposal, propose_rows
 from wals_spark.inject.vocabulary import extend, trim
 from wals_spark.mlm.data import special_ids
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
@@ -29,10 +29,12 @@ class EncodedText:
 
     Attributes
     ----------
-    general : like the model's pretraining
-    domain : the rest
-    delta : float32 (T, k), optional
-        From `wals_spark.inject.domain_shift`, where a shift is asked for.
+    general : tuple of str
+        Text like the model's pretraining.
+    domain : tuple of str
+        The other text.
+    delta : float32 array of shape (T, k), optional
+        From `wals_spark.inject.domain_shift`, where the configuration has a shift.
     """
 
     general: tuple[str, ...] = ()
@@ -43,7 +45,7 @@ class EncodedText:
 def prepare_edit(
     config: Config, vectors: Vectors, text: EncodedText | None = None, sums: FoldSums | None = None
 ) -> tuple[BaseCheckpoint, EmbeddingEdit, TokenFactors | None]:
-    """Open the checkpoint, compute the change; nothing is written.
+    """Open the checkpoint and compute its edit.
 
     Parameters
     ----------
@@ -51,28 +53,35 @@ def prepare_edit(
         ``inject``, ``vocabulary.tokenizer`` and ``seed`` are read.
     vectors : Vectors
         Of every token of the corpus' tokenizer, by id; ``trim`` reads tokens and counts only.
-    text : Text, optional
+    text : EncodedText, optional
         Needed where strengths are chosen on text.
-    sums : optional
+    sums : callable, optional
         Accumulates the sums of the alignment elsewhere (`wals_spark.inject.distributed`).
+
+    Returns
+    -------
+    base : BaseCheckpoint
+    edit : EmbeddingEdit
+    factors : TokenFactors or None
+        None for ``trim``.
 
     Raises
     ------
     InputError
         The checkpoint cannot be injected into, or the vectors belong to another vocabulary.
     GateError
-        The alignment is no better than its controls, or no strength helps on text.
+        The alignment is no better than its controls, or no strength lowers the loss on text.
     """
     factors = TokenFactors(vectors.matrix, vectors.counts.astype(np.int64))
     if config.inject.mode == "trim":
         return *_trim(config, vectors), None
     if config.inject.mode == "init":
-        base, change = _init(config, vectors, factors)
+        base, edit = _init(config, vectors, factors)
     elif config.inject.mode == "extend":
-        base, change = _extend(config, vectors, factors)
+        base, edit = _extend(config, vectors, factors)
     else:
-        base, change = _inject(config, vectors, factors, text or EncodedText(), sums)
-    return base, change, factors
+        base, edit = _inject(config, vectors, factors, text or EncodedText(), sums)
+    return base, edit, factors
 
 
 def checkpoint_source(config: Config) -> str:
@@ -85,7 +94,7 @@ def checkpoint_source(config: Config) -> str:
 
 
 def init_tokenizer(config: Config, source: str) -> LoadedTokenizer:
-    """The corpus' tokenizer; one that lies with the config must be the same."""
+    """The corpus' tokenizer; a tokenizer beside the model's config must be the same."""
     if config.vocabulary.tokenizer is None:
         raise ConfigError("inject.mode is init, but vocabulary.tokenizer names no tokenizer")
     corpus = load_tokenizer(config.vocabulary.tokenizer)
@@ -96,7 +105,19 @@ def init_tokenizer(config: Config, source: str) -> LoadedTokenizer:
 
 
 def check_same_vocabulary(found: str, tokenizer: LoadedTokenizer, what: str, source: str) -> None:
-    """`InputError` unless the factors' vocabulary hash is that of the checkpoint's tokenizer."""
+    """Raise `InputError` unless the factors' vocabulary is that of the checkpoint's tokenizer.
+
+    Parameters
+    ----------
+    found : str
+        Hash of the factors' vocabulary.
+    tokenizer : LoadedTokenizer
+        Of the checkpoint.
+    what : str
+        Where the factors' vocabulary comes from, for the message.
+    source : str
+        The checkpoint, for the message.
+    """
     if found != tokenizer.hash:
         raise InputError(
             f"the factors' vocabulary ({what}) has the hash {found}, the tokenizer of {source} has {tokenizer.hash} "
@@ -122,7 +143,7 @@ def _init(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Base
     ckpt.check_tokenizer(tokenizer, len(E), source)
     protected = ckpt.protected_ids(tokenizer, read, len(E))
     scale = float(described.get("initializer_range", 0.02))
-    change = modes.initial_edit(factors, E, len(E), protected, scale, config.seed)
+    edit = modes.initial_edit(factors, E, len(E), protected, scale, config.seed)
     files = [path for path in ckpt.companion_files(directory) if path.name != "config.json"]
     if not (directory / "tokenizer.json").is_file():
         files += _tokenizer_files(str(config.vocabulary.tokenizer))
@@ -138,7 +159,7 @@ def _init(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Base
         texts={"config.json": json.dumps(described, indent=2, sort_keys=True) + "\n"},
         source={"source": source, "hub": not Path(source).expanduser().is_dir(), "initialised_from_seed": config.seed},
     )
-    return base, change
+    return base, edit
 
 
 def _tokenizer_files(source: str) -> list[Path]:
@@ -160,30 +181,10 @@ def _inject(
     protected = ckpt.protected_ids(tokenizer, opened.config, opened.size)
     E = ckpt.embedding_values(opened)
     seen = token_frequencies(config, factors, tokenizer, protected, text)
-    proposal = modes.propose_rows(factors, E, protected, seen, config.inject, config.seed, text.delta, sums)
-    change = edit_at_best_strengths(config, opened, proposal, factors, tokenizer, text)
+    proposal = propose_rows(factors, E, protected, seen, config.inject, config.seed, text.delta, sums)
+    edit = edit_at_best_strengths(config, opened, proposal, factors, tokenizer, text)
     base = base_of_checkpoint(opened, source, protected)
-    return base, change
-
-
-def base_of_checkpoint(opened: ckpt.Checkpoint, source: str, protected: np.ndarray) -> BaseCheckpoint:
-    """A checkpoint as what a change is applied to, described by `source` and the hashes of its files."""
-    return BaseCheckpoint(
-        tensors=opened.tensors,
-        dropped=opened.dropped,
-        metadata=opened.metadata,
-        config=opened.config,
-        embedding=opened.embedding,
-        head_bias=opened.head_bias,
-        protected=protected,
-        files=tuple(ckpt.companion_files(opened.directory)),
-        texts={},
-        source={
-            "source": source,
-            "hub": not Path(source).expanduser().is_dir(),
-            "files": {path.name: file_sha256(path) for path in ckpt.weight_files(opened.directory)},
-        },
-    )
+    return base, edit
 
 
 def _with_texts(base: BaseCheckpoint, config: Mapping[str, Any], texts: Mapping[str, str]) -> BaseCheckpoint:
@@ -243,13 +244,13 @@ def _extend(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Ba
     origin[(origin >= opened.size) | np.isin(origin, ids)] = -1
     E = ckpt.embedding_values(opened)
     bias = opened.tensors[opened.head_bias].values() if opened.head_bias is not None else None
-    change = modes.extension_edit(
+    edit = modes.extension_edit(
         factors, E, bias, extend.old_pieces(new, old), protected, origin, config.inject, config.seed
     )
     described = {**opened.config, "vocab_size": size}
     assert config.vocabulary.tokenizer is not None
     texts = {"tokenizer.json": new.tokenizer.to_str()}
-    return _with_texts(base_of_checkpoint(opened, source, protected), described, texts), change
+    return _with_texts(base_of_checkpoint(opened, source, protected), described, texts), edit
 
 
 def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> LoadedTokenizer:
@@ -268,14 +269,29 @@ def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> Loa
 
 def token_frequencies(
     config: Config, factors: TokenFactors, tokenizer: LoadedTokenizer, protected: np.ndarray, text: EncodedText
-) -> modes.TokenFrequencies:
-    """n_i and c_i: from general batches where there are some, else as `exposure` says."""
+) -> TokenFrequencies:
+    """n_i and c_i: counted in general batches where there are some, else n_i by ``inject.exposure``.
+
+    Parameters
+    ----------
+    config : Config
+    factors : TokenFactors
+        Their counts are those of the whole corpus.
+    tokenizer : LoadedTokenizer
+        Of the checkpoint.
+    protected : int64 array of shape (p,)
+    text : EncodedText
+
+    Returns
+    -------
+    TokenFrequencies
+    """
     counts = factors.counts
     if text.general:
         general = frequency.count_encoded_tokens(text.general, len(counts))
-        return modes.TokenFrequencies(general.astype(np.float64), np.maximum(counts - general, 0).astype(np.float64))
+        return TokenFrequencies(general.astype(np.float64), np.maximum(counts - general, 0).astype(np.float64))
     exposure = frequency.exposure_counts(config.inject.exposure, counts, tokenizer, protected)
-    return modes.TokenFrequencies(exposure, counts.astype(np.float64))
+    return TokenFrequencies(exposure, counts.astype(np.float64))
 
 
 def strengths_need_text(config: Config, has_head: bool) -> bool:
@@ -290,17 +306,31 @@ def strengths_need_text(config: Config, has_head: bool) -> bool:
 def edit_at_best_strengths(
     config: Config,
     opened: ckpt.Checkpoint,
-    proposal: modes.RowProposal,
+    proposal: RowProposal,
     factors: TokenFactors,
     tokenizer: LoadedTokenizer,
     text: EncodedText,
 ) -> EmbeddingEdit:
-    """Choose the strengths and turn the proposal into a change.
+    """Choose the strengths and turn the proposal into an edit.
+
+    Parameters
+    ----------
+    config : Config
+    opened : Checkpoint
+    proposal : RowProposal
+    factors : TokenFactors
+    tokenizer : LoadedTokenizer
+        Of the checkpoint.
+    text : EncodedText
+
+    Returns
+    -------
+    EmbeddingEdit
 
     Raises
     ------
     GateError
-        On text neither rows nor head bias gain anything clear, or the rows no more than permuted ones.
+        No strength gains anything clear on text.
     """
     E = ckpt.embedding_values(opened)
     inject = config.inject
@@ -312,11 +342,11 @@ def edit_at_best_strengths(
         assert inject.shift != "auto"
         given = inject.head_bias if bias is not None else 0.0
         found = strength_search.Strengths(proposal.variances.half_exposure, given, inject.shift)
-    share = proposal.everything() if inject.mode == "replace" else proposal.shares(found.half_exposure)
+    share = proposal.full_shares() if inject.mode == "replace" else proposal.shares(found.half_exposure)
     moved = None
     if found.head_bias > 0 and bias is not None:
         goal = proposal.frequencies.towards(inject.bias_goal)
-        moved = modes.adjusted_head_bias(bias, goal, proposal.protected, found.head_bias)
+        moved = adjusted_head_bias(bias, goal, proposal.protected, found.head_bias)
     facts = {
         "strengths": {
             "half_exposure": found.half_exposure,
@@ -326,4 +356,4 @@ def edit_at_best_strengths(
             **found.facts,
         }
     }
-    return modes.edit_of_proposal(proposal, E, share, moved, facts, found.shift)
+    return edit_of_proposal(proposal, E, share, moved, facts, found.shift)

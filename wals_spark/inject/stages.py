@@ -1,4 +1,4 @@
-"""The stages ``inject`` and ``verify_checkpoint``."""
+"""The stages ``inject`` and ``verify``."""
 
 from __future__ import annotations
 

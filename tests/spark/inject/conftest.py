@@ -9,6 +9,7 @@ from inject_models import inject, make_checkpoint, make_factors, tokenizer_json,
 
 from wals_spark import schemas
 from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
+from wals_spark.matrix.list_column import matrix_to_lists
 from wals_spark.runs import Manifest
 from wals_spark.tokenizer import load_tokenizer
 
@@ -41,7 +42,7 @@ def context(make_context, make_checkpoint, make_factors):
                     "token_id": pa.array(np.arange(len(E)), pa.int32()),
                     "token": list(tokenizer.tokens),
                     "count": pa.array(factors.counts, pa.int64()),
-                    "vector": pa.array(list(factors.matrix), pa.list_(pa.float32())),
+                    "vector": matrix_to_lists(factors.matrix),
                     "bias": pa.array(np.zeros(len(E)), pa.float32()),
                 }
             )

@@ -23,7 +23,7 @@ def test_a_single_changed_row_is_flagged():
     new[17] += 0.01
     found = outlier_rows(old, new)
     assert (found.changed, found.rows.tolist(), found.reasons) == (1, [17], ("lonely",))
-    assert found.told(["x"] * 18) == ["row 17 'x' moved by 0.04: almost no other row changed"]
+    assert found.lines(["x"] * 18) == ["row 17 'x' moved by 0.04: almost no other row changed"]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -71,7 +71,8 @@ def test_nothing_changed_is_nothing_suspicious():
 
 
 def test_an_injection_is_not_suspicious_and_a_poisoned_copy_is(make_checkpoint, inject):
-    from wals_spark.checkpoints.raw_tensor import read_raw_tensors, replace_rows, write_raw_tensors
+    from wals_spark.checkpoints.raw_tensor import replace_rows
+    from wals_spark.checkpoints.safetensors_file import read_raw_tensors, write_raw_tensors
 
     name = "roberta.embeddings.word_embeddings.weight"
     base = make_checkpoint()

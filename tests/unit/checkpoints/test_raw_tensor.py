@@ -9,15 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from wals_spark.checkpoints.raw_tensor import (
-    from_numpy,
-    from_torch,
-    from_values,
-    read_raw_tensors,
-    replace_rows,
-    row_hashes,
-    write_raw_tensors,
-)
+from wals_spark.checkpoints.raw_tensor import from_numpy, from_torch, from_values, replace_rows
+from wals_spark.checkpoints.row_comparison import row_hashes
+from wals_spark.checkpoints.safetensors_file import read_raw_tensors, write_raw_tensors
 from wals_spark.errors import InputError
 
 

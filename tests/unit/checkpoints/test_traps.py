@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from wals_spark.checkpoints.checkpoint import open_checkpoint
-from wals_spark.checkpoints.raw_tensor import read_raw_tensors
 from wals_spark.checkpoints.reload import load_with_class
+from wals_spark.checkpoints.safetensors_file import read_raw_tensors
 from wals_spark.errors import InputError
 
 EMBEDDING = "roberta.embeddings.word_embeddings.weight"

@@ -8,7 +8,8 @@ import pytest
 from wals_spark.checkpoints.artifact import manifest_sha256
 from wals_spark.checkpoints.checkpoint import open_checkpoint
 from wals_spark.checkpoints.edit import TokenFactors
-from wals_spark.checkpoints.raw_tensor import from_values, read_raw_tensors, replace_rows, write_raw_tensors
+from wals_spark.checkpoints.raw_tensor import from_values, replace_rows
+from wals_spark.checkpoints.safetensors_file import read_raw_tensors, write_raw_tensors
 from wals_spark.checkpoints.verify import read_manifest, verify_checkpoint
 from wals_spark.errors import GateError, InputError
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from wals_spark.checkpoints.checkpoint import FAMILIES, open_checkpoint
-from wals_spark.checkpoints.raw_tensor import read_raw_tensors
+from wals_spark.checkpoints.safetensors_file import read_raw_tensors
 from wals_spark.compress.run import CompressionRequest, compress_checkpoint
 from wals_spark.errors import InputError
 

@@ -6,7 +6,8 @@ import pytest
 
 from wals_spark.checkpoints import verify as injection
 from wals_spark.checkpoints.artifact import manifest_sha256
-from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, read_raw_tensors, write_raw_tensors
+from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256
+from wals_spark.checkpoints.safetensors_file import read_raw_tensors, write_raw_tensors
 from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.cli import main
 from wals_spark.compress.run import CompressionRequest, compress_checkpoint

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from wals_spark.config import InjectConfig
 from wals_spark.factors.foldin import fold_in
 from wals_spark.inject.domain_shift import fold_in_difference, read_rows
-from wals_spark.inject.modes import RowProposal, TokenFrequencies
+from wals_spark.inject.proposal import RowProposal, TokenFrequencies
 from wals_spark.matrix.csr import build_csr
 from wals_spark.objective import PRESETS
 

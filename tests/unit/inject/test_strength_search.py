@@ -11,8 +11,8 @@ from wals_spark.errors import GateError, InputError
 from wals_spark.factors.store import Vectors
 from wals_spark.inject import frequency
 from wals_spark.inject.loss_search import best_strength, sample_text
-from wals_spark.inject.modes import TokenFrequencies
 from wals_spark.inject.prepare import EncodedText, prepare_edit
+from wals_spark.inject.proposal import TokenFrequencies
 from wals_spark.mlm.data import special_ids
 from wals_spark.tokenizer import load_tokenizer
 

@@ -1,12 +1,12 @@
-r"""Words worth a token of their own: frequent in the corpus, and split by the tokenizer.
+r"""Words that deserve a token of their own: frequent in the corpus, and split by the tokenizer.
 
-A word is a run of letters. Its score is what a token for it would save::
+A word is a run of letters. Its score is the number of tokens that one for it would save::
 
     saved = count * (pieces - 1)
 
 with the pieces of the word behind a space. Words that the tokenizer's normalisation makes equal are counted
 together. Left out are words with unknown pieces, and words of a byte-level tokenizer whose first pieces end inside a
-character: those would need tokens that are no text.
+character, which would need tokens that are no text.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from wals_spark.tokenizer import LoadedTokenizer
 WORD = r"\p{L}+"
 _PYTHON_WORD = re.compile(r"[^\W\d_]+")
 MOST_PIECES = 12
-"""Longer words are names of files, sequences, noise."""
+"""Words of more pieces are names of files, sequences or noise."""
 _BATCH = 10_000
 _BROKEN = "�"
 
 
 @dataclass(frozen=True)
 class CandidateWord:
-    """A candidate.
+    """A candidate for a token of its own.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class CandidateWord:
 
     @property
     def saved(self) -> int:
-        """Tokens that the corpus would need fewer."""
+        """Tokens that the corpus would save."""
         return self.count * (len(self.pieces) - 1)
 
 
@@ -101,10 +101,16 @@ def split_words(counts: Mapping[str, int], tokenizer: LoadedTokenizer, *, min_co
 
     Parameters
     ----------
-    counts : word -> occurrences
+    counts : dict of str to int
+        Occurrences by word.
     tokenizer : LoadedTokenizer
-        That is to be extended.
-    min_count : rarer words are left out
+        The one to be extended.
+    min_count : int
+        Rarer words are left out.
+
+    Returns
+    -------
+    list of CandidateWord
     """
     texts = list(counts)
     total: Counter[tuple[int, ...]] = Counter()
@@ -123,12 +129,12 @@ def split_words(counts: Mapping[str, int], tokenizer: LoadedTokenizer, *, min_co
 
 
 def _is_text(tokenizer: LoadedTokenizer, ids: tuple[int, ...]) -> bool:
-    """Whether the word, and whatever lies on the way to it, are whole characters."""
+    """Whether the word, and every beginning of it of two pieces or more, ends with a whole character."""
     return not any(_BROKEN in tokenizer.tokenizer.decode(list(ids[:end])) for end in range(2, len(ids) + 1))
 
 
 def read_word_list(path: str) -> list[str]:
-    """The words of a file, one per line; empty lines and lines that start with # are passed over.
+    """The words of a file, one per line; empty lines and lines that start with # are ignored.
 
     Raises
     ------
@@ -148,7 +154,7 @@ def read_word_list(path: str) -> list[str]:
 
 
 def split_word_list(words: Iterable[str], tokenizer: LoadedTokenizer) -> tuple[list[CandidateWord], list[str]]:
-    """Words of a list that can be added, in its order, and those that cannot: one token already, or no text."""
+    """The words of a list that can be added, in its order, and those that cannot: one token already, or no text."""
     order = list(dict.fromkeys(words))
     able = {word.text: word for word in split_words(dict.fromkeys(order, 0), tokenizer)}
     return [able[text] for text in order if text in able], [text for text in order if text not in able]

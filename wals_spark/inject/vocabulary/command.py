@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer with words added: from a corpus or a list to a directory for ``inject.mode: extend``."""
+"""``wals-spark extend-tokenizer``: a checkpoint's tokenizer with words of a corpus or a list, for mode ``extend``."""
 
 from __future__ import annotations
 
@@ -31,14 +31,18 @@ logger = logging.getLogger(__name__)
 def write_tokenizer(
     checkpoint: Path, tokenizer: LoadedTokenizer, words: Sequence[CandidateWord], output: str
 ) -> list[str]:
-    """A directory with the checkpoint's tokenizer, extended, and ``words.tsv``: what was chosen and why.
+    """Write a directory with the checkpoint's tokenizer, extended, and ``words.tsv``, a line per word with its reason.
 
     Parameters
     ----------
-    checkpoint : its directory
-    tokenizer : its tokenizer
-    words : to be added
-    output : a directory that does not exist yet
+    checkpoint : Path
+        Its directory.
+    tokenizer : LoadedTokenizer
+        Its tokenizer.
+    words : sequence of CandidateWord
+        To be added.
+    output : str
+        A directory that does not exist yet.
 
     Returns
     -------
@@ -77,21 +81,36 @@ def run_extend_tokenizer(
     texts: Sequence[str],
     listing: str | None,
 ) -> str:
-    """What ``wals-spark extend-tokenizer`` does; returns a sentence on what was written.
+    """Choose words and write the extended tokenizer.
 
     Parameters
     ----------
     config : Config
-        ``inject.checkpoint`` is the model; the warehouse holds the documents.
-    output : directory to write
-    most, min_count : words to choose, of at least so many occurrences
-    batches : choose from their documents
-    texts : choose from these text files instead
-    listing : take the words of this file instead
+        ``inject.checkpoint`` is the model; the warehouse has the documents.
+    output : str
+        Directory to write.
+    most : int
+        Number of words to choose.
+    min_count : int
+        Rarer words are left out.
+    batches : sequence of str
+        Choose from their documents.
+    texts : sequence of str
+        Choose from these text files instead.
+    listing : str or None
+        Take the words of this file instead.
+
+    Returns
+    -------
+    str
+        A sentence on what was written.
 
     Raises
     ------
-    ConfigError, InputError
+    ConfigError
+        No checkpoint is named.
+    InputError
+        No word can be added, or `output` exists.
     """
     if config.inject.checkpoint is None:
         raise ConfigError("extend-tokenizer: which model? Give --checkpoint, or inject.checkpoint in the configuration")

@@ -1,6 +1,6 @@
 r"""New tokens: appended to the tokenizer, their rows from factors or from a baseline.
 
-Every kind of tokenizer gets a word so that other text segments as before, unless it holds the same pieces in a row:
+A word is added to a tokenizer so that other text segments as before, unless it has the same pieces in a row:
 
 - BPE by merges appended after its own, left to right over the word's own pieces;
 - Unigram by a piece whose score is just above the sum of the scores of the word's pieces, so that it wins over them
@@ -10,11 +10,19 @@ Every kind of tokenizer gets a word so that other text segments as before, unles
 Rows of new tokens (`wals_spark.inject.modes.extension_edit`):
 
 - ``factors``: aligned and norm-matched rows (`wals_spark.inject.align`);
-- ``subtokens``: mean of the rows of the token's old pieces (fast vocabulary transfer);
-- ``mean``: mean of all old rows (what transformers does, without its noise);
-- ``overlap``: old rows weighted by sparsemax of factor cosines (as FOCUS does with fastText).
+- ``subtokens``: mean of the rows of the token's old pieces, as fast vocabulary transfer has it;
+- ``mean``: mean of all old rows, as transformers has it, without its noise;
+- ``overlap``: old rows weighted by sparsemax of factor cosines, as FOCUS has it with fastText vectors.
 
-Head bias of a new token: a + g log c, fitted on old ones.
+Head bias of a new token: a + g log(c + 1/2), a and g fitted on old ones.
+
+References
+----------
+K. Dobler, G. de Melo, "FOCUS: effective embedding initialization for monolingual specialization of multilingual
+models", EMNLP 2023.
+
+A. F. T. Martins, R. F. Astudillo, "From softmax to sparsemax: a sparse model of attention and multi-label
+classification", ICML 2016.
 """
 
 from __future__ import annotations
@@ -40,14 +48,16 @@ def extend_tokenizer(tokenizer: Mapping[str, Any], words: Iterable[Sequence[str]
 
     Parameters
     ----------
-    tokenizer : content of tokenizer.json
-    words : each as the token strings of its old pieces
+    tokenizer : dict of str to object
+        The content of tokenizer.json.
+    words : iterable of sequence of str
+        Each as the token strings of its old pieces.
 
     Returns
     -------
-    tokenizer : dict
+    tokenizer : dict of str to object
     added : list of str
-        New tokens by id: the words and, for BPE, what lies between on the way to them.
+        New tokens by id: the words and, for BPE, the beginnings of words that their merges pass through.
 
     Raises
     ------
@@ -131,7 +141,13 @@ def mean_of_pieces(E: np.ndarray, pieces: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def sparsemax(z: np.ndarray) -> np.ndarray:
-    """Euclidean projection of each row onto the simplex (Martins and Astudillo 2016), float64 (n, m)."""
+    """Euclidean projection of each row onto the probability simplex, argmin_p |p - z|^2, float64 (n, m).
+
+    References
+    ----------
+    A. F. T. Martins, R. F. Astudillo, "From softmax to sparsemax: a sparse model of attention and multi-label
+    classification", ICML 2016.
+    """
     ordered = -np.sort(-z, axis=1)
     sums = np.cumsum(ordered, axis=1) - 1
     steps = np.arange(1, z.shape[1] + 1)
@@ -141,13 +157,20 @@ def sparsemax(z: np.ndarray) -> np.ndarray:
 
 
 def overlap_rows(new: np.ndarray, old: np.ndarray, E: np.ndarray) -> np.ndarray:
-    """Old rows weighted by sparsemax of the cosines of factors, float32 (n, d).
+    """Old rows weighted by sparsemax of the cosines of factors: sparsemax(cos(new, old)) E.
 
     Parameters
     ----------
-    new : (n, k), factors of new tokens
-    old : (m, k), of well-known old tokens
-    E : (m, d), their rows
+    new : float array of shape (n, k)
+        Factors of new tokens.
+    old : float array of shape (m, k)
+        Factors of frequent old tokens.
+    E : float32 array of shape (m, d)
+        Rows of those old tokens.
+
+    Returns
+    -------
+    float32 array of shape (n, d)
     """
     rows = np.empty((len(new), E.shape[1]), np.float32)
     unit = old / np.maximum(np.linalg.norm(old, axis=1, keepdims=True), 1e-12)
@@ -159,7 +182,23 @@ def overlap_rows(new: np.ndarray, old: np.ndarray, E: np.ndarray) -> np.ndarray:
 
 
 def bias_from_counts(bias: np.ndarray, counts: np.ndarray, anchors: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """A + g log(c + 1/2) of `wanted` counts, least squares over the anchors, float64."""
+    """Head bias a + g log(c + 1/2) of some counts, a and g by least squares over the anchors.
+
+    Parameters
+    ----------
+    bias : float array of shape (V,)
+        Of old tokens.
+    counts : int64 array of shape (T,)
+        Of old tokens.
+    anchors : int64 array of shape (n,)
+        Old tokens to fit on.
+    wanted : int64 array of shape (m,)
+        Counts of the new tokens.
+
+    Returns
+    -------
+    float64 array of shape (m,)
+    """
     logs = np.log(counts[anchors] + 0.5)
     design = np.stack([np.ones_like(logs), logs], axis=1)
     (a, g), *_ = np.linalg.lstsq(design, bias[anchors].astype(np.float64), rcond=None)

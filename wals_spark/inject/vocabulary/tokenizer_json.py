@@ -1,4 +1,4 @@
-"""What stands in a tokenizer.json: its kind, vocabulary and merges, whichever way its age spells them."""
+"""The content of a tokenizer.json: its model type, vocabulary and merges, in the spelling of old and new versions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 def tokenizer_model_type(tokenizer: Mapping[str, Any]) -> str:
     """BPE, WordPiece, Unigram or WordLevel.
 
-    Files of older versions, roberta-base's among them, do not name it; it is told by the model's keys, as
-    the library does.
+    Files of older versions, roberta-base's among them, do not name it; it then follows from the model's keys, as in the
+    tokenizers library.
     """
     model = tokenizer["model"]
     if model.get("type"):

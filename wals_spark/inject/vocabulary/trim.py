@@ -1,10 +1,10 @@
 r"""Smaller vocabularies: keep the tokens that a corpus uses, and segment its text exactly as before.
 
 Byte-level BPE needs the *merge closure* of the kept tokens: with a token, both parts of every merge that
-makes it, and their parts. Proof that text whose tokens are all kept segments as before: whatever the full
-tokenizer merges on the way to a kept token is in the closure, so every merge it applies is kept; kept
+makes it, and their parts. Proof that text whose tokens are all kept segments as before: every token that the full
+tokenizer merges on the way to a kept one is in the closure, so every merge it applies is kept; kept
 merges stay in order; so the first applicable merge is the same one at every step. WordPiece (longest match)
-and Unigram (best path) need no closure: what is removed was never chosen.
+and Unigram (best path) need no closure: a removed token was never chosen.
 """
 
 from __future__ import annotations
@@ -36,15 +36,22 @@ def merge_closure(kept: Iterable[str], merges: Iterable[tuple[str, str]]) -> set
 
 
 def kept_ids(tokenizer: Mapping[str, Any], counts: np.ndarray, protected: Iterable[int], min_count: int) -> np.ndarray:
-    """Old ids of the tokens that stay, rising, int64.
+    """Old ids of the tokens that stay, ascending.
 
     Parameters
     ----------
-    tokenizer : content of tokenizer.json
-    counts : (T,)
+    tokenizer : dict of str to object
+        The content of tokenizer.json.
+    counts : int64 array of shape (T,)
         Tokens of the corpus by id.
-    protected : ids that stay whatever their count
-    min_count : rarer tokens go
+    protected : iterable of int
+        Ids that stay whatever their count.
+    min_count : int
+        Rarer tokens go.
+
+    Returns
+    -------
+    int64 array of shape (n,)
 
     Raises
     ------
@@ -77,7 +84,7 @@ def trim_tokenizer(tokenizer: Mapping[str, Any], kept: np.ndarray) -> dict[str, 
     Raises
     ------
     InputError
-        A kept token was left without an id: the tokenizer has parts that this does not know.
+        A kept token was left without an id: the tokenizer has parts that this function does not know.
     """
     result = copy.deepcopy(dict(tokenizer))
     new = {int(old): index for index, old in enumerate(kept)}

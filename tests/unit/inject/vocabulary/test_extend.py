@@ -10,7 +10,8 @@ from inject_models import TEXT
 
 from wals_spark.checkpoints import artifact, atomic_directory
 from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
-from wals_spark.checkpoints.raw_tensor import read_raw_tensors, replace_rows, write_raw_tensors
+from wals_spark.checkpoints.raw_tensor import replace_rows
+from wals_spark.checkpoints.safetensors_file import read_raw_tensors, write_raw_tensors
 from wals_spark.checkpoints.verify import verify_checkpoint
 from wals_spark.errors import InputError
 from wals_spark.factors.store import Vectors

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from wals_spark.checkpoints.edit import TokenFactors
-from wals_spark.inject import modes
-from wals_spark.inject.modes import TokenFrequencies
+from wals_spark.inject import proposal as proposals
+from wals_spark.inject.proposal import TokenFrequencies, frequency_matched_permutation, propose_rows
 
 SIZE, K, D = 600, 5, 12
 PROTECTED = np.arange(4)
@@ -27,7 +27,7 @@ def propose(world, make_config, delta=None, **values):
     factors, E = world
     seen = TokenFrequencies(np.full(SIZE, 50.0), factors.counts.astype(float))
     config = make_config(inject__mode="blend", inject__checkpoint="x", **values).inject
-    return modes.propose_rows(factors, E, PROTECTED, seen, config, 1, delta)
+    return propose_rows(factors, E, PROTECTED, seen, config, 1, delta)
 
 
 def test_rows_are_the_blend_of_the_formula_whatever_the_chunk(world, make_config, monkeypatch):
@@ -37,7 +37,7 @@ def test_rows_are_the_blend_of_the_formula_whatever_the_chunk(world, make_config
     ids, rows = proposal.rows(E, share)
     b = share[ids, None]
     np.testing.assert_allclose(rows, (1 - b) * E[ids] + b * proposal.predict(ids), rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(modes, "_CHUNK", 7)
+    monkeypatch.setattr(proposals, "_CHUNK", 7)
     again = propose(world, make_config).rows(E, share)
     assert np.array_equal(again[0], ids)
     np.testing.assert_allclose(again[1], rows, rtol=1e-4, atol=1e-5)
@@ -48,12 +48,12 @@ def test_span_only_moves_nothing_outside_the_span(world, make_config):
     proposal = propose(world, make_config, inject__span_only=True)
     whole = propose(world, make_config)
     assert proposal.span.shape == (D, K)
-    ids, rows = proposal.rows(E, proposal.everything())
+    ids, rows = proposal.rows(E, proposal.full_shares())
     moved = rows - E[ids]
     away = moved - (moved @ proposal.span) @ proposal.span.T
     assert np.abs(away).max() < 1e-5
     assert np.abs(moved).max() > 0.1
-    _, every = whole.rows(E, whole.everything())
+    _, every = whole.rows(E, whole.full_shares())
     changed = every - E[ids]
     assert np.abs(changed - (changed @ proposal.span) @ proposal.span.T).max() > 0.1
 
@@ -76,7 +76,7 @@ def test_span_only_with_as_many_factors_as_columns_is_the_whole_row(make_config)
 def test_a_control_takes_the_proposals_of_other_tokens(world, make_config):
     _, E = world
     proposal = propose(world, make_config)
-    take = modes.permutation(world[0].counts, 1)
+    take = frequency_matched_permutation(world[0].counts, 1)
     ids, rows = proposal.rows(E, np.ones(SIZE, np.float32), take=take)
     np.testing.assert_allclose(rows, proposal.predict(take[ids]), rtol=1e-4, atol=1e-5)
 
