@@ -158,12 +158,18 @@ def test_it_works_in_a_pipeline_and_a_cross_validator(ratings: Any) -> None:
     ("parameters", "message"),
     [
         ({"nonnegative": True}, "nonnegative=True is not supported"),
-        ({"rank": 21}, "k is 21, but the matrix has 30 rows and 20 columns"),
+        ({"rank": 0}, "rank is 0, expected 1 or more"),
+        ({"regParam": -0.1}, "regParam is -0.1, expected 0.0 or more"),
+        ({"alpha": float("nan")}, "alpha is nan, expected 0.0 or more"),
+        ({"numItemBlocks": 0}, "numItemBlocks is 0, expected 1 or more"),
+        ({"checkpointInterval": 0}, "checkpointInterval is 0, expected -1, or 1 or more"),
+        ({"intermediateStorageLevel": "NONE"}, "intermediateStorageLevel is 'NONE', expected one of DISK_ONLY"),
+        ({"finalStorageLevel": "TAPE"}, "finalStorageLevel is 'TAPE', expected one of NONE"),
         ({"coldStartStrategy": "x"}, "coldStartStrategy is 'x', expected one of nan, drop"),
         ({"ratingCol": "stars"}, "no column stars"),
         ({"duplicates": "refuse"}, "cells of the matrix occur more than once"),
     ],
-    ids=["nonnegative", "rank", "cold start", "column", "duplicates"],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_work_is_refused(ratings: Any, parameters: dict[str, Any], message: str) -> None:
     from wals_spark import WALS
@@ -183,6 +189,108 @@ def test_bad_values_are_named(spark: Any, row: tuple[Any, ...], message: str) ->
     frame = spark.createDataFrame([row], "user double, item int, rating double")
     with pytest.raises(InputError, match=message):
         WALS(rank=1, numWorkers=1).fit(frame)
+
+
+@pytest.mark.parametrize("kind", ["string", "boolean"])
+def test_ratings_that_are_no_numbers_are_refused(spark: Any, kind: str) -> None:
+    from wals_spark import WALS
+
+    frame = spark.sql(f"select 1 as user, 2 as item, cast(1 as {kind}) as rating")
+    with pytest.raises(InputError, match=f"column rating is {kind}, expected numbers"):
+        WALS(rank=1, numWorkers=1).fit(frame)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e19", "null", "2.5"])
+def test_ids_that_are_no_whole_numbers_are_named(spark: Any, value: str) -> None:
+    from wals_spark import WALS
+
+    literal = "null" if value == "null" else f"'{value}'"
+    frame = spark.sql(f"select cast({literal} as double) as user, 2 as item, 1.0 as rating")
+    with pytest.raises(InputError, match=r"user holds .*, expected whole numbers of 64 bits"):
+        WALS(rank=1, numWorkers=1).fit(frame)
+
+
+def test_every_parameter_has_a_setter_and_a_getter_as_in_mllib(spark: Any) -> None:
+    from pyspark.ml.recommendation import ALS, ALSModel
+
+    from wals_spark import WALS, WALSModel
+
+    def accessors(kind: type) -> set[str]:
+        return {name for name in dir(kind) if name.startswith(("set", "get"))}
+
+    assert accessors(ALS) <= accessors(WALS)
+    assert accessors(ALSModel) <= accessors(WALSModel)
+    als = WALS().setRank(7).setMaxIter(3).setRegParam(0.2).setNumBlocks(4).setNonnegative(False).setSeed(5)
+    found = (als.getRank(), als.getMaxIter(), als.getRegParam(), als.getNumUserBlocks(), als.getSeed())
+    assert found == (7, 3, 0.2, 4, 5)
+    assert WALS(seed=None).getSeed() == 0
+
+
+def test_a_rank_above_both_sides_is_solved(ratings: Any) -> None:
+    from wals_spark import WALS
+
+    few = ratings.where("user < 104 and item < 37").dropDuplicates(["user", "item"])
+    model = WALS(rank=21, maxIter=10, regParam=0.05, numWorkers=1).fit(few)
+    loss = objective(few, vectors(model.userFactors), vectors(model.itemFactors), 0.05, None)
+    assert model.losses[-1] == pytest.approx(loss, rel=1e-4)
+
+
+def test_ids_come_out_in_the_types_that_they_came_in(ratings: Any) -> None:
+    from wals_spark import WALS
+
+    wals = WALS(rank=2, maxIter=1, numWorkers=1)
+    model = wals.fit(ratings.selectExpr("cast(user as smallint) as user", "cast(item as double) as item", "rating"))
+    assert model.uid == wals.uid
+    assert dict(model.userFactors.dtypes)["id"] == "smallint"
+    assert dict(model.itemFactors.dtypes)["id"] == "double"
+    kind = "array<struct<item:double,rating:float>>"
+    assert model.recommendForAllUsers(2).dtypes == [("user", "smallint"), ("recommendations", kind)]
+
+
+def test_extra_columns_may_have_any_names(spark: Any, implicit_model: Any) -> None:
+    frame = spark.sql("select 100 as user, 7 as item, 1 as `a.b`, 2 as _user, 3 as _u, 4 as features, 5 as id, 6 as id")
+    predicted = implicit_model.transform(frame)
+    assert predicted.columns == [*frame.columns, "prediction"]
+    row = predicted.collect()[0]
+    assert tuple(row)[:8] == (100, 7, 1, 2, 3, 4, 5, 6)
+    users, items = vectors(implicit_model.userFactors), vectors(implicit_model.itemFactors)
+    assert row["prediction"] == pytest.approx(users[100] @ items[7], rel=1e-5)
+
+
+def test_columns_that_clash_are_refused(ratings: Any, implicit_model: Any) -> None:
+    from pyspark.sql import functions as F
+
+    with pytest.raises(InputError, match="the data has a column prediction already"):
+        implicit_model.transform(ratings.withColumn("prediction", F.lit(0.0)))
+    with pytest.raises(InputError, match="the data has 2 columns user"):
+        implicit_model.transform(ratings.select("user", "item", "user"))
+
+
+def test_cold_start_ignores_case_and_refuses_what_it_does_not_know(spark: Any, implicit_model: Any) -> None:
+    pairs = spark.createDataFrame([(100, 7), (999, 7)], "user int, item int")
+    assert implicit_model.copy().setColdStartStrategy("DROP").transform(pairs).count() == 1
+    with pytest.raises(ConfigError, match="coldStartStrategy is 'skip'"):
+        implicit_model.copy().setColdStartStrategy("skip").transform(pairs)
+
+
+def test_ids_of_a_subset_may_be_anything(spark: Any, implicit_model: Any) -> None:
+    """Null, fractions, numbers in strings: what is no known id is left out, as MLlib's join does."""
+    strings = spark.createDataFrame([("100",), ("x",), (None,), ("101.5",), ("1e30",)], "user string")
+    assert [row["user"] for row in implicit_model.recommendForUserSubset(strings, 1).collect()] == [100]
+    numbers = spark.createDataFrame([(100.0,), (100.5,), (float("nan"),), (1e19,), (None,)], "user double")
+    assert [row["user"] for row in implicit_model.recommendForUserSubset(numbers, 1).collect()] == [100]
+
+
+def test_a_loaded_model_survives_being_saved_onto_itself(tmp_path: Path, implicit_model: Any) -> None:
+    from wals_spark import WALSModel
+
+    path = str(tmp_path / "model")
+    implicit_model.save(path)
+    loaded = WALSModel.load(path).setPredictionCol("score")
+    loaded.write().overwrite().save(path)
+    again = WALSModel.load(path)
+    assert again.getPredictionCol() == "score"
+    assert vectors(again.userFactors).keys() == vectors(implicit_model.userFactors).keys()
 
 
 def test_an_unknown_parameter_is_refused() -> None:

@@ -29,15 +29,17 @@ from wals_spark.cluster.preflight import preflight
 from wals_spark.errors import ConfigError
 from wals_spark.objective import Objective, make_objective
 from wals_spark.wals.engine.driver import train
-from wals_spark.wals.engine.rank import check_shape
 from wals_spark.wals.engine.task import RankTask
 from wals_spark.wals.estimator.factor_files import FACTS
 from wals_spark.wals.estimator.model import WALSModel
 from wals_spark.wals.estimator.params import PARAMETER_NAMES, EstimatorParams
-from wals_spark.wals.estimator.ratings import matrix_files, write_matrix
+from wals_spark.wals.estimator.ratings import matrix_files, training_facts, write_matrix
+from wals_spark.wals.estimator.setters import EstimatorSetters
 
 
-class WALS(Estimator["WALSModel"], EstimatorParams, DefaultParamsReadable["WALS"], DefaultParamsWritable):
+class WALS(
+    Estimator["WALSModel"], EstimatorParams, EstimatorSetters, DefaultParamsReadable["WALS"], DefaultParamsWritable
+):
     """Weighted alternating least squares; see the module for the objectives.
 
     Parameters
@@ -70,13 +72,19 @@ class WALS(Estimator["WALSModel"], EstimatorParams, DefaultParamsReadable["WALS"
         self.setParams(**parameters)
 
     def setParams(self, **parameters: Any) -> WALS:
-        """Set parameters by name."""
+        """Set parameters by name; None leaves a parameter as it is, as in MLlib.
+
+        Raises
+        ------
+        ConfigError
+            A name that is no parameter.
+        """
         unknown = sorted(set(parameters) - set(PARAMETER_NAMES))
         if unknown:
             raise ConfigError(
                 f"WALS has no parameter {', '.join(unknown)}; expected some of {', '.join(PARAMETER_NAMES)}"
             )
-        self._set(**parameters)
+        self._set(**{name: value for name, value in parameters.items() if value is not None})
         return self
 
     def warmStart(self, model: WALSModel | None) -> WALS:
@@ -108,32 +116,13 @@ class WALS(Estimator["WALSModel"], EstimatorParams, DefaultParamsReadable["WALS"
             return make_objective("implicit", alpha=self.getAlpha(), **ridge)
         return make_objective("explicit", **ridge)
 
-    def _check(self) -> None:
-        if self.getOrDefault(self.nonnegative):
-            raise ConfigError("nonnegative=True is not supported by WALS; set it to False, or use pyspark's ALS for it")
-        for name, known in (
-            ("coldStartStrategy", ("nan", "drop")),
-            ("duplicates", ("keep", "sum", "refuse")),
-            ("device", ("auto", "cpu", "cuda")),
-            ("precision", ("float32", "float64")),
-        ):
-            value = self.getOrDefault(name)
-            if value not in known:
-                raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-        for name in ("rank", "maxIter", "blockSize"):
-            if self.getOrDefault(name) < 1:
-                raise ConfigError(f"{name} is {self.getOrDefault(name)}, expected 1 or more")
-        if self.getRank() > 1024:
-            raise ConfigError(f"rank is {self.getRank()}, expected at most 1024")
-
     def _fit(self, dataset: DataFrame) -> WALSModel:
-        self._check()
+        self.check()
         spark = dataset.sparkSession
         objective = self.make_objective()
         directory = storage.join(_work_directory(self, spark), f"{self.uid}-{uuid.uuid4().hex[:8]}")
         users, items = write_matrix(self, dataset, directory)
         shape = (users.count(), items.count())
-        check_shape(self.getRank(), shape)
         workers = self.getOrDefault(self.numWorkers) or None
         placement = preflight(spark, workers=workers, device=self.getOrDefault(self.device))
         initial = _write_initial(self._initial, items, self.getRank(), directory)
@@ -146,8 +135,10 @@ class WALS(Estimator["WALSModel"], EstimatorParams, DefaultParamsReadable["WALS"
             named.select("id", F.col("vector").alias("features"), "bias").write.parquet(storage.join(directory, side))
         for name in ("training", "matrix", "initial"):
             storage.remove(storage.join(directory, name))
-        storage.write_json(storage.join(directory, FACTS), {"ratingCol": self.getRatingCol()})
-        return self._copyValues(WALSModel(directory, self.getRank(), objective, result["losses"]))
+        storage.write_json(storage.join(directory, FACTS), training_facts(self, dataset))
+        model = WALSModel(directory, self.getRank(), objective, result["losses"])
+        model._resetUid(self.uid)
+        return self._copyValues(model)
 
     def _task(
         self, directory: str, shape: tuple[int, int], objective: Objective, device: str, initial: str | None

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from pyspark.ml import Model
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from wals_spark import storage
-from wals_spark.errors import ConfigError
+from wals_spark.errors import ConfigError, InputError
 from wals_spark.objective import Objective
 from wals_spark.wals.estimator.factor_files import FACTS, SCHEMA
 from wals_spark.wals.estimator.foldin import FOLD_IN_SCHEMA, user_folder
-from wals_spark.wals.estimator.params import ModelParams
+from wals_spark.wals.estimator.params import ModelParams, check_cold_start
 from wals_spark.wals.estimator.persistence import ModelReader, ModelWriter
-from wals_spark.wals.estimator.ratings import id_column, known_id
+from wals_spark.wals.estimator.ratings import id_column, known_id, quoted
 from wals_spark.wals.estimator.recommend import recommendation_schema, recommender
+from wals_spark.wals.estimator.setters import ModelSetters
+
+FACTOR_COLUMNS = ("id", "features", "bias")
 
 
-class WALSModel(Model, ModelParams, MLReadable["WALSModel"], MLWritable):
+class WALSModel(Model, ModelParams, ModelSetters, MLReadable["WALSModel"], MLWritable):
     """Factors of users and items.
 
     Attributes
     ----------
+    directory : str
+        Where the factors lie.
     rank : int
     objective : Objective
         That was minimised.
@@ -36,54 +43,50 @@ class WALSModel(Model, ModelParams, MLReadable["WALSModel"], MLWritable):
         self, directory: str = "", rank: int = 0, objective: Objective | None = None, losses: Any = ()
     ) -> None:
         super().__init__()
-        self._directory = directory
+        self.directory = directory
         self.rank = rank
         self.objective = objective
         self.losses = list(losses)
 
     def side_factors(self, side: str) -> DataFrame:
         """Columns ``id``, ``features`` and ``bias`` of the side "row" (users) or "col" (items)."""
-        return SparkSession.active().read.schema(SCHEMA).parquet(storage.join(self._directory, side))
+        return SparkSession.active().read.schema(SCHEMA).parquet(storage.join(self.directory, side))
 
     @property
     def userFactors(self) -> DataFrame:
-        """Columns ``id`` and ``features``."""
-        return self.side_factors("row").select("id", "features")
+        """Columns ``id``, of the type that it came in, and ``features``."""
+        return self.side_factors("row").select(F.col("id").cast(self._id_types[0]), "features")
 
     @property
     def itemFactors(self) -> DataFrame:
-        """Columns ``id`` and ``features``."""
-        return self.side_factors("col").select("id", "features")
-
-    def setColdStartStrategy(self, value: str) -> WALSModel:
-        return self._set(coldStartStrategy=value)
-
-    def setPredictionCol(self, value: str) -> WALSModel:
-        return self._set(predictionCol=value)
-
-    def setUserCol(self, value: str) -> WALSModel:
-        return self._set(userCol=value)
-
-    def setItemCol(self, value: str) -> WALSModel:
-        return self._set(itemCol=value)
+        """Columns ``id``, of the type that it came in, and ``features``."""
+        return self.side_factors("col").select(F.col("id").cast(self._id_types[1]), "features")
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
-        user, item = self.getUserCol(), self.getItemCol()
-        left = self.side_factors("row").select(
-            F.col("id").alias("_user"), F.col("features").alias("_u"), F.col("bias").alias("_b")
+        strategy, target = self.getColdStartStrategy(), self.getPredictionCol()
+        check_cold_start(strategy)
+        if target in dataset.columns:
+            raise InputError(f"the data has a column {target} already; set predictionCol to another name, or drop it")
+        # Names that no column of the data has: it may hold anything, doubled names too.
+        mark = f"_wals_{uuid.uuid4().hex[:8]}_"
+        left, right = (
+            self.side_factors(side).select(*(F.col(name).alias(f"{mark}{side}_{name}") for name in FACTOR_COLUMNS))
+            for side in ("row", "col")
         )
-        right = self.side_factors("col").select(
-            F.col("id").alias("_item"), F.col("features").alias("_v"), F.col("bias").alias("_c")
-        )
-        products = F.zip_with("_u", "_v", lambda u, v: u.cast("double") * v)
-        score = F.aggregate(products, F.lit(0.0), lambda total, product: total + product) + F.col("_b") + F.col("_c")
-        joined = dataset.join(left, known_id(user) == F.col("_user"), "left")
-        joined = joined.join(right, known_id(item) == F.col("_item"), "left")
+        user, item = known_id(self.getUserCol(), dataset), known_id(self.getItemCol(), dataset)
+        u, v = f"{mark}row_features", f"{mark}col_features"
+        products = F.zip_with(u, v, lambda u, v: u.cast("double") * v)
+        score = F.aggregate(products, F.lit(0.0), lambda total, product: total + product)
+        score = score + F.col(f"{mark}row_bias") + F.col(f"{mark}col_bias")
+        keyed = dataset.withColumns({f"{mark}user": user, f"{mark}item": item})
+        joined = keyed.join(left, F.col(f"{mark}user") == F.col(f"{mark}row_id"), "left")
+        joined = joined.join(right, F.col(f"{mark}item") == F.col(f"{mark}col_id"), "left")
         prediction = F.coalesce(score, F.lit(float("nan"))).cast("float")
-        result = joined.select(*[dataset[name] for name in dataset.columns], prediction.alias(self.getPredictionCol()))
-        if self.getColdStartStrategy() == "drop":
-            result = result.where(~F.isnan(self.getPredictionCol()))
-        return result
+        if strategy.lower() == "drop":
+            joined = joined.where(~F.isnan(prediction))
+        ours = [name for name in joined.columns if name.startswith(mark)]
+        scored = joined.withColumn(f"{mark}prediction", prediction).drop(*ours)
+        return scored.withColumnRenamed(f"{mark}prediction", target)
 
     def recommendForAllUsers(self, numItems: int) -> DataFrame:
         """The best `numItems` items of every user: (user, array of (item, rating))."""
@@ -102,7 +105,7 @@ class WALSModel(Model, ModelParams, MLReadable["WALSModel"], MLWritable):
         return self._recommend("col", self._subset("col", dataset, self.getItemCol()), numUsers)
 
     def _subset(self, side: str, dataset: DataFrame, column: str) -> DataFrame:
-        wanted = dataset.select(id_column(column, dataset).alias("id")).distinct()
+        wanted = dataset.select(known_id(column, dataset).alias("id")).distinct()
         return self.side_factors(side).join(wanted, "id", "left_semi")
 
     def _recommend(self, side: str, queries: DataFrame, count: int) -> DataFrame:
@@ -110,10 +113,12 @@ class WALSModel(Model, ModelParams, MLReadable["WALSModel"], MLWritable):
             raise ConfigError(f"the number of recommendations is {count}, expected 1 or more")
         names = (self.getUserCol(), self.getItemCol())
         own, other = names if side == "row" else names[::-1]
-        path = storage.join(self._directory, "col" if side == "row" else "row")
+        path = storage.join(self.directory, "col" if side == "row" else "row")
         recommend = recommender(path, own, other, count, self.getOrDefault(self.blockSize))
-        rows = queries.select("id", "features", "bias")
-        return rows.mapInArrow(recommend, recommendation_schema(own, other))
+        rows = queries.select("id", "features", "bias").mapInArrow(recommend, recommendation_schema(own, other))
+        mine, theirs = self._id_types if side == "row" else self._id_types[::-1]
+        pairs = T.StructType([T.StructField(other, theirs), T.StructField("rating", T.FloatType())])
+        return rows.select(F.col(quoted(own)).cast(mine).alias(own), rows["recommendations"].cast(T.ArrayType(pairs)))
 
     def foldInUsers(self, dataset: DataFrame) -> DataFrame:
         """Exact factors of users, old or new, from their *whole* history: (id, features).
@@ -128,7 +133,7 @@ class WALSModel(Model, ModelParams, MLReadable["WALSModel"], MLWritable):
         cells = dataset.select(
             id_column(user, dataset).alias("user"), id_column(item, dataset).alias("item"), value.alias("value")
         ).repartition("user")
-        solve = user_folder(storage.join(self._directory, "col"), self._objective_without_marginals())
+        solve = user_folder(storage.join(self.directory, "col"), self._objective_without_marginals())
         return cells.mapInArrow(solve, FOLD_IN_SCHEMA)
 
     def _objective_without_marginals(self) -> Objective:
@@ -141,9 +146,21 @@ class WALSModel(Model, ModelParams, MLReadable["WALSModel"], MLWritable):
         return self.objective
 
     @property
+    def training_facts(self) -> dict[str, str]:
+        """See `wals_spark.wals.estimator.ratings.training_facts`."""
+        return dict(storage.read_json(storage.join(self.directory, FACTS)))
+
+    @property
     def rating_column(self) -> str:
         """The column of ratings of the training."""
-        return str(storage.read_json(storage.join(self._directory, FACTS))["ratingCol"])
+        return self.training_facts["ratingCol"]
+
+    @property
+    def _id_types(self) -> tuple[T.DataType, T.DataType]:
+        """Of users and items, as in the data of the training; models of earlier versions know 64-bit ids only."""
+        facts = self.training_facts
+        user, item = (T._parse_datatype_string(facts.get(side, "bigint")) for side in ("row", "col"))
+        return user, item
 
     def write(self) -> MLWriter:
         return ModelWriter(self)

@@ -17,6 +17,25 @@ from pyspark.ml.param.shared import (
     HasWeightCol,
 )
 
+from wals_spark.errors import ConfigError
+
+MAX_RANK = 1024
+STORAGE_LEVELS = (
+    "DISK_ONLY", "DISK_ONLY_2", "DISK_ONLY_3", "MEMORY_ONLY", "MEMORY_ONLY_2", "MEMORY_ONLY_SER", "MEMORY_ONLY_SER_2",
+    "MEMORY_AND_DISK", "MEMORY_AND_DISK_2", "MEMORY_AND_DISK_SER", "MEMORY_AND_DISK_SER_2", "OFF_HEAP",
+)  # fmt: skip
+CHOICES = {
+    "duplicates": ("keep", "sum", "refuse"),
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("float32", "float64"),
+    "intermediateStorageLevel": STORAGE_LEVELS,
+    "finalStorageLevel": ("NONE", *STORAGE_LEVELS),
+}
+LEAST = {
+    "rank": 1, "maxIter": 1, "blockSize": 1, "numUserBlocks": 1, "numItemBlocks": 1, "regParam": 0.0, "alpha": 0.0,
+    "tol": 0.0, "numWorkers": 0, "numThreads": 0,
+}  # fmt: skip
+
 
 class ModelParams(HasPredictionCol, HasBlockSize):
     """Parameters of the estimator and of its model."""
@@ -117,6 +136,51 @@ class EstimatorParams(ModelParams, HasMaxIter, HasRegParam, HasCheckpointInterva
 
     def getAlpha(self) -> float:
         return float(self.getOrDefault(self.alpha))
+
+    def getNonnegative(self) -> bool:
+        return bool(self.getOrDefault(self.nonnegative))
+
+    def getNumUserBlocks(self) -> int:
+        return int(self.getOrDefault(self.numUserBlocks))
+
+    def getNumItemBlocks(self) -> int:
+        return int(self.getOrDefault(self.numItemBlocks))
+
+    def getIntermediateStorageLevel(self) -> str:
+        return str(self.getOrDefault(self.intermediateStorageLevel))
+
+    def getFinalStorageLevel(self) -> str:
+        return str(self.getOrDefault(self.finalStorageLevel))
+
+    def check(self) -> None:
+        """Refuse values that MLlib refuses, and those of our own parameters that mean nothing.
+
+        Raises
+        ------
+        ConfigError
+            The first such parameter, its value, and what was expected.
+        """
+        for name, known in CHOICES.items():
+            value = self.getOrDefault(name)
+            if value not in known:
+                raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+        check_cold_start(self.getColdStartStrategy())
+        for name, least in LEAST.items():
+            value = self.getOrDefault(name)
+            if not value >= least:  # not a number is refused too
+                raise ConfigError(f"{name} is {value}, expected {least} or more")
+        if self.getCheckpointInterval() != -1 and self.getCheckpointInterval() < 1:
+            raise ConfigError(f"checkpointInterval is {self.getCheckpointInterval()}, expected -1, or 1 or more")
+        if self.getRank() > MAX_RANK:
+            raise ConfigError(f"rank is {self.getRank()}, expected at most {MAX_RANK}")
+        if self.getNonnegative():
+            raise ConfigError("nonnegative=True is not supported by WALS; set it to False, or use pyspark's ALS for it")
+
+
+def check_cold_start(value: str) -> None:
+    """`ConfigError` for a strategy that MLlib does not know; case does not matter, as there."""
+    if value.lower() not in ("nan", "drop"):
+        raise ConfigError(f"coldStartStrategy is {value!r}, expected one of nan, drop")
 
 
 PARAMETER_NAMES = (

@@ -21,15 +21,28 @@ class ModelWriter(MLWriter):
         super().__init__()
         self.model = model
 
-    def saveImpl(self, path: str) -> None:
-        """Write the factors, which lie in a work directory until now."""
+    def save(self, path: str) -> None:
+        """Write a model to `path`; onto itself, only its parameters are written again, since the factors are there."""
+        if self.shouldOverwrite and storage.absolute(path) == self.model.directory:
+            metadata = storage.join(path, "metadata")
+            storage.remove(metadata)
+            self._save_metadata(path)
+            return
+        super().save(path)
+
+    def _save_metadata(self, path: str) -> None:
         model = self.model
         assert model.objective is not None
         facts = {"rank": model.rank, "objective": model.objective.to_dict(), "losses": model.losses}
         DefaultParamsWriter.saveMetadata(model, path, self.sparkSession, extraMetadata={"wals": facts})
+
+    def saveImpl(self, path: str) -> None:
+        """Write the factors, which lie in a work directory until now."""
+        model = self.model
+        self._save_metadata(path)
         for side in ("row", "col"):
             model.side_factors(side).write.parquet(storage.join(path, side))
-        storage.write_json(storage.join(path, FACTS), {"ratingCol": model.rating_column})
+        storage.write_json(storage.join(path, FACTS), model.training_facts)
 
 
 class ModelReader(MLReader["WALSModel"]):

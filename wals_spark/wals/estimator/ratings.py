@@ -11,26 +11,68 @@ from wals_spark import storage
 from wals_spark.errors import InputError
 from wals_spark.wals.estimator.params import EstimatorParams
 
+WHOLE = ("tinyint", "smallint", "int", "bigint")
+
+
+def named(dataset: DataFrame, name: str) -> Column:
+    """The column of a name, dots and all.
+
+    Raises
+    ------
+    InputError
+        There is no such column, or there are several.
+    """
+    found = dataset.columns.count(name)
+    if found != 1:
+        have = ", ".join(dataset.columns)
+        if found:
+            raise InputError(f"the data has {found} columns {name}: {have}")
+        raise InputError(f"the data has no column {name}; it has {have}")
+    return F.col(quoted(name))
+
+
+def quoted(name: str) -> str:
+    """A column's name such that dots in it are no paths."""
+    return "`" + name.replace("`", "``") + "`"
+
 
 def id_column(column: str, dataset: DataFrame) -> Column:
-    """The ids of a column as bigint; anything that is not a whole number stops the job with its value."""
-    kind = dict(dataset.dtypes).get(column)
-    if kind is None:
-        raise InputError(f"the data has no column {column}; it has {', '.join(dataset.columns)}")
-    if kind not in ("tinyint", "smallint", "int", "bigint", "float", "double") and not kind.startswith("decimal"):
+    """The ids of a column as bigint; anything that is not a whole number stops the job with its value.
+
+    Raises
+    ------
+    InputError
+        No such column, or one of another type than numbers.
+    """
+    value = named(dataset, column)
+    kind = dict(dataset.dtypes)[column]
+    if kind not in (*WHOLE, "float", "double") and not kind.startswith("decimal"):
         raise InputError(
             f"column {column} is {kind}; ids must be whole numbers (number them, for example with StringIndexer)"
         )
-    whole = F.col(column).cast("bigint")
-    message = F.concat(F.lit(f"WALS: {column} holds "), F.coalesce(F.col(column).cast("string"), F.lit("null")))
-    expected = F.concat(message, F.lit(", expected whole numbers"))
-    return F.when(whole.isNotNull() & (whole == F.col(column)), whole).otherwise(F.raise_error(expected).cast("bigint"))
+    whole = value.try_cast("bigint")
+    message = F.concat(F.lit(f"WALS: {column} holds "), F.coalesce(value.cast("string"), F.lit("null")))
+    expected = F.concat(message, F.lit(", expected whole numbers of 64 bits"))
+    return F.when(whole.isNotNull() & (whole == value), whole).otherwise(F.raise_error(expected).cast("bigint"))
 
 
-def known_id(column: str) -> Column:
-    """The ids of a column as bigint; null for what cannot be an id, which is as unknown as an unseen id."""
-    whole = F.col(column).cast("bigint")
-    return F.when(whole == F.col(column), whole)
+def known_id(column: str, dataset: DataFrame) -> Column:
+    """The ids of a column as bigint; null for what cannot be an id, which is as unknown as an unseen id.
+
+    Numbers in strings count as numbers, as in MLlib's joins.
+    """
+    value = named(dataset, column)
+    if dict(dataset.dtypes)[column] in WHOLE:
+        return value.cast("bigint")
+    number = value.try_cast("double")
+    return F.when(number == F.floor(number), value.try_cast("decimal(38, 9)")).try_cast("bigint")
+
+
+def training_facts(params: EstimatorParams, dataset: DataFrame) -> dict[str, str]:
+    """What a model remembers of its training beside the parameters: the rating's column and the types of the ids."""
+    kinds = dict(dataset.dtypes)
+    types = {side: kinds[name] for side, name in (("row", params.getUserCol()), ("col", params.getItemCol()))}
+    return {"ratingCol": params.getRatingCol(), **types}
 
 
 def write_matrix(params: EstimatorParams, dataset: DataFrame, directory: str) -> tuple[DataFrame, DataFrame]:
@@ -89,12 +131,9 @@ def _value_columns(params: EstimatorParams, dataset: DataFrame) -> Mapping[str, 
         raise InputError(
             f"the data has no column {rating}; it has {', '.join(dataset.columns)} (ratingCol='' = all are 1)"
         )
-    columns = {"value": _finite(rating) if rating else F.lit(1.0)}
+    columns = {"value": _finite(rating, dataset) if rating else F.lit(1.0)}
     if params.isSet(params.weightCol):
-        weight = params.getWeightCol()
-        if weight not in dataset.columns:
-            raise InputError(f"the data has no column {weight}; it has {', '.join(dataset.columns)}")
-        columns["weight"] = _finite(weight, least=0.0)
+        columns["weight"] = _finite(params.getWeightCol(), dataset, least=0.0)
     return columns
 
 
@@ -119,9 +158,13 @@ def _number(spark: SparkSession, cells: DataFrame, name: str, directory: str) ->
     return spark.read.schema("id bigint, number int").parquet(path)
 
 
-def _finite(column: str, least: float = float("-inf")) -> Column:
+def _finite(column: str, dataset: DataFrame, least: float = float("-inf")) -> Column:
     """A column as double; anything that is not finite, or below `least`, stops the job with its value."""
-    value = F.col(column).cast("double")
+    kind = dict(dataset.dtypes).get(column, "")
+    if kind not in (*WHOLE, "float", "double") and not kind.startswith("decimal"):
+        named(dataset, column)
+        raise InputError(f"column {column} is {kind}, expected numbers")
+    value = named(dataset, column).cast("double")
     shown = F.coalesce(value.cast("string"), F.lit("null"))
     bad = F.raise_error(F.concat(F.lit(f"WALS: {column} holds "), shown)).cast("double")
     good = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < float("inf")) & (value >= least)
