@@ -76,6 +76,12 @@ def test_a_column_outside_the_training_is_refused(counts: np.ndarray) -> None:
         fold_in(rows_of(counts), np.ones((20, 2)), objective, marginals)
 
 
+def test_marginals_of_another_training_are_refused(counts: np.ndarray) -> None:
+    objective = PRESETS["ppmi"]
+    with pytest.raises(InputError, match="20 column factors, but marginals of 30 columns"):
+        fold_in(rows_of(counts), np.ones((20, 2)), objective, oracle.marginals_of(counts, objective))
+
+
 def test_a_row_without_a_solution_is_named(counts: np.ndarray) -> None:
     objective = replace(PRESETS["explicit"], regularization=1e-300)
     with pytest.raises(InputError, match="row 0 has no unique solution"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wals_spark.factors.gauge import canonical, triangular_factor
+from wals_spark.factors.gauge import canonical, column_extremes, stack_factors, triangular_factor
 
 
 def pair(seed: int = 0, m: int = 60, n: int = 45, k: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -59,3 +59,14 @@ def test_r_of_chunks_is_r_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     u, _ = pair()
     r = triangular_factor(u)
     assert np.allclose(r.T @ r, u.T @ u, rtol=1e-12)
+
+
+def test_r_of_the_r_of_parts_is_r_of_the_whole() -> None:
+    u, _ = pair()
+    r = stack_factors([triangular_factor(u[:20]), triangular_factor(u[20:])], u.shape[1])
+    assert np.allclose(r.T @ r, u.T @ u, rtol=1e-12)
+
+
+def test_extremes_are_entries_with_their_sign() -> None:
+    assert column_extremes(np.array([[1.0, -2.0], [-3.0, 1.0]])).tolist() == [-3.0, -2.0]
+    assert column_extremes(np.zeros((0, 2))).tolist() == [0.0, 0.0]
