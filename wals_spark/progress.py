@@ -38,7 +38,7 @@ class Progress:
         Where it ends; None when unknown.
     unit : str
     every_s : float
-        Seconds between two lines of a log, at least; the first and the last come in any case.
+        Seconds between two lines of a log, at least; `update` with ``line=True`` does not wait for them.
     """
 
     def __init__(self, label: str, total: float | None, unit: str = "", every_s: float = 5.0) -> None:

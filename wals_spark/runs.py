@@ -9,7 +9,7 @@ Layout, below the warehouse::
 
     _manifests/<stage>/<key>.json     key: a batch id, a run id or "current"
     runs/<run_id>/                    status.json, config.yaml, checkpoints, exports, the report
-    runs/<run_id>/_lock               held while a command works on the run
+    runs/<run_id>/_lock               locked while a command works on the run
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from wals_spark import storage
 from wals_spark.errors import InputError, TransientError
 
 FORMAT_VERSION = 1
-HEARTBEAT_S = 20.0
+RENEW_LEASE_S = 20.0
 STALE_AFTER_S = 300.0
 _PACKAGES = ("wals_spark", "pyspark", "delta-spark", "torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow")
 
@@ -161,7 +161,7 @@ class RunLock:
     """One command at a time on a run.
 
     On local file systems an ``flock`` that dies with its process; elsewhere a lease that is renewed
-    every `HEARTBEAT_S` seconds and counts as abandoned after `STALE_AFTER_S`.
+    every `RENEW_LEASE_S` seconds and counts as abandoned after `STALE_AFTER_S`.
     """
 
     def __init__(self, directory: str, what: str) -> None:
@@ -216,7 +216,7 @@ class RunLock:
         storage.write_json(self.path, owner)
 
         def beat() -> None:
-            while not self._stop.wait(HEARTBEAT_S):
+            while not self._stop.wait(RENEW_LEASE_S):
                 storage.write_json(self.path, {**owner, "beat": time.time()})
 
         self._thread = threading.Thread(target=beat, name="wals-spark-lease", daemon=True)

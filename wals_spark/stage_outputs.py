@@ -3,8 +3,6 @@
 The types stand below all packages, so that a stage can read what another one made without importing it.
 """
 
-from __future__ import annotations
-
 from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 from wals_spark.runs import Manifest, ManifestStore

@@ -14,6 +14,7 @@ import pytest
 from wals_spark.cli import main
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context
+from wals_spark.stage_outputs import STAGE_OF
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(600)]
 
@@ -77,6 +78,15 @@ def test_every_stage_runs_and_a_second_call_does_nothing(arguments, tmp_path, ca
     assert finished_at(tmp_path) == first
     status = json.loads((tmp_path / "warehouse" / "runs" / "default" / "status.json").read_text())
     assert (status["state"], status["ran"]) == ("complete", [])
+
+
+def test_manifests_have_the_keys_that_the_types_of_outputs_declare(arguments, tmp_path):
+    assert main(["pipeline", *arguments]) == 0
+    store = ManifestStore(str(tmp_path / "warehouse"))
+    for kind, stage in STAGE_OF.items():
+        for key in store.keys(stage):
+            found = set(store.require(stage, key).outputs)
+            assert kind.__required_keys__ <= found <= kind.__required_keys__ | kind.__optional_keys__, stage
 
 
 def test_changed_key_reruns_its_stage_and_those_after_it_only(arguments, tmp_path):

@@ -7,10 +7,9 @@ changed is marked in its manifest first, so nothing trusts it meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +18,10 @@ from wals_spark import schemas, storage
 from wals_spark.config import batch_name, fingerprint
 from wals_spark.cooccurrence.semantics import Semantics, semantics_from_facts
 from wals_spark.errors import InputError
-from wals_spark.runs import Manifest, now, package_versions
+from wals_spark.runs import Manifest, ManifestStore, now, package_versions
 from wals_spark.stage import Context, output_lock
+from wals_spark.stage_outputs import CooccurrenceOutputs, outputs_of, require_outputs
+from wals_spark.tables import DataFile
 from wals_spark.tables.vocabulary import read_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -84,11 +85,11 @@ def _names(context: Context, batches: Sequence[str], into: str, started: list[st
 
 def _compact(context: Context, into: str, names: list[str], interrupted: Manifest | None) -> Manifest:
     if interrupted is not None:
-        sources = {name: dict(outputs) for name, outputs in interrupted.inputs["sources"].items()}
+        sources: dict[str, CooccurrenceOutputs] = interrupted.inputs["sources"]
         manifest = interrupted
     else:
         found = {name: context.manifests.require(STAGE, name) for name in names}
-        sources = {name: dict(manifest.outputs) for name, manifest in found.items()}
+        sources = {name: outputs_of(manifest, CooccurrenceOutputs) for name, manifest in found.items()}
         if names == [into]:
             return found[into]
         manifest = Manifest(
@@ -115,25 +116,7 @@ def _compact(context: Context, into: str, names: list[str], interrupted: Manifes
     if _still_apart(context, schemas.MARGINALS, names, into):
         _fold_marginals(context, len(vocabulary.tokens), names, where, others)
     files = context.tables.files(schemas.COOCCURRENCE, where) if filled else []
-    first = sources[names[0]]
-    outputs = {
-        **first,
-        **{
-            key: sum(outputs[key] for outputs in sources.values())
-            for key in ("total_units", "pruned_cells", "pruned_units", "documents", "tokens", "kept", "subsampled")
-        },
-        "vocabulary_size": max(outputs["vocabulary_size"] for outputs in sources.values()),
-        "vocabulary_hash": max(sources.values(), key=lambda outputs: outputs["vocabulary_size"])["vocabulary_hash"],
-        "blocks": len({data_file.values["row_block"] for data_file in files}),
-        "nnz": sum(data_file.rows for data_file in files),
-        "bytes": sum(data_file.bytes for data_file in files),
-        "folded": sorted({part for name, outputs in sources.items() for part in outputs.get("folded", [name])}),
-        "tables": {
-            **context.table_output(schemas.COOCCURRENCE, where),
-            **context.table_output(schemas.MARGINALS, where),
-        },
-    }
-    outputs.pop("work", None)
+    outputs = _summed_outputs(context, sources, files, where)
     for name in names:
         if name != into:
             context.manifests.remove(STAGE, name)
@@ -141,6 +124,36 @@ def _compact(context: Context, into: str, names: list[str], interrupted: Manifes
     context.manifests.write(manifest)
     logger.info("%d batches are now %r: %s non-zeros", len(names), into, f"{outputs['nnz']:,}")
     return manifest
+
+
+def _summed_outputs(
+    context: Context, sources: Mapping[str, CooccurrenceOutputs], files: Sequence[DataFile], where: dict[str, str]
+) -> CooccurrenceOutputs:
+    """The outputs of the sum: what was read for all parts, the largest vocabulary, the files of the sum."""
+    parts = list(sources.values())
+    largest = max(parts, key=lambda part: part["vocabulary_size"])
+    outputs: CooccurrenceOutputs = {
+        **parts[0],
+        "total_units": sum(part["total_units"] for part in parts),
+        "pruned_cells": sum(part["pruned_cells"] for part in parts),
+        "pruned_units": sum(part["pruned_units"] for part in parts),
+        "documents": sum(part["documents"] for part in parts),
+        "tokens": sum(part["tokens"] for part in parts),
+        "kept": sum(part["kept"] for part in parts),
+        "subsampled": sum(part["subsampled"] for part in parts),
+        "vocabulary_size": largest["vocabulary_size"],
+        "vocabulary_hash": largest["vocabulary_hash"],
+        "blocks": len({data_file.values["row_block"] for data_file in files}),
+        "nnz": sum(data_file.rows for data_file in files),
+        "bytes": sum(data_file.bytes for data_file in files),
+        "folded": sorted({batch for name, part in sources.items() for batch in part.get("folded", [name])}),
+        "tables": {
+            **context.table_output(schemas.COOCCURRENCE, where),
+            **context.table_output(schemas.MARGINALS, where),
+        },
+    }
+    outputs.pop("work", None)
+    return outputs
 
 
 def _still_apart(context: Context, table: schemas.Table, names: Sequence[str], into: str) -> bool:
@@ -156,7 +169,7 @@ def _still_apart(context: Context, table: schemas.Table, names: Sequence[str], i
     )
 
 
-def _common_semantics(sources: dict[str, dict[str, Any]]) -> Semantics:
+def _common_semantics(sources: Mapping[str, CooccurrenceOutputs]) -> Semantics:
     facts = {name: outputs["semantics"] for name, outputs in sources.items()}
     (first, expected), *rest = facts.items()
     for name, found in rest:
@@ -237,8 +250,8 @@ def maintain(context: Context, retain_hours: float = 168.0) -> dict[str, dict[st
     return done
 
 
-def refuse_folded(manifests: Any, batch_id: str) -> None:
-    """A batch that was folded must not be counted again beside, or in place of, the sum.
+def refuse_folded(manifests: ManifestStore, batch_id: str) -> None:
+    """Refuse to count a batch that was folded beside, or in place of, the sum.
 
     Raises
     ------
@@ -246,7 +259,7 @@ def refuse_folded(manifests: Any, batch_id: str) -> None:
         It is part of a folded batch, or is one.
     """
     for key in manifests.keys(STAGE):
-        folded = manifests.require(STAGE, key).outputs.get("folded", [])
+        folded = require_outputs(manifests, CooccurrenceOutputs, key).get("folded", [])
         if batch_id == key and folded:
             raise InputError(
                 f"batch {batch_id!r} is the sum of {', '.join(folded)}; counting it again would lose them: drop it "

@@ -51,15 +51,41 @@ SHIFT_MIN_COUNT = 5
 """Tokens that the domain has less often do not shift."""
 
 
-class InjectStage(Stage):
-    """Factors into the input embeddings of a RoBERTa checkpoint."""
-
-    name = "inject"
-    sections = ("inject",)
+class _StageOfInjection(Stage):
+    """What the stages of an injection have in common: there is one output for each mode of a run."""
 
     def key(self, config: Config) -> str:
         """The run id and the mode."""
         return config.injection
+
+    def identity(self, config: Config) -> dict[str, Any]:
+        """The checkpoint, the directory asked for, and the file of exposures."""
+        source = checkpoint_source(config)
+        found: dict[str, Any] = {
+            "checkpoint": ckpt.checkpoint_identity(source, weights=config.inject.mode != "init"),
+            "output": output_directory(config) if config.inject.output else None,
+        }
+        how = config.inject.exposure
+        if how not in ("auto", "corpus", "rank"):
+            fs, path = storage.filesystem(how)
+            info = fs.get_file_info(path)
+            found["exposure"] = [info.size, info.mtime_ns]
+        return found
+
+    def enabled(self, config: Config) -> bool:
+        """Whether ``inject.mode`` is set."""
+        return config.inject.mode != "none"
+
+    def label(self, config: Config) -> str:
+        """The name and the mode: every mode of a run has metrics of its own."""
+        return f"{self.name}.{config.inject.mode}"
+
+
+class InjectStage(_StageOfInjection):
+    """Factors into the input embeddings of a RoBERTa checkpoint."""
+
+    name = "inject"
+    sections = ("inject",)
 
     def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
         """The factors, and the encoded text that strengths are chosen on; of ``trim`` the vocabulary alone."""
@@ -75,32 +101,16 @@ class InjectStage(Stage):
         """Raise where the checkpoint, its tokenizer and the keys of ``inject`` do not fit each other."""
         _check(config)
 
-    def identity(self, config: Config) -> dict[str, Any]:
-        """The checkpoint, the directory asked for, and the file of exposures."""
-        return injection_identity(config)
-
-    def enabled(self, config: Config) -> bool:
-        """Whether ``inject.mode`` is set."""
-        return config.inject.mode != "none"
-
-    def label(self, config: Config) -> str:
-        """The name and the mode: every mode of a run has metrics of its own."""
-        return f"{self.name}.{config.inject.mode}"
-
     def run(self, stage_run: StageRun) -> Outcome:
         """Write the injected checkpoint."""
         return _run(stage_run)
 
 
-class VerifyStage(Stage):
+class VerifyStage(_StageOfInjection):
     """A proof of what an injection changed, and that it changed nothing else."""
 
     name = "verify"
     sections = ()
-
-    def key(self, config: Config) -> str:
-        """The run id and the mode."""
-        return config.injection
 
     def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
         """The injected checkpoint."""
@@ -111,18 +121,6 @@ class VerifyStage(Stage):
         source = checkpoint_source(config)
         init = config.inject.mode == "init"
         ckpt.read_config(ckpt.locate_checkpoint(source, weights=not init), head=init)
-
-    def identity(self, config: Config) -> dict[str, Any]:
-        """That of the injection."""
-        return injection_identity(config)
-
-    def enabled(self, config: Config) -> bool:
-        """Whether ``inject.mode`` is set."""
-        return config.inject.mode != "none"
-
-    def label(self, config: Config) -> str:
-        """The name and the mode."""
-        return f"{self.name}.{config.inject.mode}"
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Check the injected checkpoint against the one before."""
@@ -183,21 +181,6 @@ def _may_replace(config: Config) -> bool:
             made.get("run", {}).get("run_id") == config.run_id and made.get("run", {}).get("stage") == config.injection
         )
     return False
-
-
-def injection_identity(config: Config) -> dict[str, Any]:
-    """Identities of the external inputs of an injection."""
-    source = checkpoint_source(config)
-    found: dict[str, Any] = {
-        "checkpoint": ckpt.checkpoint_identity(source, weights=config.inject.mode != "init"),
-        "output": output_directory(config) if config.inject.output else None,
-    }
-    how = config.inject.exposure
-    if how not in ("auto", "corpus", "rank"):
-        fs, path = storage.filesystem(how)
-        info = fs.get_file_info(path)
-        found["exposure"] = [info.size, info.mtime_ns]
-    return found
 
 
 def _run(stage_run: StageRun) -> Outcome:
