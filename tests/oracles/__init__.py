@@ -1,1 +1,1 @@
-"""Brute-force twins in plain NumPy, for tests: what kernels and solvers are compared with."""
+"""Brute-force oracles in plain NumPy, for tests: what kernels and solvers are compared with."""

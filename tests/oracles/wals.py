@@ -1,4 +1,4 @@
-"""The WALS half-step and loss in plain float64 NumPy over the dense matrix: the twin of every kernel.
+"""Half-steps and losses of every objective in plain float64 NumPy over the dense matrix.
 
 ::
 
@@ -42,7 +42,7 @@ class DenseProblem:
 
     @property
     def transposed(self) -> DenseProblem:
-        """The problem with the sides exchanged."""
+        """The problem with the sides swapped."""
         offset = None if self.offset is None else self.offset.T
         softplus = None if self.softplus is None else self.softplus.T
         return DenseProblem(self.target.T, self.weight.T, self.col_lambda, self.row_lambda, self.bias, offset, softplus)

@@ -269,7 +269,22 @@ def _woodbury_saving(lengths: np.ndarray, k: int) -> np.ndarray:
 
 
 def row_chunks(block: RowBlock, width: int, threads: int, rows: np.ndarray | None = None) -> list[np.ndarray]:
-    """Rows of a block (all, or some) in falling order of cost, cut into pieces of nearly equal cost."""
+    """Rows of a block in falling order of cost, cut into chunks of nearly equal cost.
+
+    Parameters
+    ----------
+    block : RowBlock
+    width : int
+        A row of n cells costs n + width / 3, in units of width^2.
+    threads : int
+        There are at most `CHUNKS_PER_THREAD` chunks for each.
+    rows : int64 array, optional
+        Which rows; None = all.
+
+    Returns
+    -------
+    list of int64 array
+    """
     rows = np.arange(len(block)) if rows is None else rows
     cost = block.lengths[rows] + width / 3
     order = np.argsort(-cost, kind="stable")

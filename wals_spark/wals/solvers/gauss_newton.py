@@ -29,7 +29,20 @@ class SquaredNormGaussNewton(RowUpdate):
     constant = 0.0
 
     def evaluate(self, block: RowBlock, start: np.ndarray, z: np.ndarray, offsets: Offsets) -> np.ndarray:
-        """Sums of w, w e and w e^2 of every row; shape (r, 3). Parameters are those of `RowUpdate.evaluate`."""
+        """Sums of w, w e and w e^2 of every row, see `RowUpdate.evaluate`.
+
+        Parameters
+        ----------
+        block : RowBlock
+        start : array of shape (r, k)
+        z : array of shape (n, k)
+        offsets : Offsets
+            Not used.
+
+        Returns
+        -------
+        float64 array of shape (r, 3)
+        """
         from wals_spark.wals.solvers.kernels.gauss_newton import sum_residuals
 
         sums, cells = np.zeros((len(block), 3)), CsrArrays(block.indptr, block.indices, block.target, block.weight)

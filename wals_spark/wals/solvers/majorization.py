@@ -23,6 +23,7 @@ import numpy as np
 
 from wals_spark.objective import SOFTPLUS_CURVATURE
 from wals_spark.wals.solvers.cpu import CpuSolver, Solver
+from wals_spark.wals.solvers.kernels.arguments import CsrArrays
 from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.row_update import Offsets, RowUpdate
 from wals_spark.wals.solvers.system import System, one_blas_thread
@@ -44,13 +45,26 @@ class SoftplusMajorization(RowUpdate):
     linear_term: np.ndarray
 
     def evaluate(self, block: RowBlock, start: np.ndarray, z: np.ndarray, offsets: Offsets) -> np.ndarray:
-        """The loss of every row; shape (r, 1). Parameters are those of `RowUpdate.evaluate`."""
+        """The loss of every row, see `RowUpdate.evaluate`; keeps the bound's linear term.
+
+        Parameters
+        ----------
+        block : RowBlock
+        start : array of shape (r, k)
+        z : array of shape (n, k)
+        offsets : Offsets
+
+        Returns
+        -------
+        float64 array of shape (r, 1)
+        """
         from wals_spark.wals.solvers.kernels.softplus import expand_cells
 
         dtype = z.dtype
         own, others, filled = (array.astype(dtype) for array in offsets)
         self.linear_term = np.zeros((len(block), z.shape[1]))
         row_loss = np.zeros(len(block))
+        cells = CsrArrays(block.indptr, block.indices, block.target, block.weight)
         rho = dtype.type(SOFTPLUS_CURVATURE)
 
         def expand(begin: int) -> None:
@@ -60,9 +74,8 @@ class SoftplusMajorization(RowUpdate):
                 s = start[rows] @ z[cols].T  # (B, C)
                 gradient = np.empty_like(s)
                 expand_cells(
-                    s, rows, first, block.indptr, block.indices, block.target, block.weight, rho, own[rows],
-                    others[cols], filled[cols], gradient, row_loss,
-                )  # fmt: skip
+                    rows, first, cells, rho, Offsets(own[rows], others[cols], filled[cols]), s, gradient, row_loss
+                )
                 self.linear_term[rows] += gradient @ z[cols]
 
         with one_blas_thread(), ThreadPoolExecutor(self.threads) as pool:

@@ -40,7 +40,7 @@ def block_of(lengths: list[int], dtype: str, seed: int = 0) -> RowBlock:
 
 
 def system_of(block: RowBlock, dtype: str, *, rho: float, bias: str = "none", ridge: float = 0.3) -> System:
-    """A system with random features; bias "free" has one more unknown, "fixed" two held coordinates."""
+    """A system with random features; bias "free" has one more unknown, "fixed" two known coordinates."""
     rng = np.random.default_rng(1)
     rows = len(block.ids)
     extra = {"none": 0, "free": 2, "fixed": 2}[bias]
@@ -52,10 +52,10 @@ def system_of(block: RowBlock, dtype: str, *, rho: float, bias: str = "none", ri
     wide = features.astype(np.float64)
     lambdas = np.full((rows, K + extra - fixed), ridge)
     lambdas[:, K:] = 0
-    held = rng.standard_normal((rows, fixed))
+    known = rng.standard_normal((rows, fixed))
     start = rng.standard_normal((rows, K + extra - fixed)).astype(dtype)
     fixed_factors = FixedFactors(features, h, (wide.T * h) @ wide, rho)
-    return System(fixed_factors, held, lambdas, start, None, int(bias == "free"))
+    return System(fixed_factors, known, lambdas, start, None, int(bias == "free"))
 
 
 def exact(block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
@@ -71,11 +71,11 @@ def exact(block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
         a = scale * system.fixed_factors.gramian + (near.T * d) @ near
         coefficient = (d + scale * system.fixed_factors.h[block.indices[part]]) * m
         rhs = near.T @ coefficient
-        held = system.known[i]
-        right = rhs[:free] - a[:free, free:] @ held + (0 if system.linear_term is None else system.linear_term[i])
+        known = system.known[i]
+        right = rhs[:free] - a[:free, free:] @ known + (0 if system.linear_term is None else system.linear_term[i])
         inner = a[:free, :free] + np.diag(system.ridge[i])
         out[i] = np.linalg.solve(inner, right)
-        constant = coefficient @ m - 2 * rhs[free:] @ held + held @ a[free:, free:] @ held
+        constant = coefficient @ m - 2 * rhs[free:] @ known + known @ a[free:, free:] @ known
         losses[i] = constant - 2 * right @ out[i] + out[i] @ inner @ out[i]
     return out, losses
 

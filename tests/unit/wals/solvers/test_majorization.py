@@ -1,4 +1,4 @@
-"""Objectives that are not quadratic in one side, against their dense twins."""
+"""Objectives that are not quadratic in one side, against dense oracles."""
 
 from __future__ import annotations
 

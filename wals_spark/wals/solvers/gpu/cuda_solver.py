@@ -5,7 +5,7 @@ the lower triangle of a segment's normal equations in registers while its rows o
 `solve` adds a row's segments, factorises and solves in registers too. Nothing of k x k passes through memory but the
 segments' sums, once. The first half-step of a width is checked against torch on a few rows. What the kernels cannot
 do (float64, very wide factors, old GPUs, rows that are singular in float32) is done by
-`wals_spark.wals.solvers.gpu.torch_solver`. `oracles.wals` is the NumPy twin.
+`wals_spark.wals.solvers.gpu.torch_solver`. `oracles.wals` has the oracle.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 SOURCES = ("async_copy.cu", "half_step.cu")
 TILE = 8
-MOST_TILE_ROWS = 34
-LEAST_TILE_ROWS = 3
+MAX_TILE_ROWS = 34
+MIN_TILE_ROWS = 3
 SEGMENT = 2048
 DEPTH = 8
-SHARED = 224 << 10
+SHARED_BYTES = 224 << 10
 STAGES = 3
 WARP = 32
 CHECKED_ROWS = 16
@@ -43,22 +43,22 @@ class Layout:
 
     Attributes
     ----------
-    free, held : int
+    free, known : int
         Coordinates that are solved, and that have a given value.
     """
 
     free: int
-    held: int
+    known: int
 
     @property
     def free_tiles(self) -> int:
         """8 x 8 tiles across the free coordinates."""
-        return max(LEAST_TILE_ROWS, -(-self.free // TILE))
+        return max(MIN_TILE_ROWS, -(-self.free // TILE))
 
     @property
     def tile_rows(self) -> int:
         """Tiles across all coordinates."""
-        return self.free_tiles + (1 if self.held else 0)
+        return self.free_tiles + (1 if self.known else 0)
 
     @property
     def tiles(self) -> int:
@@ -78,7 +78,9 @@ class Layout:
             return whole_warps(count * self.tiles) / (count * self.tiles)
 
         small = [
-            count for count in range(1, 9) if count * self.tiles <= 256 and count * self.stage_bytes <= SHARED // 2
+            count
+            for count in range(1, 9)
+            if count * self.tiles <= 256 and count * self.stage_bytes <= SHARED_BYTES // 2
         ]
         return min(small, key=waste, default=1)
 
@@ -90,7 +92,7 @@ class Layout:
     @property
     def fits(self) -> bool:
         """Whether the kernels can do it."""
-        return self.tile_rows <= MOST_TILE_ROWS and self.held <= TILE
+        return self.tile_rows <= MAX_TILE_ROWS and self.known <= TILE
 
     @property
     def constants(self) -> tuple[tuple[str, int], ...]:
@@ -108,9 +110,9 @@ class Layout:
             ("SOLVE_BLOCKS", max(1, 12 // solving)),
         )
 
-    def place(self) -> np.ndarray:
-        """Position of each coordinate; shape (free + held,)."""
-        return np.concatenate([np.arange(self.free), self.free_tiles * TILE + np.arange(self.held)])
+    def positions(self) -> np.ndarray:
+        """Position of each coordinate; shape (free + known,)."""
+        return np.concatenate([np.arange(self.free), self.free_tiles * TILE + np.arange(self.known)])
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A half-step on the device; letters as in `System`, coordinates in the kernels' places.
+class DeviceHalfStep:
+    """A half-step on the device; letters as in `System`, coordinates in the kernels' positions.
 
     Attributes
     ----------
@@ -148,7 +150,7 @@ class Prepared:
     gramian : float32 tensor of shape (width, width)
     scale : float32 tensor of shape (r,)
         rho g_i.
-    held : float64 tensor of shape (r, 8)
+    known : float64 tensor of shape (r, 8)
     ridge : float32 tensor of shape (r, free)
     """
 
@@ -161,7 +163,7 @@ class Prepared:
     h: torch.Tensor
     gramian: torch.Tensor
     scale: torch.Tensor
-    held: torch.Tensor
+    known: torch.Tensor
     ridge: torch.Tensor
 
 
@@ -170,7 +172,7 @@ def whole_warps(threads: int) -> int:
     return -(-threads // WARP) * WARP
 
 
-def cut(indptr: np.ndarray, segment: int, device: torch.device) -> Segments:
+def cut_segments(indptr: np.ndarray, segment: int, device: torch.device) -> Segments:
     """Cut every row into equal pieces of at most `segment` cells.
 
     Parameters
@@ -241,13 +243,13 @@ class CudaSolver(TorchSolver):
     def segments(self, block: RowBlock) -> Segments:
         """Those of a block; cut once, and kept as long as the block is."""
         if block not in self._cut:
-            self._cut[block] = cut(block.indptr, self.segment, self.device)
+            self._cut[block] = cut_segments(block.indptr, self.segment, self.device)
         return self._cut[block]
 
-    def prepare(self, block: RowBlock, system: System) -> Prepared:
+    def prepare(self, block: RowBlock, system: System) -> DeviceHalfStep:
         """Move what a half-step needs to the device."""
         layout = Layout(system.ridge.shape[1], system.known.shape[1])
-        place = torch.from_numpy(layout.place()).to(self.device)
+        place = torch.from_numpy(layout.positions()).to(self.device)
 
         def moved(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device=self.device, dtype=dtype)
@@ -256,15 +258,15 @@ class CudaSolver(TorchSolver):
         z[:, place] = moved(system.fixed_factors.z)
         gramian = torch.zeros((layout.width, layout.width), device=self.device)
         gramian[place[:, None], place] = moved(system.fixed_factors.gramian)
-        held = torch.zeros((len(block), TILE), dtype=torch.float64, device=self.device)
-        held[:, : layout.held] = moved(system.known, torch.float64)
+        known = torch.zeros((len(block), TILE), dtype=torch.float64, device=self.device)
+        known[:, : layout.known] = moved(system.known, torch.float64)
         _, indices, m, d = self.resident(block)
-        return Prepared(
+        return DeviceHalfStep(
             layout, self.segments(block), indices, m, d, z, moved(system.fixed_factors.h), gramian,
-            moved(system.fixed_factors.rho * block.popularity), held, moved(system.ridge),
+            moved(system.fixed_factors.rho * block.popularity), known, moved(system.ridge),
         )  # fmt: skip
 
-    def solve_prepared(self, p: Prepared) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def solve_prepared(self, p: DeviceHalfStep) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run the kernels on as many rows at a time as fit the memory.
 
         Returns
@@ -275,7 +277,7 @@ class CudaSolver(TorchSolver):
             Not 0 where the factorisation met a pivot that is not positive.
         """
         layout, segments, device = p.layout, p.segments, self.device
-        kernels = nvrtc.module(SOURCES, layout.constants, device)
+        kernels = nvrtc.load_module(SOURCES, layout.constants, device)
         x = torch.zeros((len(p.scale), layout.free), device=device)
         row_loss = torch.zeros(len(p.scale), dtype=torch.float64, device=device)
         failed = torch.zeros(len(p.scale), dtype=torch.int32, device=device)
@@ -303,7 +305,7 @@ class CudaSolver(TorchSolver):
             )  # fmt: skip
             kernels.launch(
                 "solve", end - begin, whole_warps(layout.tiles), 8 * TILE * layout.free_tiles**2,
-                bounds, segments.rows[begin:end], a, b, constant, p.gramian, p.scale, p.held, p.ridge,
+                bounds, segments.rows[begin:end], a, b, constant, p.gramian, p.scale, p.known, p.ridge,
                 x, row_loss, failed,
             )  # fmt: skip
             begin = end

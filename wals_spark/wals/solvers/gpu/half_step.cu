@@ -1,8 +1,8 @@
-// The exact half-step on a GPU, compiled at run time after async_copy.cu by wals_spark/wals/gpu/cuda_solver.py, which defines
-//   WIDTH       coordinates of z, padded: free ones to a multiple of 8, then 8 for held ones if there are any
+// The exact half-step on a GPU, compiled at run time after async_copy.cu by cuda_solver.py, which defines
+//   WIDTH       coordinates of z, padded: free ones to a multiple of 8, then 8 for known ones if there are any
 //   FREE        free coordinates before padding
 //   FREE_TILES  8 x 8 tiles across the free coordinates
-//   TILE_ROWS   tiles across all coordinates: FREE_TILES, or one more with held ones
+//   TILE_ROWS   tiles across all coordinates: FREE_TILES, or one more with known ones
 //   GROUPS      segments per block of `accumulate`
 //   DEPTH       cells per stage of its pipeline
 //   BLOCKS, SOLVE_BLOCKS  blocks of `accumulate` and `solve` that a multiprocessor shall hold at once
@@ -10,7 +10,7 @@
 //     A_i = rho g_i G + sum_l d_l z_l z_l^T,   b_i = sum_l c_l z_l,   c_l = (d_l + rho g_i h_l) m_l
 //
 // `coefficients` makes c; `accumulate` makes the sums over a segment of a row's cells; `solve` adds the segments and
-// rho g_i G, moves the held coordinates to the right side, factorises A + diag(ridge) = L L^T, solves, and takes the
+// rho g_i G, moves the known coordinates to the right side, factorises A + diag(ridge) = L L^T, solves, and takes the
 // loss from the residual in float64. A thread holds one 8 x 8 tile of the lower triangle in registers throughout.
 // All sums have a fixed order, so a row's result depends on nothing but the row.
 
@@ -217,10 +217,10 @@ __device__ __forceinline__ void add_ridge(float (&acc)[8][8], int i, const float
 }
 
 // A block per row. segment: (rows + 1,) first segment of each row; own: its number among the own rows.
-// held: (own rows, 8); ridge, x: (own rows, FREE).
+// known: (own rows, 8); ridge, x: (own rows, FREE).
 extern "C" __global__ void __launch_bounds__(SOLVE_THREADS, SOLVE_BLOCKS) solve(
     const int64* segment, const int* own, const float* a, const double* b, const double* constants,
-    const float* gramian, const float* scales, const double* held, const float* ridge, float* x, double* loss,
+    const float* gramian, const float* scales, const double* known, const float* ridge, float* x, double* loss,
     int* failed) {
     __shared__ __align__(16) float panel[8 * SOLVED];
     __shared__ float diagonal[64];
@@ -253,11 +253,11 @@ extern "C" __global__ void __launch_bounds__(SOLVE_THREADS, SOLVE_BLOCKS) solve(
     }
     __syncthreads();
 #if TILE_ROWS > FREE_TILES
-    // b_free - A_free,held t, and the constant less 2 b_held t, plus t A_held,held t.
+    // b_free - A_free,known t, and the constant less 2 b_held t, plus t A_held,known t.
     if (works && i == FREE_TILES) {
         double t[8];
 #pragma unroll
-        for (int p = 0; p < 8; ++p) t[p] = held[(int64)row * 8 + p];
+        for (int p = 0; p < 8; ++p) t[p] = known[(int64)row * 8 + p];
         if (j < FREE_TILES) {
 #pragma unroll
             for (int c = 0; c < 8; ++c) {

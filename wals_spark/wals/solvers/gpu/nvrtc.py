@@ -57,7 +57,7 @@ class Module:
         from cuda.bindings import driver
 
         torch.cuda.current_stream().synchronize()  # torch's context is the current one from here on
-        image = compiled(sources, constants, torch.cuda.get_device_capability())
+        image = compile_sources(sources, constants, torch.cuda.get_device_capability())
         self._driver = driver
         self._module = _checked(driver.cuModuleLoadData(image))
         self._functions: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def read_sources(names: Sequence[str]) -> str:
     return "".join(files("wals_spark.wals.solvers.gpu").joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
-def compiled(sources: Sequence[str], constants: Mapping[str, int], capability: tuple[int, int]) -> bytes:
+def compile_sources(sources: Sequence[str], constants: Mapping[str, int], capability: tuple[int, int]) -> bytes:
     """Machine code for GPUs of a compute capability; needs no GPU."""
     from cuda.bindings import nvrtc
 
@@ -120,7 +120,7 @@ def compiled(sources: Sequence[str], constants: Mapping[str, int], capability: t
 
 
 @cache
-def module(sources: tuple[str, ...], constants: tuple[tuple[str, int], ...], device: torch.device) -> Module:
+def load_module(sources: tuple[str, ...], constants: tuple[tuple[str, int], ...], device: torch.device) -> Module:
     """The kernels of some source files, compiled once per process, choice of constants and device."""
     with torch.cuda.device(device):
         return Module(sources, dict(constants))

@@ -1,7 +1,7 @@
 """The exact half-step in batches of rows, for GPUs: padded gathers, batched products, batched Cholesky.
 
 Rows are sorted by length and cut into batches of nearly equal length, so padding stays at a few per cent; a row
-longer than `longest` is accumulated in segments. `oracles.wals` is the NumPy twin.
+longer than `longest` is accumulated in segments. `oracles.wals` has the oracle.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ MAX_BATCH = 65_535
 
 
 @dataclass(frozen=True)
-class Batch:
+class RowBatch:
     """Rows that are solved together.
 
     Attributes
     ----------
     rows : int64 array of shape (B,)
         Positions among the own rows.
-    width : int
+    longest : int
         Cells of the longest of them.
     """
 
     rows: np.ndarray
-    width: int
+    longest: int
 
 
-def plan_batches(lengths: np.ndarray, k: int, itemsize: int, bytes_at_once: int, longest: int) -> Iterator[Batch]:
+def plan_batches(lengths: np.ndarray, k: int, itemsize: int, bytes_at_once: int, longest: int) -> Iterator[RowBatch]:
     """Rows with cells, in rising order of length, cut so that a batch fits and pads little.
 
     A batch of B rows padded to L cells holds B (2 L k + 3 k^2) numbers; ``B k k`` stays below 2^31 and B below
-    65,536, which some CUDA kernels take for granted.
+    65,536, beyond which some CUDA kernels fail.
 
     Parameters
     ----------
@@ -55,6 +55,10 @@ def plan_batches(lengths: np.ndarray, k: int, itemsize: int, bytes_at_once: int,
     bytes_at_once : int
     longest : int
         Cells gathered at once for a row.
+
+    Yields
+    ------
+    RowBatch
     """
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
@@ -69,7 +73,7 @@ def plan_batches(lengths: np.ndarray, k: int, itemsize: int, bytes_at_once: int,
         )
         stop = min(stop, start + most)
         rows = order[start:stop]
-        yield Batch(rows, int(lengths[rows[-1]]))
+        yield RowBatch(rows, int(lengths[rows[-1]]))
         start = stop
 
 
@@ -96,7 +100,7 @@ class TorchSolver(Solver):
 
     def solve(self, block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray]:
         dtype = {"float32": torch.float32, "float64": torch.float64}[system.fixed_factors.z.dtype.name]
-        problem = _Problem(self, block, system, dtype)
+        systems = _PaddedSystems(self, block, system, dtype)
         lengths = np.diff(block.indptr)
         count, width = len(block), system.fixed_factors.z.shape[1]
         out = torch.zeros((count, system.ridge.shape[1]), dtype=dtype, device=self.device)
@@ -104,7 +108,7 @@ class TorchSolver(Solver):
         failed = []
         for batch in plan_batches(lengths, width, system.fixed_factors.z.itemsize, self.bytes_at_once, self.longest):
             rows = torch.from_numpy(batch.rows).to(self.device)
-            x, loss, info = problem.solve(rows, batch.width)
+            x, loss, info = systems.solve(rows, batch.longest)
             out[rows], row_loss[rows] = x, loss
             failed.append((batch.rows, info))
         again = np.concatenate([rows[(info != 0).cpu().numpy()] for rows, info in failed] or [np.zeros(0, np.int64)])
@@ -115,7 +119,16 @@ class TorchSolver(Solver):
     def solve_again(
         self, block: RowBlock, system: System, rows: np.ndarray, out: np.ndarray, row_loss: np.ndarray
     ) -> None:
-        """As `solve_in_float64`, for rows that failed in the factors' own precision."""
+        """As `solve_in_float64`, for rows that failed in the factors' own precision.
+
+        Parameters
+        ----------
+        block : RowBlock
+        system : System
+        rows : int64 array
+            May be empty.
+        out, row_loss : arrays of shapes (r, solved coordinates) and (r,), written
+        """
         if len(rows):
             logger.warning("%d rows are nearly singular in %s, solved in float64", len(rows), out.dtype)
             self.solve_in_float64(block, system, rows, out, row_loss)
@@ -130,10 +143,14 @@ class TorchSolver(Solver):
         block : RowBlock
         system : System
         rows : int64 array
-        out, row_loss : arrays of shapes (r, K - fixed) and (r,)
-            Where the rows' solution and loss go.
+        out, row_loss : arrays of shapes (r, solved coordinates) and (r,), written
+
+        Raises
+        ------
+        InputError
+            A system is not positive definite even so; the rows are named.
         """
-        double = _Problem(self, block, system, torch.float64)
+        double = _PaddedSystems(self, block, system, torch.float64)
         still = []
         for row in rows:
             cells = int(block.indptr[row + 1] - block.indptr[row])
@@ -152,7 +169,7 @@ class TorchSolver(Solver):
         return self._resident[block]
 
 
-class _Problem:
+class _PaddedSystems:
     """A half-step on the device in one precision."""
 
     def __init__(self, solver: TorchSolver, block: RowBlock, system: System, dtype: torch.dtype) -> None:
@@ -169,10 +186,10 @@ class _Problem:
             moved(system.fixed_factors.gramian),
         )
         self.scale = system.fixed_factors.rho * moved(block.popularity)
-        self.held, self.ridge = moved(system.known), moved(system.ridge)
+        self.known, self.ridge = moved(system.known), moved(system.ridge)
 
-    def solve(self, rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Solve the rows, the longest of which has `width` cells; returns x, losses and LAPACK's info."""
+    def solve(self, rows: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Solve the rows, the longest of which has `longest` cells; returns x, losses and LAPACK's info."""
         k = self.z.shape[1]
         free = self.ridge.shape[1]
         scale = self.scale[rows]
@@ -180,8 +197,8 @@ class _Problem:
         rhs = torch.zeros((len(rows), k), dtype=torch.float64, device=a.device)
         constant = torch.zeros(len(rows), dtype=torch.float64, device=a.device)
         start, stop = self.indptr[rows], self.indptr[rows + 1]
-        for first in range(0, width, self.longest):
-            span = torch.arange(first, min(width, first + self.longest), device=a.device)
+        for first in range(0, longest, self.longest):
+            span = torch.arange(first, min(longest, first + self.longest), device=a.device)
             position = start[:, None] + span  # (B, L)
             inside = position < stop[:, None]
             position = torch.where(inside, position, start[:, None])
@@ -193,10 +210,10 @@ class _Problem:
             a = torch.baddbmm(a, (z * d[:, :, None]).transpose(1, 2), z)
             rhs += torch.matmul(coefficient[:, None, :], z)[:, 0].double()
             constant += (coefficient.double() * m.double()).sum(1)
-        held = self.held[rows].double()  # (B, k - free)
+        known = self.known[rows].double()  # (B, k - free)
         across, inner = a[:, :free, free:].double(), a[:, free:, free:].double()
-        constant = constant - 2 * (rhs[:, free:] * held).sum(1) + torch.einsum("bp,bpq,bq->b", held, inner, held)
-        reduced = rhs[:, :free] - (across * held[:, None, :]).sum(2)
+        constant = constant - 2 * (rhs[:, free:] * known).sum(1) + torch.einsum("bp,bpq,bq->b", known, inner, known)
+        reduced = rhs[:, :free] - (across * known[:, None, :]).sum(2)
         a = a[:, :free, :free].contiguous()
         a.diagonal(dim1=1, dim2=2).add_(self.ridge[rows])
         factor, info = torch.linalg.cholesky_ex(a)

@@ -20,7 +20,7 @@ from wals_spark.wals.solvers.kernels.packed_panels import add_product, sum_of
 
 @compiled(nogil=True)
 def factorise(a, width, factor, inverses, scratch):  # type: ignore[no-untyped-def]  # numba infers the types
-    """R into `factor`; False when A is not positive definite.
+    """``A = R^T R``, R into `factor`.
 
     Parameters
     ----------
@@ -31,6 +31,15 @@ def factorise(a, width, factor, inverses, scratch):  # type: ignore[no-untyped-d
     inverses : array of shape (panels, L, L), written
         Inverses of the triangles on the diagonal of R.
     scratch : panel matrix of L rows and one panel
+
+    Returns
+    -------
+    bool
+        False when A is not positive definite; `factor` is undefined then.
+
+    References
+    ----------
+    Golub and Van Loan, "Matrix computations", 4th edition, 2013, chapter 4.
     """
     lanes = a.shape[2]
     panels = (width + lanes - 1) // lanes
@@ -87,8 +96,11 @@ def solve_factored(factor, width, inverses, b):  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    factor, inverses : see `factorise`
+    factor : panel matrix
+        See `factorise`.
     width : int
+    inverses : array of shape (panels, L, L)
+        See `factorise`.
     b : array of shape (panels L,), C-contiguous
     """
     lanes = factor.shape[2]

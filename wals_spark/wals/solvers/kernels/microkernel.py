@@ -1,6 +1,6 @@
 """Instructions for the registers of the machine at hand, which numba's own loops do not reach.
 
-Addresses stand for lines of `LINE_BYTES`, L numbers each. A block of `TALL` lines of a product is held in registers
+Addresses stand for lines of `LINE_BYTES`, L numbers each. A block of `TALL` lines of a product stays in registers
 while all rows pass by. Importing this module imports numba.
 """
 
@@ -115,7 +115,20 @@ short_half_block = _block_product(SHORT, 2)
 
 @intrinsic
 def add_line(typing_context, target, source, factor):  # type: ignore[no-untyped-def]
-    """``target[:] += factor * source[:]`` for lines at two addresses."""
+    """``target[:] += factor * source[:]`` for lines at two addresses.
+
+    Parameters
+    ----------
+    typing_context : numba typing context
+    target, source : int
+        Addresses.
+    factor : float
+        Its dtype is that of the lines.
+
+    Returns
+    -------
+    signature and code generator, as numba's `intrinsic` asks
+    """
     if not isinstance(factor, types.Float):
         return None
 
@@ -133,7 +146,20 @@ def add_line(typing_context, target, source, factor):  # type: ignore[no-untyped
 
 @intrinsic
 def scale_line(typing_context, target, source, factor):  # type: ignore[no-untyped-def]
-    """``target[:] = factor * source[:]`` for lines at two addresses."""
+    """``target[:] = factor * source[:]`` for lines at two addresses.
+
+    Parameters
+    ----------
+    typing_context : numba typing context
+    target, source : int
+        Addresses.
+    factor : float
+        Its dtype is that of the lines.
+
+    Returns
+    -------
+    signature and code generator, as numba's `intrinsic` asks
+    """
     if not isinstance(factor, types.Float):
         return None
 
@@ -155,8 +181,23 @@ def scale_line(typing_context, target, source, factor):  # type: ignore[no-untyp
 def transpose_square(typing_context, source, source_bytes, columns, rows, target, like):  # type: ignore[no-untyped-def]
     """``target[c, r] = columns[c] rows[r] source[r, c]`` for r and c below W, W numbers being `REGISTER_BYTES`.
 
-    `source` is the address of rows `source_bytes` apart, `target` that of lines, `columns` and `rows` those of W
-    numbers; `like` has their dtype.
+    Parameters
+    ----------
+    typing_context : numba typing context
+    source : int
+        Address of W rows.
+    source_bytes : int
+        Bytes from a row to the next.
+    columns, rows : int
+        Addresses of W numbers each.
+    target : int
+        Address of lines.
+    like : float
+        Any number of the dtype.
+
+    Returns
+    -------
+    signature and code generator, as numba's `intrinsic` asks
     """
     if not isinstance(like, types.Float):
         return None
@@ -179,7 +220,7 @@ def transpose_square(typing_context, source, source_bytes, columns, rows, target
             return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), side), mask))
 
         scale = load(columns)
-        turned = [builder.fmul(load(at(source, r, source_bytes)), scale) for r in range(side)]
+        swapped = [builder.fmul(load(at(source, r, source_bytes)), scale) for r in range(side)]
         # Blocks of width x width change places across the diagonal, for 1, 2, ...
         width = 1
         while width < side:
@@ -189,11 +230,11 @@ def transpose_square(typing_context, source, source_bytes, columns, rows, target
                 own.append(side + c - width if moved else c)
                 other.append(side + c if moved else c + width)
             for r in (r for r in range(side) if not r & width):
-                pair = turned[r], turned[r + width]
-                turned[r], turned[r + width] = mixed(*pair, own), mixed(*pair, other)
+                pair = swapped[r], swapped[r + width]
+                swapped[r], swapped[r + width] = mixed(*pair, own), mixed(*pair, other)
             width *= 2
         weight = load(rows)
-        for c, row in enumerate(turned):
+        for c, row in enumerate(swapped):
             place = builder.add(target, ir.Constant(word, c * LINE_BYTES))
             builder.store(builder.fmul(row, weight), builder.inttoptr(place, vector.as_pointer()), align=size)
         return context.get_dummy_value()

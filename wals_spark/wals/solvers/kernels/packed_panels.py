@@ -61,6 +61,24 @@ def add_product(left, p, rows, right, count, source, target, panel_bytes, sign):
     """``target[r, :] = source[r, :] + sign sum_t left[t, p + r] right[t, :]`` for r below `rows`, by addresses.
 
     Up to `TALL` - 1 lines after the last are written too.
+
+    Parameters
+    ----------
+    left : int
+        Address of a panel matrix.
+    p : int
+        The first of its columns.
+    rows : int
+    right : int
+        Address of the lines of one panel.
+    count : int
+        Terms of the sum.
+    source, target : int
+        Addresses of lines.
+    panel_bytes : int
+        Bytes from a panel of `left` to the next.
+    sign : float
+        Its dtype is that of the numbers.
     """
     r = 0
     while r < rows:
@@ -74,7 +92,26 @@ def add_product(left, p, rows, right, count, source, target, panel_bytes, sign):
 
 @compiled(nogil=True)
 def add_half_product(left, p, rows, right, count, source, target, panel_bytes, sign):  # type: ignore[no-untyped-def]
-    """`add_product` for the first half of each line; up to 2 `TALL` - 1 half lines after the last are written too."""
+    """`add_product` for the first half of each line; up to 2 `TALL` - 1 half lines after the last are written too.
+
+    Parameters
+    ----------
+    left : int
+        Address of a panel matrix.
+    p : int
+        The first of its columns.
+    rows : int
+    right : int
+        Address of the lines of one panel.
+    count : int
+        Terms of the sum.
+    source, target : int
+        Addresses of lines.
+    panel_bytes : int
+        Bytes from a panel of `left` to the next.
+    sign : float
+        Its dtype is that of the numbers.
+    """
     r = 0
     while r < rows:
         place, out = source + r * LINE_BYTES, target + r * LINE_BYTES
@@ -99,7 +136,16 @@ def to_panels(matrix):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True)
 def scale_triangle(source, width, factor, target):  # type: ignore[no-untyped-def]
-    """``target = factor * source`` on and above the diagonal blocks, for two panel matrices of one shape."""
+    """``target = factor * source`` on and above the diagonal blocks.
+
+    Parameters
+    ----------
+    source : panel matrix
+    width : int
+        Rows and columns.
+    factor : float in the dtype of `source`
+    target : panel matrix of the shape of `source`, written
+    """
     lanes = source.shape[2]
     for q in range((width + lanes - 1) // lanes):
         at, out = source.ctypes.data + q * source.strides[0], target.ctypes.data + q * target.strides[0]

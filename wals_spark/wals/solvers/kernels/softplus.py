@@ -6,8 +6,10 @@
     e             = 2^n exp(r),  n = floor(1/2 - |x| / ln 2),  |r| <= ln 2 / 2
     ln(1 + e)     = 2 (y + y^3/3 + y^5/5 + ...),  y = e / (2 + e) <= 1/3
 
-Series instead of the mathematical library, because compilers turn them into vector instructions. Importing this module
-imports numba.
+These are series in place of numba's ``np.exp`` and ``np.log1p``, because LLVM turns them into vector instructions. At
+k = 100, on a core of an AMD EPYC and without SVML, a whole evaluation of a million cells, its products included, takes
+12.4 ms with them and 19.0 ms without in float32 (1.5 times), 23.6 and 27.0 ms in float64; fastmath changes neither.
+Importing this module imports numba.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ TERMS = {4: (8, 8), 8: (14, 18)}
 LAST = {4: 87.0, 8: 708.0}
 """exp(-x) is a normal number up to here."""
 LN2_HIGH, LN2_LOW = 2839 / 4096, 3.1946184945309417e-05
-"""ln 2 in two parts, the first of so few digits that n times it is exact."""
+"""ln 2 in two parts, the first of 12 bits, so that n times it is exact."""
 SEGMENT = 512
 """Cells whose losses are added in the precision of the factors, before float64."""
 
@@ -87,7 +89,7 @@ def log_of_one_plus(typing_context, e):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True, fastmath={"contract", "reassoc"})
 def expand_cells(  # type: ignore[no-untyped-def]  # numba infers the types
-    s, rows, first, indptr, indices, m, d, rho, own_offsets, offsets, filled, gradient, row_loss
+    rows, first, cells, rho, offsets, s, gradient, row_loss
 ):
     """Losses and gradients of a dense block of cells, predicted by `s`.
 
@@ -98,20 +100,23 @@ def expand_cells(  # type: ignore[no-untyped-def]  # numba infers the types
 
     Parameters
     ----------
-    s : array of shape (B, C)
     rows : int64 array of shape (B,)
-        Which rows of the CSR they are; ones without cells are left out.
+        Which rows of the block are predicted; ones without cells are left out.
     first : int
         The column of ``s[:, 0]``.
-    indptr, indices, m, d : CSR, columns rising within a row
+    cells : CsrArrays
+        Of the block, columns rising within a row.
     rho : float
-    own_offsets : array of shape (B,)
-        b_i.
-    offsets, filled : arrays of shape (C,)
-        c_j, and 1 for columns with cells, 0 for others.
+    offsets : Offsets
+        b_i of the B rows, c_j of the C columns, and 1 for columns with cells, 0 for others; all in the dtype of `s`.
+    s : array of shape (B, C)
+        Predictions u_i.v_j.
     gradient : array of shape (B, C), written
-    row_loss : float64 array of shape (rows of the CSR,), added to
+    row_loss : float64 array of shape (r,), added to
+        Of all rows of the block.
     """
+    indptr, indices, m, d = cells
+    own_offsets, other_offsets, filled = offsets
     count, width = s.shape
     one, half = s.dtype.type(1), s.dtype.type(0.5)
     for b in range(count):
@@ -124,7 +129,7 @@ def expand_cells(  # type: ignore[no-untyped-def]  # numba infers the types
         for begin in range(0, width, SEGMENT):
             part = one - one
             for c in range(begin, min(begin + SEGMENT, width)):
-                x = s[b, c] + shift + offsets[c]
+                x = s[b, c] + shift + other_offsets[c]
                 e = exp_of_minus(abs(x))
                 part += filled[c] * (max(x, one - one) + log_of_one_plus(e))
                 gradient[b, c] = -half * (one if x >= 0 else e) / (one + e)
@@ -132,7 +137,7 @@ def expand_cells(  # type: ignore[no-untyped-def]  # numba infers the types
         t = indptr[i] + np.searchsorted(indices[indptr[i] : indptr[i + 1]], first)
         while t < indptr[i + 1] and indices[t] < first + width:
             c = indices[t] - first
-            x = s[b, c] + shift + offsets[c]
+            x = s[b, c] + shift + other_offsets[c]
             error = float(m[t]) - s[b, c]
             loss += (d[t] + rho) * error * error - max(x, one - one) - log_of_one_plus(exp_of_minus(abs(x)))
             gradient[b, c] = -rho * s[b, c]

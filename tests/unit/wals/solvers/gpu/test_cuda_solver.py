@@ -15,7 +15,7 @@ import torch
 
 from wals_spark.errors import InputError
 from wals_spark.wals.solvers.gpu import cuda_solver, nvrtc
-from wals_spark.wals.solvers.gpu.cuda_solver import CudaSolver, Layout, cut
+from wals_spark.wals.solvers.gpu.cuda_solver import CudaSolver, Layout, cut_segments
 from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import FixedFactors, System
 
@@ -69,11 +69,11 @@ def on_cpu(request: pytest.FixtureRequest, build: Build, monkeypatch: pytest.Mon
     """Lets `CudaSolver` run here, the threads of a block in the order of the parameter."""
     falling = request.param == "falling"
     monkeypatch.setattr(
-        nvrtc, "module", lambda sources, constants, device: ModuleOnCpu(build(sources, constants), falling)
+        nvrtc, "load_module", lambda sources, constants, device: ModuleOnCpu(build(sources, constants), falling)
     )
 
 
-def problem(k: int, held: int, lengths: list[int], seed: int, columns: int = 60) -> tuple[RowBlock, System]:
+def problem(k: int, known: int, lengths: list[int], seed: int, columns: int = 60) -> tuple[RowBlock, System]:
     """Random rows of the given lengths."""
     generator = np.random.default_rng(seed)
     rows, nnz = len(lengths), sum(lengths)
@@ -82,10 +82,10 @@ def problem(k: int, held: int, lengths: list[int], seed: int, columns: int = 60)
     m, d = generator.standard_normal(nnz).astype(np.float32), generator.random(nnz).astype(np.float32)
     g, h = generator.random(rows) + 0.5, generator.random(columns)
     block = RowBlock(np.arange(rows), indptr, indices, m, d, g)
-    z = generator.standard_normal((columns, k + held)).astype(np.float32)
+    z = generator.standard_normal((columns, k + known)).astype(np.float32)
     gramian = (z.T * h) @ z.astype(np.float64)
     ridge = np.full((rows, k), 0.3)
-    return block, System(FixedFactors(z, h, gramian, 0.1), generator.standard_normal((rows, held)), ridge)
+    return block, System(FixedFactors(z, h, gramian, 0.1), generator.standard_normal((rows, known)), ridge)
 
 
 def solution(block: RowBlock, system: System) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,10 +112,10 @@ LENGTHS = [17, 1, 0, 60, 8, 33, 2, 59]
 
 
 @pytest.mark.parametrize(
-    ("k", "held"), [(1, 0), (5, 1), (16, 0), (33, 1), (40, 3), (64, 0), (100, 0), (128, 0), (129, 1)]
+    ("k", "known"), [(1, 0), (5, 1), (16, 0), (33, 1), (40, 3), (64, 0), (100, 0), (128, 0), (129, 1)]
 )
-def test_rows_and_losses_are_those_of_a_dense_solution(on_cpu: None, k: int, held: int) -> None:
-    block, system = problem(k, held, LENGTHS, seed=k)
+def test_rows_and_losses_are_those_of_a_dense_solution(on_cpu: None, k: int, known: int) -> None:
+    block, system = problem(k, known, LENGTHS, seed=k)
     x, loss = CudaSolver("cpu", segment=25).solve(block, system)
     expected, expected_loss, moved = solution(block, system)
     assert (np.linalg.norm(x - expected, axis=1) <= moved).all()
@@ -182,7 +182,7 @@ def test_kernels_that_disagree_with_torch_are_not_used(
 
 def test_segments_cover_every_cell_once_and_long_rows_come_first() -> None:
     indptr = np.array([0, 3, 3, 5000, 5001, 9097])
-    found = cut(indptr, 2048, torch.device("cpu"))
+    found = cut_segments(indptr, 2048, torch.device("cpu"))
     assert found.rows.tolist() == [2, 4, 0, 3]
     assert found.first.tolist() == [0, 3, 5, 6, 7]
     assert found.length.tolist() == [1666, 1666, 1665, 2048, 2048, 3, 1]
@@ -211,10 +211,10 @@ def test_the_sources_are_packaged() -> None:
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-@pytest.mark.parametrize(("free", "held"), [(64, 0), (129, 1), (272, 0)])
-def test_the_kernels_compile_for_gpus(capability: tuple[int, int], free: int, held: int) -> None:
+@pytest.mark.parametrize(("free", "known"), [(64, 0), (129, 1), (272, 0)])
+def test_the_kernels_compile_for_gpus(capability: tuple[int, int], free: int, known: int) -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="CUDA's Python is not installed")
-    image = nvrtc.compiled(cuda_solver.SOURCES, dict(Layout(free, held).constants), capability)
+    image = nvrtc.compile_sources(cuda_solver.SOURCES, dict(Layout(free, known).constants), capability)
     assert image[:4] == b"\x7fELF"
     assert all(name.encode() in image for name in KERNELS)
 
@@ -222,4 +222,4 @@ def test_the_kernels_compile_for_gpus(capability: tuple[int, int], free: int, he
 def test_a_compiler_error_carries_its_message() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="CUDA's Python is not installed")
     with pytest.raises(nvrtc.CudaError, match="identifier"):
-        nvrtc.compiled(cuda_solver.SOURCES, {"WIDTH": 64}, (9, 0))
+        nvrtc.compile_sources(cuda_solver.SOURCES, {"WIDTH": 64}, (9, 0))
