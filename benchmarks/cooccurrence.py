@@ -116,7 +116,7 @@ def kernel(ids: np.ndarray, offsets: np.ndarray, size: int, memory: int = 4 << 3
     started = time.perf_counter()
     counter = WindowCounter(semantics, size, np.zeros(size, np.int32), memory)
     packed = sum(len(blob.payload) for blob in counter.count(iter([chunk])))
-    return {"seconds": time.perf_counter() - started, "nnz": counter.tally.cells, "packed_bytes": packed}
+    return {"seconds": time.perf_counter() - started, "nnz": counter.totals.cells, "packed_bytes": packed}
 
 
 JOB = """
@@ -247,7 +247,7 @@ def case_job(arguments: argparse.Namespace, plain: Path, directory: Path, times:
 def case_output(arguments: argparse.Namespace, plain: Path, directory: Path) -> None:
     """See the module."""
     from wals_spark.cooccurrence.counting import cell_writer
-    from wals_spark.cooccurrence.merge import Cells
+    from wals_spark.cooccurrence.merge import SortedCells
 
     cells = sorted_cells(plain)
     path = directory / "cells.parquet"
@@ -255,7 +255,7 @@ def case_output(arguments: argparse.Namespace, plain: Path, directory: Path) -> 
     with cell_writer(str(path)) as write:
         for low in range(0, len(cells), 1 << 20):
             part = slice(low, low + (1 << 20))
-            write(Cells(cells.rows[part], cells.cols[part], cells.units[part]))
+            write(SortedCells(cells.rows[part], cells.cols[part], cells.units[part]))
     written = time.perf_counter()
     stored = pq.ParquetFile(path)
     total = 0
@@ -275,7 +275,7 @@ def case_output(arguments: argparse.Namespace, plain: Path, directory: Path) -> 
 def sorted_cells(plain: Path) -> Any:
     """The whole matrix in memory."""
     from wals_spark.config import CooccurrenceConfig
-    from wals_spark.cooccurrence.merge import BlockMerger, Cells
+    from wals_spark.cooccurrence.merge import BlockMerger, SortedCells
     from wals_spark.cooccurrence.semantics import semantics_of
     from wals_spark.cooccurrence.window import WindowCounter
     from wals_spark.token_shards import TokenChunk
@@ -286,7 +286,7 @@ def sorted_cells(plain: Path) -> Any:
     chunk = TokenChunk(ids, offsets, 0, np.zeros(len(offsets) - 1, np.uint64), 0)
     blobs = [(blob.rows, blob.payload) for blob in counter.count(iter([chunk]))]
     parts = list(BlockMerger(semantics, size, 4 << 30).merge(iter(blobs)))
-    return Cells(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "cols", "units")))
+    return SortedCells(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "cols", "units")))
 
 
 TASK = """
@@ -327,7 +327,7 @@ def count(limit):
         for blob in counter.count(chunks(source, limit)):
             out.write(blob.payload)
             listing.append((blob.rows, len(blob.payload)))
-    return listing, counter.tally
+    return listing, counter.totals
 
 def merge(listing):
     merger = BlockMerger(semantics, size, memory)
@@ -339,12 +339,12 @@ def merge(listing):
 merge(count(1)[0])
 before = reset()
 started = time.perf_counter()
-listing, tally = count(int(offsets[-1]))
+listing, read = count(int(offsets[-1]))
 count_grown = status("VmHWM") - before
 before = reset()
 totals = merge(listing)
 print(json.dumps({"seconds": time.perf_counter() - started, "count_grown_bytes": count_grown,
-                  "merge_grown_bytes": status("VmHWM") - before, "nnz": totals.cells, "pieces": tally.chunks,
+                  "merge_grown_bytes": status("VmHWM") - before, "nnz": totals.cells, "pieces": read.chunks,
                   "spilled_bytes": totals.spilled_bytes}))
 """
 

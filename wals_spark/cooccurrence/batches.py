@@ -198,7 +198,7 @@ def _fold_cells(
     paths = [file.path for name in names for file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": name})]
     memory = context.config.cooccurrence.memory_per_task
     with context.scratch(f"{STAGE}.{where['batch_id']}") as scratch, counting.bounded_batches(context.spark):
-        job = counting.Job(semantics, blocks_by_rank(counts, blocks), memory, scratch)
+        job = counting.CountingJob(semantics, blocks_by_rank(counts, blocks), memory, scratch)
         packed = counting.by_block(counting.repacked_frame(context.spark, job, paths), blocks)
         with context.tables.staged_slice(schemas.COOCCURRENCE, where, instead_of=others) as directory:
             if directory is not None:

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wals_spark import schemas, storage
-from wals_spark.cooccurrence.merge import BlockMerger, Cells, pack_cells
+from wals_spark.cooccurrence.merge import BlockMerger, SortedCells, pack_cells
 from wals_spark.cooccurrence.semantics import Semantics
-from wals_spark.cooccurrence.window import Tally, WindowCounter, context_tokens
+from wals_spark.cooccurrence.window import TaskTotals, WindowCounter, context_tokens
 from wals_spark.errors import InputError
 from wals_spark.heartbeat import Heartbeat
 from wals_spark.token_shards import BatchRange, Boundary, TokenChunk, read_batch_ranges
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 PACKED_DDL = "row_block int, `rows` int, payload binary"
 PACKED = pa.schema([("row_block", pa.int32()), ("rows", pa.int32()), ("payload", pa.binary())])
-TALLY_ROWS = -1
-"""In place of a number of rows: the payload is a task's `Tally`."""
+TOTALS_ROWS = -1
+"""In place of a number of rows: the payload is a task's `TaskTotals`."""
 BATCH_BYTES = 8 << 20
 """Bytes of packed rows handed over at a time."""
 CELLS_DDL = "row_id int, col_id int, units bigint, row_block int"
@@ -49,7 +49,7 @@ WRITE_OPTIONS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Job:
+class CountingJob:
     """What every task must know.
 
     Attributes
@@ -85,10 +85,10 @@ class BlockFacts:
     pruned_units: int
     blobs: int
     spilled_bytes: int
-    tallies: list[Tally] = field(default_factory=list)
+    tasks: list[TaskTotals] = field(default_factory=list)
 
 
-def packed_frame(spark: SparkSession, job: Job, tasks: Sequence[Sequence[BatchRange]]) -> DataFrame:
+def packed_frame(spark: SparkSession, job: CountingJob, tasks: Sequence[Sequence[BatchRange]]) -> DataFrame:
     """Count: a DataFrame of packed rows, one partition per task."""
     spans = [list(task) for task in tasks]
 
@@ -112,28 +112,28 @@ def _frame_of_tasks(
 
 
 def count_spans(
-    job: Job, spans: Sequence[BatchRange], heartbeat: Heartbeat | None = None
+    job: CountingJob, spans: Sequence[BatchRange], heartbeat: Heartbeat | None = None
 ) -> Iterator[tuple[int, int, bytes]]:
-    """(block, rows, payload) of all packed rows of a task, then its tally."""
+    """(block, rows, payload) of all packed rows of a task, then its totals."""
     semantics = job.semantics
     counter = WindowCounter(semantics, job.size, job.block_of, job.memory, job.counts)
-    tally = counter.tally
+    totals = counter.totals
     for blob in counter.count(_chunks(job, spans)):
         yield blob.block, blob.rows, blob.payload
         if heartbeat is not None:
-            heartbeat.beat(documents=tally.documents, tokens=counter.counted_tokens, pairs=tally.cells)
+            heartbeat.beat(documents=totals.documents, tokens=counter.counted_tokens, pairs=totals.cells)
     if heartbeat is not None:
-        heartbeat.beat(documents=tally.documents, tokens=tally.tokens, pairs=tally.cells, last=True)
-    yield 0, TALLY_ROWS, json.dumps(asdict(counter.tally)).encode()
+        heartbeat.beat(documents=totals.documents, tokens=totals.tokens, pairs=totals.cells, last=True)
+    yield 0, TOTALS_ROWS, json.dumps(asdict(counter.totals)).encode()
 
 
-def _chunks(job: Job, spans: Sequence[BatchRange]) -> Iterator[TokenChunk]:
+def _chunks(job: CountingJob, spans: Sequence[BatchRange]) -> Iterator[TokenChunk]:
     boundary: Boundary = job.semantics.boundary  # type: ignore[assignment]  # the configuration allows these three only
     return read_batch_ranges(spans, boundary=boundary, context=context_tokens(job.semantics, job.counts))
 
 
 @dataclass(frozen=True)
-class Direct:
+class DirectCounting:
     """Counting without a shuffle: `tasks` tasks read all `spans` and count every tasks-th block each."""
 
     spans: Sequence[BatchRange]
@@ -141,7 +141,7 @@ class Direct:
     blocks: int
 
 
-def counted_blocks(job: Job, direct: Direct, task: int) -> Iterator[tuple[int, Iterator[Cells]]]:
+def counted_blocks(job: CountingJob, direct: DirectCounting, task: int) -> Iterator[tuple[int, Iterator[SortedCells]]]:
     """The blocks of a task with their sorted cells; facts and marginals go to the scratch directory."""
     mine = range(task, direct.blocks, direct.tasks)
     semantics = job.semantics
@@ -151,15 +151,17 @@ def counted_blocks(job: Job, direct: Direct, task: int) -> Iterator[tuple[int, I
         yield block, cells
         first = task == 0 and number == 0
         facts = BlockFacts(
-            block, totals.cells, totals.pruned_cells, totals.pruned_units, 0, 0, [counter.tally] if first else []
+            block, totals.cells, totals.pruned_cells, totals.pruned_units, 0, 0, [counter.totals] if first else []
         )
         _leave_facts(job, facts, totals.row_units, totals.col_units)
         share = (number + 1) / len(mine) / direct.tasks
-        tally = counter.tally
-        heartbeat.beat(documents=round(tally.documents * share), tokens=round(tally.tokens * share), pairs=tally.cells)
+        read = counter.totals
+        heartbeat.beat(documents=round(read.documents * share), tokens=round(read.tokens * share), pairs=read.cells)
 
 
-def write_direct(spark: SparkSession, job: Job, direct: Direct, directory: str) -> list[tuple[int, int]]:
+def write_direct(
+    spark: SparkSession, job: CountingJob, direct: DirectCounting, directory: str
+) -> list[tuple[int, int]]:
     """Count every block and write it below `directory`, see `write_blocks`; returns blocks and their cells.
 
     A job on an RDD: there is no shuffle, and Spark's SQL engine would take longer to warm up than the
@@ -173,7 +175,7 @@ def write_direct(spark: SparkSession, job: Job, direct: Direct, directory: str) 
     return spark.sparkContext.parallelize(range(direct.tasks), direct.tasks).flatMap(run).collect()
 
 
-def direct_cells(spark: SparkSession, job: Job, direct: Direct) -> DataFrame:
+def direct_cells(spark: SparkSession, job: CountingJob, direct: DirectCounting) -> DataFrame:
     """Count; the sorted cells come back as rows, see `merged_cells`."""
 
     def produce(task: int) -> Iterator[pa.RecordBatch]:
@@ -205,13 +207,13 @@ def _packed_batch(blobs: list[tuple[int, int, bytes]]) -> pa.RecordBatch:
     )
 
 
-def repacked_frame(spark: SparkSession, job: Job, paths: Sequence[str]) -> DataFrame:
+def repacked_frame(spark: SparkSession, job: CountingJob, paths: Sequence[str]) -> DataFrame:
     """Sorted files of counts as packed rows by `job`'s blocks: one partition per file."""
     files = list(paths)
     return _frame_of_tasks(spark, len(files), lambda task: _packed_batches(repack_file(job, files[task])), PACKED_DDL)
 
 
-def repack_file(job: Job, path: str) -> Iterator[tuple[int, int, bytes]]:
+def repack_file(job: CountingJob, path: str) -> Iterator[tuple[int, int, bytes]]:
     """(block, rows, payload) of a sorted file of counts."""
     fs, inner = storage.filesystem(path)
     with fs.open_input_file(inner) as source:
@@ -223,7 +225,7 @@ def repack_file(job: Job, path: str) -> Iterator[tuple[int, int, bytes]]:
             order = np.argsort(block_of, kind="stable")
             bounds = np.flatnonzero(np.diff(block_of[order])) + 1
             for part in np.split(order, bounds):
-                cells = Cells(rows[part], cols[part], units[part])
+                cells = SortedCells(rows[part], cols[part], units[part])
                 for count, payload in pack_cells(cells, BATCH_BYTES):
                     yield int(block_of[part[0]]), count, payload
 
@@ -248,7 +250,7 @@ def by_block(frame: DataFrame, blocks: int) -> DataFrame:
     return frame.repartitionById(blocks, F.col("row_block"))
 
 
-def write_blocks(frame: DataFrame, job: Job, directory: str) -> list[tuple[int, int]]:
+def write_blocks(frame: DataFrame, job: CountingJob, directory: str) -> list[tuple[int, int]]:
     """Merge every block and write it below `directory` as a Parquet file; returns blocks and their cells.
 
     Names and content are the same in every attempt of a task, so a repeated or speculative attempt
@@ -263,7 +265,7 @@ def write_blocks(frame: DataFrame, job: Job, directory: str) -> list[tuple[int, 
     return [(row.row_block, row.cells) for row in frame.mapInArrow(run, WRITTEN_DDL).collect()]
 
 
-def _write_block(directory: str, block: int, parts: Iterator[Cells]) -> int:
+def _write_block(directory: str, block: int, parts: Iterator[SortedCells]) -> int:
     """Write a block's file; returns its cells."""
     cells = 0
     with cell_writer(storage.join(directory, f"row_block={block}", "part-00000.parquet")) as write:
@@ -276,7 +278,7 @@ def _write_block(directory: str, block: int, parts: Iterator[Cells]) -> int:
 _WRITTEN = pa.schema([("row_block", pa.int32()), ("cells", pa.int64())])
 
 
-def merged_cells(frame: DataFrame, job: Job) -> DataFrame:
+def merged_cells(frame: DataFrame, job: CountingJob) -> DataFrame:
     """Merge every block; its sorted cells come back as rows, one partition per block."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -287,7 +289,7 @@ def merged_cells(frame: DataFrame, job: Job) -> DataFrame:
     return frame.mapInArrow(run, CELLS_DDL)
 
 
-def _cell_batch(block: int, part: Cells) -> pa.RecordBatch:
+def _cell_batch(block: int, part: SortedCells) -> pa.RecordBatch:
     blocks = pa.array(np.full(len(part), block, np.int32))
     return pa.RecordBatch.from_arrays(
         [pa.array(part.rows), pa.array(part.cols), pa.array(part.units), blocks],
@@ -303,9 +305,9 @@ def _block() -> int:
     return int(context.partitionId())
 
 
-def _merged(job: Job, block: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Cells]:
+def _merged(job: CountingJob, block: int, batches: Iterator[pa.RecordBatch]) -> Iterator[SortedCells]:
     """The sorted cells of a block; its facts and marginals go to the scratch directory."""
-    tallies: list[Tally] = []
+    tasks: list[TaskTotals] = []
 
     def blobs() -> Iterator[tuple[int, bytes]]:
         for batch in batches:
@@ -314,8 +316,8 @@ def _merged(job: Job, block: int, batches: Iterator[pa.RecordBatch]) -> Iterator
             payloads = batch.column("payload")
             for index, rows in enumerate(batch.column("rows").to_pylist()):
                 payload = payloads[index].as_buffer().to_pybytes()
-                if rows == TALLY_ROWS:
-                    tallies.append(Tally(**json.loads(payload)))
+                if rows == TOTALS_ROWS:
+                    tasks.append(TaskTotals(**json.loads(payload)))
                 else:
                     yield rows, payload
 
@@ -327,7 +329,7 @@ def _merged(job: Job, block: int, batches: Iterator[pa.RecordBatch]) -> Iterator
         heartbeat.beat(cells=totals.cells)
     heartbeat.beat(cells=totals.cells, last=True)
     facts = BlockFacts(
-        block, totals.cells, totals.pruned_cells, totals.pruned_units, totals.blobs, totals.spilled_bytes, tallies
+        block, totals.cells, totals.pruned_cells, totals.pruned_units, totals.blobs, totals.spilled_bytes, tasks
     )
     _leave_facts(job, facts, totals.row_units, totals.col_units)
 
@@ -336,7 +338,7 @@ def _facts_path(scratch: str, block: int) -> str:
     return storage.join(scratch, f"block-{block:05d}.facts")
 
 
-def _leave_facts(job: Job, facts: BlockFacts, row_units: np.ndarray, col_units: np.ndarray) -> None:
+def _leave_facts(job: CountingJob, facts: BlockFacts, row_units: np.ndarray, col_units: np.ndarray) -> None:
     """Facts, then the marginals of the block: ids and sums that are not zero."""
     parts = []
     for units in (row_units, col_units):
@@ -347,7 +349,7 @@ def _leave_facts(job: Job, facts: BlockFacts, row_units: np.ndarray, col_units: 
     storage.write_bytes(_facts_path(job.scratch, facts.block), len(head).to_bytes(8, "little") + head + body)
 
 
-def collect_facts(job: Job, blocks: int) -> tuple[list[BlockFacts], np.ndarray, np.ndarray]:
+def collect_facts(job: CountingJob, blocks: int) -> tuple[list[BlockFacts], np.ndarray, np.ndarray]:
     """What the merging tasks left: facts per block, row sums and column sums of shape (V,)."""
     row_units = np.zeros(job.size, np.int64)
     col_units = np.zeros(job.size, np.int64)
@@ -356,7 +358,7 @@ def collect_facts(job: Job, blocks: int) -> tuple[list[BlockFacts], np.ndarray, 
         content = storage.read_bytes(_facts_path(job.scratch, block))
         start = 8 + int.from_bytes(content[:8], "little")
         head = json.loads(content[8:start])
-        facts = BlockFacts(**{**head["facts"], "tallies": [Tally(**tally) for tally in head["facts"]["tallies"]]})
+        facts = BlockFacts(**{**head["facts"], "tasks": [TaskTotals(**task) for task in head["facts"]["tasks"]]})
         arrays = np.split(np.frombuffer(content, np.int64, offset=start), np.cumsum(head["lengths"])[:-1])
         row_units[arrays[0]] += arrays[1]
         col_units[arrays[2]] += arrays[3]
@@ -378,7 +380,7 @@ def cell_writer(path: str) -> Iterator[Any]:
     temporary = posixpath.join(directory, f"_{name}.{uuid.uuid4().hex[:8]}") if local else target
     writer: pq.ParquetWriter | None = None
 
-    def write(cells: Cells) -> None:
+    def write(cells: SortedCells) -> None:
         nonlocal writer
         if writer is None:
             fs.create_dir(directory, recursive=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from wals_spark.cooccurrence.plan import Plan, expected_cells, make_plan
+from wals_spark.cooccurrence.plan import CountingPlan, expected_cells, make_plan
 from wals_spark.cooccurrence.semantics import Semantics, semantics_of
 from wals_spark.cooccurrence.window import TOKEN_BYTES, VOCABULARY_BYTES, WindowCounter, direct_bytes
 from wals_spark.stage import Context
@@ -57,8 +57,8 @@ def sample_ratio(shards: Sequence[TokenShard], counts: np.ndarray, semantics: Se
     counter = WindowCounter(semantics, size, np.zeros(size, np.int32), 1 << 30, counts)
     for _ in counter.count(_sample(shards, semantics)):
         pass
-    expected = expected_cells(counts, counter.tally.tokens, semantics)
-    return counter.tally.tokens, counter.tally.cells / expected if expected else 1.0
+    expected = expected_cells(counts, counter.totals.tokens, semantics)
+    return counter.totals.tokens, counter.totals.cells / expected if expected else 1.0
 
 
 def _sample(shards: Sequence[TokenShard], semantics: Semantics) -> Iterator[TokenChunk]:
@@ -77,7 +77,7 @@ def _sample(shards: Sequence[TokenShard], semantics: Semantics) -> Iterator[Toke
 
 
 def describe(
-    plan: Plan, semantics: Semantics, size: int, memory: int, slots: int, sampled: int, cells: float
+    plan: CountingPlan, semantics: Semantics, size: int, memory: int, slots: int, sampled: int, cells: float
 ) -> list[str]:
     """The plan in words."""
     per_task = math.ceil(plan.tokens / max(1, len(plan.tasks)))

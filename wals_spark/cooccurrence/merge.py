@@ -1,7 +1,7 @@
 """Sum packed rows of one block, within a bound of memory, without Spark.
 
 Blobs are collected; when they exceed the bound they are summed and spilled to a local file as a sorted
-run. At the end the runs are merged window by window, so that memory holds one piece of every run.
+run. At the end the runs are merged window by window, so that memory holds one part of every run.
 """
 
 from __future__ import annotations
@@ -9,11 +9,27 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from wals_spark.cooccurrence import kernels
+from wals_spark.cooccurrence.kernels.column_set import empty_column_set
+from wals_spark.cooccurrence.kernels.merging import merge_rows
+from wals_spark.cooccurrence.kernels.packed_rows import (
+    MAXIMUM_ENTRY,
+    ROW_HEADER,
+    empty_row_index,
+    index_rows,
+    pack_rows,
+)
+from wals_spark.cooccurrence.kernels.row_finishing import (
+    OUTPUT_FULL,
+    OVERFLOW,
+    BlockSums,
+    CellColumns,
+    FinishingRules,
+    empty_cell_columns,
+)
 from wals_spark.cooccurrence.semantics import Semantics
 from wals_spark.errors import InputError, TransientError
 
@@ -26,7 +42,7 @@ LARGEST_OUTPUT = 1 << 20
 
 
 @dataclass(frozen=True)
-class Cells:
+class SortedCells:
     """Sorted cells: int32 rows, int32 cols, int64 units, each of shape (cells,)."""
 
     rows: np.ndarray
@@ -36,9 +52,14 @@ class Cells:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @classmethod
+    def copied(cls, columns: CellColumns, written: int) -> SortedCells:
+        """A copy of the first cells of a kernel's output."""
+        return cls(columns.rows[:written].copy(), columns.cols[:written].copy(), columns.units[:written].copy())
+
 
 @dataclass
-class MergeTotals:
+class BlockTotals:
     """Sums over a block.
 
     Attributes
@@ -59,19 +80,39 @@ class MergeTotals:
     blobs: int = 0
     spilled_bytes: int = 0
 
+    @classmethod
+    def zeros(cls, semantics: Semantics, size: int) -> BlockTotals:
+        """No counts of V = `size` tokens."""
+        return cls(np.zeros(size, np.int64), np.zeros(0 if semantics.symmetric else size, np.int64))
+
+    def add_pruned(self, pruned: np.ndarray) -> None:
+        """Add the cells and units that a kernel dropped."""
+        self.pruned_cells += int(pruned[0])
+        self.pruned_units += int(pruned[1])
+
 
 @dataclass
-class _Piece:
-    """A sorted stretch of a run in the spill file."""
+class _SpilledPart:
+    """A stretch of a sorted run in the spill file: consecutive packed rows."""
 
     offset: int
     size: int
     rows: int
 
 
-@dataclass
-class _Run:
-    pieces: list[_Piece] = field(default_factory=list)
+def finishing_rules(semantics: Semantics, limit: int, *, final: bool = True) -> FinishingRules:
+    """What becomes of a row's sums; where they are not `final`, they stay as they are."""
+    if not final:
+        return FinishingRules(halve_diagonal=False, minimum=1, limit=limit)
+    return FinishingRules(semantics.diagonal == "once", max(semantics.minimum_units, 1), limit)
+
+
+def overflow_error(token: int, limit: int, semantics: Semantics) -> InputError:
+    """The error for a sum of a token that exceeds the limit."""
+    return InputError(
+        f"counts overflow: a sum of token {token} exceeds {limit:,} units of 1/{semantics.unit:,}; set a lower "
+        "cooccurrence.unit_bits or count smaller batches"
+    )
 
 
 class BlockMerger:
@@ -106,13 +147,10 @@ class BlockMerger:
         self._output = int(max(size + 1, min(LARGEST_OUTPUT, max(SMALLEST_OUTPUT, memory // 256))))
         self._directory = directory
         self._wide = np.zeros(size + 1, np.int64)
-        self._touched = np.empty(size + 2, np.uint32)
-        self._words = np.zeros((size >> 6) + 1, np.uint64)
-        self._summary = np.zeros((size >> 12) + 1, np.uint64)
-        columns = 0 if semantics.symmetric else size
-        self.totals = MergeTotals(np.zeros(size, np.int64), np.zeros(columns, np.int64))
+        self._columns = empty_column_set(size)
+        self.totals = BlockTotals.zeros(semantics, size)
 
-    def merge(self, blobs: Iterable[tuple[int, bytes]]) -> Iterator[Cells]:
+    def merge(self, blobs: Iterable[tuple[int, bytes]]) -> Iterator[SortedCells]:
         """Sorted cells of all blobs, each given with its number of rows.
 
         Raises
@@ -125,7 +163,7 @@ class BlockMerger:
         held: list[bytes] = []
         size = rows = 0
         with _SpillFile(self._directory) as spill:
-            runs: list[_Run] = []
+            runs: list[list[_SpilledPart]] = []
             for count, blob in blobs:
                 self.totals.blobs += 1
                 weight = len(blob) + INDEX_BYTES * count
@@ -145,92 +183,69 @@ class BlockMerger:
                 held = []
             yield from self._counted(self._merge_runs(runs, spill, final=True))
 
-    def _counted(self, cells: Iterator[Cells]) -> Iterator[Cells]:
+    def _counted(self, cells: Iterator[SortedCells]) -> Iterator[SortedCells]:
         for part in cells:
             self.totals.cells += len(part)
             yield part
 
     def _sum(
         self, blobs: list[bytes], rows: int, *, final: bool, low: int = 0, high: int = 2**32 - 1
-    ) -> Iterator[Cells]:
+    ) -> Iterator[SortedCells]:
         """Sum the rows low .. high of all blobs."""
         buffer = np.frombuffer(b"".join(blobs), np.uint8)
-        ids = np.empty(rows, np.uint32)
-        places = np.empty(rows, np.uint64)
-        lengths = np.empty(rows, np.uint32)
+        packed = empty_row_index(rows)
         at = filled = 0
         for blob in blobs:
-            filled = kernels.index_rows(buffer, at, at + len(blob), ids, places, lengths, filled)
+            filled = index_rows(buffer, at, at + len(blob), packed, filled)
             at += len(blob)
         assert filled == rows, f"{filled} packed rows, {rows} announced"
-        order = np.argsort(ids, kind="stable")
-        first, last = np.searchsorted(ids[order], [low, high + 1])
+        order = np.argsort(packed.rows, kind="stable")
+        first, last = np.searchsorted(packed.rows[order], [low, high + 1])
         order = order[first:last]
-        out = Cells(
-            np.empty(self._output, np.int32), np.empty(self._output, np.int32), np.empty(self._output, np.int64)
-        )
         # Sums of a spilled run are not final: no halving, no pruning, no totals.
-        row_units = self.totals.row_units if final else np.zeros(self.size, np.int64)
-        col_units = self.totals.col_units if final else np.zeros(0, np.int64)
-        pruned = np.zeros(2, np.int64)
-        index, state = 0, 1
-        while state == 1:
-            index, written, state = kernels.merge_rows(
-                order,
-                index,
-                ids,
-                places,
-                lengths,
-                buffer,
-                final and self.semantics.diagonal == "once",
-                max(self.semantics.minimum_units, 1) if final else 1,
-                self.limit,
-                self._wide,
-                self._touched,
-                self._words,
-                self._summary,
-                out.rows,
-                out.cols,
-                out.units,
-                row_units,
-                col_units,
-                pruned,
+        rules = finishing_rules(self.semantics, self.limit, final=final)
+        sums = BlockSums(
+            self.totals.row_units if final else np.zeros(self.size, np.int64),
+            self.totals.col_units if final else np.zeros(0, np.int64),
+            np.zeros(2, np.int64),
+        )
+        cells = empty_cell_columns(self._output)
+        index, state = 0, OUTPUT_FULL
+        while state == OUTPUT_FULL:
+            index, written, state = merge_rows(
+                order, index, packed, buffer, rules, self._wide, self._columns, cells, sums
             )
-            if state == 2:
-                raise InputError(
-                    f"counts overflow: a sum of token {int(ids[order[index]])} exceeds {self.limit:,} units of "
-                    f"1/{self.semantics.unit:,}; set a lower cooccurrence.unit_bits or count smaller batches"
-                )
+            if state == OVERFLOW:
+                raise overflow_error(int(packed.rows[order[index]]), self.limit, self.semantics)
             if written:
-                yield Cells(out.rows[:written].copy(), out.cols[:written].copy(), out.units[:written].copy())
+                yield SortedCells.copied(cells, written)
         if final:
-            self.totals.pruned_cells += int(pruned[0])
-            self.totals.pruned_units += int(pruned[1])
+            self.totals.add_pruned(sums.pruned)
 
-    def _spill(self, cells: Iterator[Cells], spill: _SpillFile) -> _Run:
-        run = _Run()
+    def _spill(self, cells: Iterator[SortedCells], spill: _SpillFile) -> list[_SpilledPart]:
+        run: list[_SpilledPart] = []
         limit = max(1 << 14, self._bound // (2 * MAXIMUM_RUNS))
         for part in cells:
             for rows, payload in pack_cells(part, limit):
-                run.pieces.append(_Piece(spill.write(payload), len(payload), rows))
+                run.append(_SpilledPart(spill.write(payload), len(payload), rows))
                 self.totals.spilled_bytes += len(payload)
         return run
 
-    def _merge_runs(self, runs: list[_Run], spill: _SpillFile, *, final: bool) -> Iterator[Cells]:
-        """Merge sorted runs, holding one piece of each: all rows below the lowest end are complete."""
-        upcoming = [iter(run.pieces) for run in runs]
+    def _merge_runs(self, runs: list[list[_SpilledPart]], spill: _SpillFile, *, final: bool) -> Iterator[SortedCells]:
+        """Merge sorted runs, holding one part of each: all rows below the lowest end are complete."""
+        upcoming = [iter(run) for run in runs]
         current: dict[int, tuple[np.ndarray, bytes]] = {}
         active = set(range(len(runs)))
         low = 0
         while active:
             for number in sorted(active):
                 if number not in current:
-                    piece = next(upcoming[number], None)
-                    if piece is None:
+                    part = next(upcoming[number], None)
+                    if part is None:
                         active.discard(number)
                         continue
-                    payload = spill.read(piece.offset, piece.size)
-                    current[number] = (_row_ids(payload, piece.rows), payload)
+                    payload = spill.read(part.offset, part.size)
+                    current[number] = (_row_ids(payload, part.rows), payload)
             if not current:
                 return
             high = min(int(ids[-1]) for ids, _ in current.values())
@@ -241,25 +256,23 @@ class BlockMerger:
             current = {number: held for number, held in current.items() if int(held[0][-1]) > high}
 
 
-def pack_cells(cells: Cells, limit: int) -> Iterator[tuple[int, bytes]]:
+def pack_cells(cells: SortedCells, limit: int) -> Iterator[tuple[int, bytes]]:
     """Sorted cells as (rows, packed rows), in pieces of about `limit` bytes and whole rows."""
     index = 0
     buffer = np.empty(limit, np.uint8)
     while index < len(cells):
-        index, used, packed = kernels.pack_rows(cells.rows, cells.cols, cells.units, index, buffer)
+        index, used, packed = pack_rows(cells.rows, cells.cols, cells.units, index, buffer)
         if packed:
             yield int(packed), buffer[:used].tobytes()
         else:
             stop = int(np.searchsorted(cells.rows, cells.rows[index], side="right"))
-            buffer = np.empty((stop - index) * kernels.MAXIMUM_ENTRY + kernels.ROW_HEADER, np.uint8)
+            buffer = np.empty((stop - index) * MAXIMUM_ENTRY + ROW_HEADER, np.uint8)
 
 
 def _row_ids(payload: bytes, rows: int) -> np.ndarray:
-    ids = np.empty(rows, np.uint32)
-    kernels.index_rows(
-        np.frombuffer(payload, np.uint8), 0, len(payload), ids, np.empty(rows, np.uint64), np.empty(rows, np.uint32), 0
-    )
-    return ids
+    packed = empty_row_index(rows)
+    index_rows(np.frombuffer(payload, np.uint8), 0, len(payload), packed, 0)
+    return packed.rows
 
 
 class _SpillFile:

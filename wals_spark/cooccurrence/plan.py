@@ -21,7 +21,7 @@ DIRECT_TASKS = 16
 
 
 @dataclass(frozen=True)
-class Plan:
+class CountingPlan:
     """The shape of a counting job.
 
     Attributes
@@ -57,12 +57,12 @@ def make_plan(
     slots: int,
     memory: int,
     blocks: int | None = None,
-) -> Plan:
+) -> CountingPlan:
     """Cut the work for so many slots.
 
     There are as many tasks as slots, or a multiple of it when a task would have to count in more than
     one piece, but none for less than `TOKENS_PER_TASK` tokens. Where all tokens fit into `memory` and the
-    slots are few, tasks share the rows instead of the tokens (`Plan.direct`).
+    slots are few, tasks share the rows instead of the tokens (`CountingPlan.direct`).
     """
     tokens = sum(shard.tokens for shard in shards)
     capacity = chunk_capacity(memory, len(counts))
@@ -77,7 +77,7 @@ def make_plan(
     blocks = max(1, min(blocks, len(counts), LARGEST_BLOCKS))
     readers = min(slots, wanted, blocks) if slots <= DIRECT_TASKS else 0
     fits = readers > 0 and 4 * direct_bytes(tokens, len(counts), readers) <= 3 * memory
-    return Plan(
+    return CountingPlan(
         tasks=_even(spans, wanted),
         direct=readers if fits and tokens else 0,
         blocks=blocks,

@@ -25,8 +25,8 @@ from wals_spark.token_shards import list_shards
 from wals_spark.tokenizer import vocabulary_hash
 
 if TYPE_CHECKING:
-    from wals_spark.cooccurrence.counting import BlockFacts, Job
-    from wals_spark.cooccurrence.plan import Plan
+    from wals_spark.cooccurrence.counting import BlockFacts, CountingJob
+    from wals_spark.cooccurrence.plan import CountingPlan
     from wals_spark.cooccurrence.semantics import Semantics
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def _run(stage_run: StageRun) -> Outcome:
         context.scratch(f"cooccurrence.{config.corpus.batch_id}") as scratch,
         _progress(scratch, plan, encoded.get("text_bytes")),
     ):
-        job = counting.Job(
+        job = counting.CountingJob(
             semantics,
             blocks_by_rank(vocabulary.counts, plan.blocks),
             settings.memory_per_task,
@@ -106,11 +106,11 @@ def _run(stage_run: StageRun) -> Outcome:
     return Outcome(outputs, _metrics(outputs), _lines(outputs))
 
 
-def _count_directly(context: Context, job: Job, plan: Plan, where: dict[str, str]) -> None:
+def _count_directly(context: Context, job: CountingJob, plan: CountingPlan, where: dict[str, str]) -> None:
     """Every task reads all tokens and counts its share of the rows."""
     from wals_spark.cooccurrence import counting
 
-    direct = counting.Direct([span for task in plan.tasks for span in task], plan.direct, plan.blocks)
+    direct = counting.DirectCounting([span for task in plan.tasks for span in task], plan.direct, plan.blocks)
     with context.tables.staged_slice(schemas.COOCCURRENCE, where) as directory:
         if directory is not None:
             counting.write_direct(context.spark, job, direct, directory)
@@ -119,7 +119,7 @@ def _count_directly(context: Context, job: Job, plan: Plan, where: dict[str, str
             context.tables.replace(schemas.COOCCURRENCE, frame, where)
 
 
-def _count_shuffled(context: Context, job: Job, plan: Plan, where: dict[str, str]) -> None:
+def _count_shuffled(context: Context, job: CountingJob, plan: CountingPlan, where: dict[str, str]) -> None:
     """Tasks share the tokens; packed rows are shuffled by block and summed."""
     from wals_spark.cooccurrence import counting
 
@@ -133,7 +133,7 @@ def _count_shuffled(context: Context, job: Job, plan: Plan, where: dict[str, str
 
 
 @contextmanager
-def _progress(directory: str, plan: Plan, text_bytes: int | None) -> Iterator[None]:
+def _progress(directory: str, plan: CountingPlan, text_bytes: int | None) -> Iterator[None]:
     """Show the tokens counted, then the non-zeros merged; where there is merging, it takes about as long."""
 
     def show(done: Counter[str], seconds: float) -> None:
@@ -219,13 +219,13 @@ def _outputs(
     context: Context,
     semantics: Semantics,
     counted: CountedVocabulary,
-    plan: Plan,
+    plan: CountingPlan,
     blocks: Sequence[BlockFacts],
     row_units: np.ndarray,
     where: dict[str, str],
 ) -> CooccurrenceOutputs:
     """What the manifest says about the batch."""
-    tallies = [tally for block in blocks for tally in block.tallies]
+    tasks = [task for block in blocks for task in block.tasks]
     nnz = sum(block.cells for block in blocks)
     return {
         "unit": semantics.unit,
@@ -237,16 +237,16 @@ def _outputs(
         "pruned_cells": sum(block.pruned_cells for block in blocks),
         "pruned_units": sum(block.pruned_units for block in blocks),
         "bytes": _stored_bytes(context, nnz, where),
-        "documents": sum(tally.documents for tally in tallies),
-        "tokens": sum(tally.tokens for tally in tallies),
-        "kept": sum(tally.kept for tally in tallies),
-        "subsampled": sum(tally.subsampled for tally in tallies),
+        "documents": sum(task.documents for task in tasks),
+        "tokens": sum(task.tokens for task in tasks),
+        "kept": sum(task.kept for task in tasks),
+        "subsampled": sum(task.subsampled for task in tasks),
         "semantics": semantics.facts(),
         "work": {
             "tasks": plan.direct or len(plan.tasks),
             "shuffled": int(not plan.direct),
-            "pieces": sum(tally.chunks for tally in tallies),
-            "packed_bytes": sum(tally.packed_bytes for tally in tallies),
+            "pieces": sum(task.chunks for task in tasks),
+            "packed_bytes": sum(task.packed_bytes for task in tasks),
             "spilled_bytes": sum(block.spilled_bytes for block in blocks),
         },
         "tables": {

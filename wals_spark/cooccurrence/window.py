@@ -11,12 +11,40 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from wals_spark.cooccurrence import kernels
-from wals_spark.cooccurrence.merge import LARGEST_OUTPUT, MAXIMUM_UNITS, Cells, MergeTotals
+from wals_spark.cooccurrence.kernels.occurrences import (
+    PREFETCH_DISTANCE,
+    Occurrences,
+    TokenSegments,
+    list_positions,
+    start_positions,
+)
+from wals_spark.cooccurrence.kernels.packed_rows import MAXIMUM_ENTRY, ROW_HEADER
+from wals_spark.cooccurrence.kernels.row_accumulation import (
+    WindowWeights,
+    count_cells,
+    count_packed_rows,
+    empty_accumulators,
+)
+from wals_spark.cooccurrence.kernels.row_finishing import OUTPUT_FULL, OVERFLOW, BlockSums, empty_cell_columns
+from wals_spark.cooccurrence.kernels.token_cleaning import (
+    BREAK,
+    HOLD,
+    REMOVE,
+    CleaningRules,
+    EncodedDocuments,
+    clean_tokens,
+)
+from wals_spark.cooccurrence.merge import (
+    LARGEST_OUTPUT,
+    MAXIMUM_UNITS,
+    BlockTotals,
+    SortedCells,
+    finishing_rules,
+    overflow_error,
+)
 from wals_spark.cooccurrence.semantics import Semantics, keep_thresholds
 from wals_spark.errors import InputError
 from wals_spark.token_shards import TokenChunk
@@ -50,8 +78,8 @@ class PackedRows:
 
 
 @dataclass
-class Tally:
-    """What was read."""
+class TaskTotals:
+    """What a task has read, and the non-zeros and bytes that it has made of it."""
 
     documents: int = 0
     tokens: int = 0
@@ -65,7 +93,7 @@ class Tally:
 class WindowCounter:
     """Counts chunks of tokens into packed rows, within a bound of memory.
 
-    `tally` says what was read, `counted_tokens` how many of those tokens are counted so far.
+    `totals` says what was read, `counted_tokens` how many of those tokens are counted so far.
 
     Parameters
     ----------
@@ -98,36 +126,18 @@ class WindowCounter:
         only: frozenset[int] | None = None,
     ) -> None:
         self.semantics, self.size = semantics, size
-        self.tally = Tally()
+        self.totals = TaskTotals()
         self.counted_tokens = 0
-        self._left, self._right = semantics.weights()
-        self._actions = np.array(
-            [
-                0,
-                {
-                    "keep_distance": kernels.HOLD,
-                    "close_gap": kernels.REMOVE,
-                    "boundary": kernels.BREAK,
-                }[semantics.oov],
-                kernels.BREAK if semantics.boundary in ("paragraph", "sentence") else kernels.REMOVE,
-                kernels.BREAK if semantics.boundary == "sentence" else kernels.REMOVE,
-                kernels.BREAK,
-            ],
-            np.int64,
-        )
-        self._dropped = kernels.REMOVE if semantics.oov == "close_gap" else kernels.HOLD
-        self._thresholds = np.zeros(0, np.uint64)
+        thresholds = np.zeros(0, np.uint64)
         if semantics.subsample is not None:
             if counts is None:
                 raise ValueError("subsampling needs the counts of the tokens")
-            self._thresholds = keep_thresholds(counts, semantics.subsample)
+            thresholds = keep_thresholds(counts, semantics.subsample)
+        self._rules = _cleaning_rules(semantics, size, thresholds)
+        self._weights = _window_weights(semantics)
         self.capacity = chunk_capacity(memory, size)
         self._blob_bytes = max(1 << 14, min(4 << 20, memory // 16))
-        # Rows with at most so many positions cannot exceed 32 bits.
-        self._light = (2**32 - 2) // max(semantics.units_per_occurrence, 1)
-        order = np.argsort(block_of, kind="stable")
-        bounds = np.flatnonzero(np.diff(block_of[order])) + 1
-        rows_by_block = [rows.astype(np.uint32) for rows in np.split(order, bounds)] if size else []
+        rows_by_block = _rows_by_block(block_of)
         self._rows = [rows for rows in rows_by_block if only is None or int(block_of[rows[0]]) in only]
         self._blocks = [int(block_of[rows[0]]) for rows in self._rows]
         self._wanted = np.zeros(size + 1, np.uint8)
@@ -137,11 +147,7 @@ class WindowCounter:
         self._filled = 0
         self._bounds: list[np.ndarray] = [np.zeros(1, np.int64)]
         self._owned: list[np.ndarray] = []
-        self._narrow = np.zeros(size + 1, np.uint32)
-        self._wide = np.zeros(size + 1, np.int64)
-        self._touched = np.empty(size + 2, np.uint32)
-        self._words = np.zeros((size >> 6) + 1, np.uint64)
-        self._summary = np.zeros((size >> 12) + 1, np.uint64)
+        self._accumulators = empty_accumulators(size)
 
     def count(self, chunks: Iterator[TokenChunk]) -> Iterator[PackedRows]:
         """The packed rows of all chunks; rows of a block may come several times."""
@@ -154,7 +160,7 @@ class WindowCounter:
             self._append(ids, bounds, overlap)
         yield from self._flush()
 
-    def cells(self, chunks: Iterator[TokenChunk]) -> Iterator[tuple[int, MergeTotals, Iterator[Cells]]]:
+    def cells(self, chunks: Iterator[TokenChunk]) -> Iterator[tuple[int, BlockTotals, Iterator[SortedCells]]]:
         """Every block with its totals and its sorted cells: counted from all chunks at once, nothing to merge.
 
         The totals are whole when the cells are used up.
@@ -166,68 +172,42 @@ class WindowCounter:
                 larger[: self._filled] = self._ids[: self._filled]
                 self._ids = larger
             self._append(ids, bounds, overlap)
-        self.tally.chunks += 1
+        self.totals.chunks += 1
         if not self._owned:
             self._owned.append(np.zeros(0, np.int64))
-        listed = self._list_positions()
-        columns = 0 if self.semantics.symmetric else self.size
+        occurrences = self._occurrences()
         for block, rows in zip(self._blocks, self._rows, strict=True):
-            totals = MergeTotals(np.zeros(self.size, np.int64), np.zeros(columns, np.int64))
-            yield block, totals, self._block_cells(rows, listed, totals)
+            totals = BlockTotals.zeros(self.semantics, self.size)
+            yield block, totals, self._block_cells(rows, occurrences, totals)
 
-    def _block_cells(self, rows: np.ndarray, listed: tuple[Any, ...], totals: MergeTotals) -> Iterator[Cells]:
-        room = max(self.size + 1, LARGEST_OUTPUT)
-        out = Cells(np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int64))
-        pruned = np.zeros(2, np.int64)
+    def _block_cells(self, rows: np.ndarray, occurrences: Occurrences, totals: BlockTotals) -> Iterator[SortedCells]:
+        rules = finishing_rules(self.semantics, MAXIMUM_UNITS)
+        cells = empty_cell_columns(max(self.size + 1, LARGEST_OUTPUT))
+        sums = BlockSums(totals.row_units, totals.col_units, np.zeros(2, np.int64))
         index = pending = 0
-        state = 1
-        while state == 1:
-            index, pending, written, state = kernels.count_cells(
-                rows,
-                index,
-                pending,
-                *listed,
-                self._light,
-                self._narrow,
-                self._wide,
-                self._touched,
-                self._words,
-                self._summary,
-                self.semantics.diagonal == "drop",
-                self.semantics.diagonal == "once",
-                max(self.semantics.minimum_units, 1),
-                MAXIMUM_UNITS,
-                out.rows,
-                out.cols,
-                out.units,
-                totals.row_units,
-                totals.col_units,
-                pruned,
+        state = OUTPUT_FULL
+        while state == OUTPUT_FULL:
+            index, pending, written, state = count_cells(
+                rows, index, pending, occurrences, self._weights, self._accumulators, rules, cells, sums
             )
-            if state == 2:
-                raise InputError(
-                    f"counts overflow: a sum of token {int(rows[index])} exceeds {MAXIMUM_UNITS:,} units of "
-                    f"1/{self.semantics.unit:,}; set a lower cooccurrence.unit_bits or count smaller batches"
-                )
+            if state == OVERFLOW:
+                raise overflow_error(int(rows[index]), MAXIMUM_UNITS, self.semantics)
             if written:
                 totals.cells += int(written)
-                self.tally.cells += int(written)
-                yield Cells(out.rows[:written].copy(), out.cols[:written].copy(), out.units[:written].copy())
-        totals.pruned_cells, totals.pruned_units = int(pruned[0]), int(pruned[1])
+                self.totals.cells += int(written)
+                yield SortedCells.copied(cells, written)
+        totals.add_pruned(sums.pruned)
 
     def _clean(self, chunk: TokenChunk) -> tuple[np.ndarray, np.ndarray, int]:
         """Ids that hold a place, segment bounds, and how many ids at the start are context only."""
-        ids, bounds = self._cleaned(chunk.tokens, chunk.offsets, chunk.keys, chunk.first, count=True)
-        self.tally.documents += int(chunk.first == 0) + len(chunk.keys) - 1
-        self.tally.tokens += len(chunk.tokens) - chunk.overlap
+        ids, bounds = self._cleaned(EncodedDocuments(chunk.tokens, chunk.offsets, chunk.keys, chunk.first), count=True)
+        self.totals.documents += int(chunk.first == 0) + len(chunk.keys) - 1
+        self.totals.tokens += len(chunk.tokens) - chunk.overlap
         if not chunk.overlap:
             return ids, bounds, 0
+        offsets = np.array([0, chunk.overlap], np.int64)
         context, cuts = self._cleaned(
-            chunk.tokens[: chunk.overlap],
-            np.array([0, chunk.overlap], np.int64),
-            chunk.keys[:1],
-            chunk.first,
-            count=False,
+            EncodedDocuments(chunk.tokens[: chunk.overlap], offsets, chunk.keys[:1], chunk.first), count=False
         )
         if (
             self.semantics.oov == "close_gap"
@@ -242,34 +222,21 @@ class WindowCounter:
             )
         return ids, bounds, len(context)
 
-    def _cleaned(
-        self, tokens: np.ndarray, offsets: np.ndarray, keys: np.ndarray, first: int, *, count: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        breaking = [-code for code in range(1, 5) if self._actions[code] == kernels.BREAK]
+    def _cleaned(self, documents: EncodedDocuments, *, count: bool) -> tuple[np.ndarray, np.ndarray]:
+        tokens = documents.tokens
+        breaking = [-code for code in range(1, 5) if self._rules.actions[code] == BREAK]
         breaks = sum(int(np.count_nonzero(tokens == marker)) for marker in breaking)
         out = np.empty(len(tokens), np.uint32)
-        bounds = np.empty(1 + len(keys) + breaks, np.int64)
-        filled, segments, kept, subsampled, bad = kernels.clean(
-            tokens,
-            offsets,
-            keys,
-            first,
-            self._actions,
-            self.size,
-            self._thresholds,
-            self.semantics.seed,
-            self._dropped,
-            out,
-            bounds,
-        )
+        bounds = np.empty(1 + len(documents.keys) + breaks, np.int64)
+        filled, segments, kept, subsampled, bad = clean_tokens(documents, self._rules, out, bounds)
         if bad >= 0:
             raise InputError(
                 f"the encoded documents hold the id {int(tokens[bad])}, expected 0 .. {self.size - 1} or a marker "
                 "-4 .. -1: they belong to another vocabulary; run the vocabulary stage again (--force)"
             )
         if count:
-            self.tally.kept += int(kept)
-            self.tally.subsampled += int(subsampled)
+            self.totals.kept += int(kept)
+            self.totals.subsampled += int(subsampled)
         return out[: int(filled)], bounds[: int(segments)]
 
     def _append(self, ids: np.ndarray, bounds: np.ndarray, overlap: int) -> None:
@@ -283,60 +250,88 @@ class WindowCounter:
         """Count what was collected."""
         if self._filled == 0:
             return
-        listed = self._list_positions()
-        self.tally.chunks += 1
+        occurrences = self._occurrences()
+        self.totals.chunks += 1
         before = self.counted_tokens
         for number, (block, rows) in enumerate(zip(self._blocks, self._rows, strict=True)):
-            self.counted_tokens = before + (self.tally.tokens - before) * number // len(self._blocks)
+            self.counted_tokens = before + (self.totals.tokens - before) * number // len(self._blocks)
             index = pending = 0
             buffer = np.empty(self._blob_bytes, np.uint8)
             while index < len(rows):
-                index, pending, used, packed, cells = kernels.count_rows(
-                    rows,
-                    index,
-                    pending,
-                    *listed,
-                    self.semantics.diagonal == "drop",
-                    self._light,
-                    self._narrow,
-                    self._wide,
-                    self._touched,
-                    self._words,
-                    self._summary,
-                    buffer,
+                index, pending, used, packed, cells = count_packed_rows(
+                    rows, index, pending, occurrences, self._weights, self._accumulators, buffer
                 )
                 if packed:
-                    self.tally.cells += cells
-                    self.tally.packed_bytes += used
+                    self.totals.cells += cells
+                    self.totals.packed_bytes += used
                     yield PackedRows(block, packed, cells, buffer[:used].tobytes())
-                needed = pending * kernels.MAXIMUM_ENTRY + kernels.ROW_HEADER
+                needed = pending * MAXIMUM_ENTRY + ROW_HEADER
                 if pending:
                     buffer = np.empty(max(self._blob_bytes, needed), np.uint8)
 
-    def _list_positions(self) -> tuple[Any, ...]:
-        """The collected ids with the lists of positions and the weights, in the order the kernels take them."""
-        ids = self._ids[: self._filled]
-        bounds, owned = np.concatenate(self._bounds), np.concatenate(self._owned)
+    def _occurrences(self) -> Occurrences:
+        """The positions of every wanted token in what was collected, which is then forgotten."""
+        segments = TokenSegments(self._ids[: self._filled], np.concatenate(self._bounds), np.concatenate(self._owned))
         self._bounds, self._owned, self._filled = [np.zeros(1, np.int64)], [], 0
         start = np.zeros(self.size + 2, np.int64)
-        total = int(kernels.start_positions(ids, self._wanted, start))
-        positions = np.empty(total + kernels.AHEAD, np.uint32)
-        reach = np.empty(total + kernels.AHEAD, np.uint32)
-        left, right = self._left, self._right
-        kernels.list_positions(ids, bounds, owned, self._wanted, len(left) - 1, len(right) - 1, start, positions, reach)
-        owners = self._owners(ids, bounds, owned)
-        narrow = [side.astype(np.uint32) if self._light else np.zeros_like(side, np.uint32) for side in (left, right)]
-        return ids, start, positions, reach, *narrow, left, right, self.semantics.self_units, owners
+        total = int(start_positions(segments.ids, self._wanted, start))
+        positions = np.empty(total + PREFETCH_DISTANCE, np.uint32)
+        reach = np.empty(total + PREFETCH_DISTANCE, np.uint32)
+        occurrences = Occurrences(segments.ids, start, positions, reach, self._owners(segments))
+        left, right = len(self._weights.left64) - 1, len(self._weights.right64) - 1
+        list_positions(segments, self._wanted, left, right, occurrences)
+        return occurrences
 
-    def _owners(self, ids: np.ndarray, bounds: np.ndarray, owned: np.ndarray) -> np.ndarray:
+    def _owners(self, segments: TokenSegments) -> np.ndarray:
         """Occurrences of every token that belong to this chunk, where the diagonal needs them."""
         if not self.semantics.self_units:
             return np.zeros(0, np.int64)
+        ids, bounds, owned = segments
         occurrences = np.bincount(ids, minlength=self.size + 1)
         for segment in np.flatnonzero(owned > bounds[:-1]):
             context = ids[bounds[segment] : min(owned[segment], bounds[segment + 1])]
             occurrences -= np.bincount(context, minlength=self.size + 1)
         return occurrences.astype(np.int64)
+
+
+def _cleaning_rules(semantics: Semantics, size: int, thresholds: np.ndarray) -> CleaningRules:
+    unknown = {"keep_distance": HOLD, "close_gap": REMOVE, "boundary": BREAK}[semantics.oov]
+    paragraph = BREAK if semantics.boundary in ("paragraph", "sentence") else REMOVE
+    sentence = BREAK if semantics.boundary == "sentence" else REMOVE
+    return CleaningRules(
+        actions=np.array([0, unknown, paragraph, sentence, BREAK], np.int64),
+        size=size,
+        thresholds=thresholds,
+        seed=semantics.seed,
+        dropped=REMOVE if semantics.oov == "close_gap" else HOLD,
+    )
+
+
+def _window_weights(semantics: Semantics) -> WindowWeights:
+    left, right = semantics.weights()
+    # A sum of n positions is at most n units_per_occurrence.
+    narrow_positions = (2**32 - 2) // max(semantics.units_per_occurrence, 1)
+    left32, right32 = (
+        side.astype(np.uint32) if narrow_positions else np.zeros_like(side, np.uint32) for side in (left, right)
+    )
+    return WindowWeights(
+        left32=left32,
+        right32=right32,
+        left64=left,
+        right64=right,
+        self_units=semantics.self_units,
+        narrow_positions=narrow_positions,
+        drop_diagonal=semantics.diagonal == "drop",
+    )
+
+
+def _rows_by_block(block_of: np.ndarray) -> list[np.ndarray]:
+    """Ids of the rows of every block that has any, ascending: uint32 arrays."""
+    if not len(block_of):
+        return []
+    order = np.argsort(block_of, kind="stable")
+    bounds = np.flatnonzero(np.diff(block_of[order])) + 1
+    return [rows.astype(np.uint32) for rows in np.split(order, bounds)]
 
 
 def context_tokens(semantics: Semantics, counts: np.ndarray | None) -> int:
