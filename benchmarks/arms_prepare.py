@@ -35,7 +35,7 @@ from wals_spark.inject import prepare as preparation
 from wals_spark.inject.proposal import RowProposal, adjusted_head_bias, frequency_matched_permutation, propose_rows
 from wals_spark.inject.stages import SHIFT_MIN_COUNT
 from wals_spark.inject.vocabulary import candidates, extend
-from wals_spark.mlm.data import Masked, SpecialIds, encode, mask_tokens, pack_sequences, special_ids
+from wals_spark.mlm.data import MaskedSequences, SpecialIds, encode, mask_tokens, pack_sequences, special_ids
 from wals_spark.objective import Objective
 from wals_spark.pipeline import run_stages
 from wals_spark.progress import setup_logging
@@ -253,8 +253,8 @@ def training_sequences(directory: str, special: SpecialIds, seed: int) -> np.nda
     return packed.ids[np.sort(chosen)].astype(np.uint16)
 
 
-def masked_arrays(name: str, masked: Masked) -> dict[str, np.ndarray]:
-    """A `Masked` as arrays of a file."""
+def masked_arrays(name: str, masked: MaskedSequences) -> dict[str, np.ndarray]:
+    """A `MaskedSequences` as arrays of a file."""
     return {
         f"{name}_inputs": masked.inputs.astype(np.uint16),
         f"{name}_row": masked.row.astype(np.uint16),
@@ -346,12 +346,14 @@ def prepare(data: Path, work: Path, output: Path, domain: str, sequences: int) -
     pad = int(json.loads((model / "config.json").read_text())["pad_token_id"])
     tests: dict[str, np.ndarray] = {}
     for text, documents in texts.items():
-        packed = pack_sequences(encode(loaded["old"], documents), special["old"], LENGTH, limit=sequences, fair=True)
+        packed = pack_sequences(
+            encode(loaded["old"], documents), special["old"], LENGTH, limit=sequences, round_robin=True
+        )
         tests.update(masked_arrays(f"test_{text}", mask_tokens(packed, special["old"], 0.15, TEST_SEED)))
         found = hidden_words(documents, loaded, special["old"], pad, sequences, TEST_SEED)
         tests.update({f"words_{text}_{name}": values for name, values in found.items()})
     packed = pack_sequences(
-        encode(loaded["extended"], texts["domain"]), special["extended"], LENGTH, limit=64, fair=True
+        encode(loaded["extended"], texts["domain"]), special["extended"], LENGTH, limit=64, round_robin=True
     )
     tests.update(masked_arrays("test_extended", mask_tokens(packed, special["extended"], 0.15, TEST_SEED)))
     training = {

@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 
 from wals_spark.inject.blend import blend_rows
-from wals_spark.mlm.data import NO_DOCUMENT, Masked, Packed, SpecialIds
+from wals_spark.mlm.data import NO_DOCUMENT, MaskedSequences, PackedSequences, SpecialIds
 from wals_spark.mlm.pretrain import Schedule, pretrain
-from wals_spark.mlm.statistics import Clusters, Interval, two_level
+from wals_spark.mlm.statistics import Clusters, Interval, two_level_bootstrap
 
 BATCH, RATE = 32, 3e-4
 TEXTS = ("domain", "general")
@@ -153,13 +153,13 @@ class Case:
         size = self.facts["extended_size" if extended else "size"]
         return SpecialIds(ids["start"], ids["end"], ids["mask"], frozenset(ids["all"]), size)
 
-    def masked(self, name: str) -> Masked:
+    def masked(self, name: str) -> MaskedSequences:
         """Fixed masks."""
         inputs, row, column, target, document = (
             self.arrays[f"{name}_{part}"] for part in ("inputs", "row", "column", "target", "document")
         )
         wide = [values.astype(np.int32) for values in (inputs, row, column, target, document)]
-        return Masked(*wide)
+        return MaskedSequences(*wide)
 
     def words(self, text: str, segmentation: str) -> Words:
         """Hidden words of a text in a segmentation, ``old`` or ``extended``."""
@@ -172,12 +172,12 @@ class Case:
         )
         return Words(inputs, row, column, target, word, array("document"), array("new"), self.facts["special"]["pad"])
 
-    def training(self, segmentation: str) -> Packed:
+    def training(self, segmentation: str) -> PackedSequences:
         """Sequences to continue pretraining on."""
         ids = self.arrays[f"training_{segmentation}"].astype(np.int32)
         special = self.facts["special"]
         document = np.where(np.isin(ids, [special["start"], special["end"]]), NO_DOCUMENT, 0).astype(np.int32)
-        return Packed(ids, document, 1)
+        return PackedSequences(ids, document, 1)
 
 
 def read_case(directory: Path) -> Case:
@@ -297,9 +297,9 @@ def run_arm(case: Case, name: str, seed: int, steps: tuple[int, ...], of: int, d
         Schedule(of, BATCH, RATE),
         seed,
         unseen=unseen,
-        at=steps,
+        eval_steps=steps,
         stop=max(steps),
-        on_point=on_words,
+        on_evaluation=on_words,
         label=f"{name}, seed {seed}",
     )
     if segmentation == "old":
@@ -335,9 +335,9 @@ def measured_steps(path: Path) -> set[int]:
         return {int(name.split(":")[2]) for name in stored.files}
 
 
-def joined(first: Masked, second: Masked) -> Masked:
+def joined(first: MaskedSequences, second: MaskedSequences) -> MaskedSequences:
     """Two sets of sequences behind one another."""
-    return Masked(
+    return MaskedSequences(
         np.concatenate([first.inputs, second.inputs]),
         np.concatenate([first.row, second.row + len(first.inputs)]),
         *(np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("column", "target", "document")),
@@ -426,7 +426,7 @@ def _report_pairs(
         line: dict[str, Any] = {}
         for name, chosen in ({"gain": np.ones(len(document), bool)} | parts).items():
             if chosen.any():
-                gain = two_level(before[:, chosen], after[:, chosen], document[chosen], RESAMPLES, 1)
+                gain = two_level_bootstrap(before[:, chosen], after[:, chosen], document[chosen], RESAMPLES, 1)
                 line.update(_interval(name, gain))
         say(benchmark="arms", case="gain", **facts, arm=arm, over=other, seeds=len(seeds), **line)
 

@@ -55,8 +55,8 @@ def loss(options: argparse.Namespace) -> None:
     special = data.special_ids(tokenizer)
     learn, held = documents(options.corpus)
 
-    def sample(texts: list[str], sequences: int, seed: int) -> data.Masked:
-        packed = data.pack_sequences(data.encode(tokenizer, texts), special, 128, limit=sequences, fair=True)
+    def sample(texts: list[str], sequences: int, seed: int) -> data.MaskedSequences:
+        packed = data.pack_sequences(data.encode(tokenizer, texts), special, 128, limit=sequences, round_robin=True)
         return data.mask_tokens(packed, special, text.MASKED_FRACTION, seed)
 
     E = embedding_values(opened)

@@ -35,7 +35,7 @@ from wals_spark.inject.initial_rows import initial_embedding_rows
 from wals_spark.mlm.data import SpecialIds, encode, mask_tokens, pack_sequences, special_ids
 from wals_spark.mlm.loss import best_device
 from wals_spark.mlm.pretrain import Schedule, evaluation_steps, pretrain
-from wals_spark.mlm.statistics import two_level
+from wals_spark.mlm.statistics import two_level_bootstrap
 from wals_spark.pipeline import run_stages
 from wals_spark.progress import setup_logging
 from wals_spark.stage import Context
@@ -134,23 +134,25 @@ def main() -> int:
     special = special_ids(loaded)
     seen, held_out = texts(context)
     train = pack_sequences(encode(loaded, seen), special, options.length)
-    pool = pack_sequences(encode(loaded, held_out), special, options.length, limit=options.unseen, fair=True)
+    pool = pack_sequences(encode(loaded, held_out), special, options.length, limit=options.unseen, round_robin=True)
     unseen = mask_tokens(pool, special, 0.15, UNSEEN_SEED)
     schedule = Schedule(options.steps, options.batch, options.rate)
-    at = evaluation_steps(options.steps, options.points)
+    eval_steps = evaluation_steps(options.steps, options.points)
     arms = options.arms.split(",")
     last: dict[str, list[np.ndarray]] = {arm: [] for arm in arms}
     facts = {"steps": options.steps, "tokens_per_step": options.batch * options.length, "documents": pool.documents}
     for seed in range(1, options.seeds + 1):
         for arm in arms:
             model = start(arm, options, vectors, special, seed).to(best_device())
-            curve = pretrain(model, train, special, schedule, seed, unseen=unseen, at=at, label=f"{arm}, seed {seed}")
+            curve = pretrain(
+                model, train, special, schedule, seed, unseen=unseen, eval_steps=eval_steps, label=f"{arm}, seed {seed}"
+            )
             last[arm].append(curve.nll[-1])
             for step, nll in zip(curve.steps, curve.nll, strict=True):
                 say(arm=arm, seed=seed, step=step, loss=round(float(nll.mean()), 4))
     for after, before in PAIRS:
         if after in last and before in last:
-            nats = two_level(np.stack(last[after]), np.stack(last[before]), unseen.document, RESAMPLES, 0)
+            nats = two_level_bootstrap(np.stack(last[after]), np.stack(last[before]), unseen.document, RESAMPLES, 0)
             say(
                 difference=f"{after} - {before}",
                 nats=round(nats.value, 4),

@@ -108,7 +108,7 @@ def _tokenizer(tokenizer: LoadedTokenizer | None, key: str) -> LoadedTokenizer:
 
 def masked_text(
     path: str, tokenizer: LoadedTokenizer | None, sequences: int, length: int, seed: int, key: str = "--text"
-) -> data.Masked:
+) -> data.MaskedSequences:
     """Masked sequences of text, a piece of every document before the second of any.
 
     Raises
@@ -119,14 +119,14 @@ def masked_text(
     loaded = _tokenizer(tokenizer, key)
     special = data.special_ids(loaded)
     packed = data.pack_sequences(
-        data.encode(loaded, read_texts(path, key)), special, length, limit=sequences, fair=True
+        data.encode(loaded, read_texts(path, key)), special, length, limit=sequences, round_robin=True
     )
     if not len(packed):
         raise InputError(f"{key}: {path} has fewer than {length} tokens, not one sequence; give more text")
     return data.mask_tokens(packed, special, MASKED_FRACTION, seed)
 
 
-def measure_sensitivity(directory: str | Path, masked: data.Masked) -> Sensitivity:
+def measure_sensitivity(directory: str | Path, masked: data.MaskedSequences) -> Sensitivity:
     """H and F of a masked-LM checkpoint on masked text.
 
     Raises

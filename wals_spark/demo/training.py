@@ -20,7 +20,15 @@ from wals_spark import schemas, storage
 from wals_spark.config import fingerprint
 from wals_spark.evaluate.metrics import DIFFERENCE_PREFIX, PRETRAIN_PREFIX
 from wals_spark.inject.frequency import log_unigram
-from wals_spark.mlm.data import Masked, Packed, SpecialIds, encode, mask_tokens, pack_sequences, special_ids
+from wals_spark.mlm.data import (
+    MaskedSequences,
+    PackedSequences,
+    SpecialIds,
+    encode,
+    mask_tokens,
+    pack_sequences,
+    special_ids,
+)
 from wals_spark.mlm.loss import best_device, load_masked_lm, masked_lm_from_config
 from wals_spark.mlm.pretrain import Schedule, evaluation_steps, pretrain
 from wals_spark.mlm.statistics import Clusters, Interval
@@ -43,8 +51,8 @@ SCHEDULE = Schedule(steps=400, batch=8, learning_rate=1.5e-3)
 class TrainingData:
     """What every arm trains on and is measured on."""
 
-    train: Packed
-    unseen: Masked
+    train: PackedSequences
+    unseen: MaskedSequences
     special: SpecialIds
     hash: str
 
@@ -76,7 +84,7 @@ def read_data(context: Context, length: int) -> TrainingData:
     seen = encode(loaded, [row["text"] for row in rows if not row["held_out"]])
     held_out = encode(loaded, [row["text"] for row in rows if row["held_out"]])
     train = pack_sequences(seen, special, length)
-    unseen = pack_sequences(held_out, special, length, limit=UNSEEN_SEQUENCES, fair=True)
+    unseen = pack_sequences(held_out, special, length, limit=UNSEEN_SEQUENCES, round_robin=True)
     identity = fingerprint([loaded.hash, train.ids.shape, int(train.ids.sum()), unseen.ids.tolist()])
     return TrainingData(train, mask_tokens(unseen, special, 0.15, context.config.seed), special, identity)
 
@@ -146,7 +154,7 @@ def train_arm(
         SCHEDULE,
         seed,
         unseen=data.unseen,
-        at=evaluation_steps(SCHEDULE.steps, POINTS),
+        eval_steps=evaluation_steps(SCHEDULE.steps, POINTS),
         label=f"training from {arm}",
     )
     curve = ArmResult(found.steps, np.stack(found.nll).astype(np.float32), found.seconds)

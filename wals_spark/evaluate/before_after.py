@@ -79,7 +79,7 @@ def compare_models(context: Context, counts: np.ndarray, injected: str) -> Maske
     loaded = load_tokenizer(config.vocabulary.tokenizer)
     special = special_ids(loaded)
     encoded = encode(loaded, held_out_texts(context, section.documents))
-    pool = pack_sequences(encoded, special, section.sequence_length, limit=POOL * section.sequences, fair=True)
+    pool = pack_sequences(encoded, special, section.sequence_length, limit=POOL * section.sequences, round_robin=True)
     if len(pool) == 0:
         raise InputError(
             f"{len(encoded)} held-out documents with {sum(map(len, encoded)):,} tokens do not fill one sequence of "

@@ -22,7 +22,7 @@ OVERSAMPLING = 16
 POWER_ITERATIONS = 3
 
 
-def permuted(matrix: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
+def permuted_vectors(matrix: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
     """The same vectors at other tokens; only tokens that were seen change places."""
     seen = np.nonzero(counts > 0)[0]
     shuffled = matrix.copy()
@@ -30,7 +30,7 @@ def permuted(matrix: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
     return shuffled
 
 
-def random(matrix: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
+def random_vectors(matrix: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
     """Gaussian vectors of the same norms."""
     drawn = np.random.default_rng([seed, 9]).standard_normal(matrix.shape).astype(np.float32)
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
@@ -88,7 +88,7 @@ def truncated_svd(matrix: Any, k: int, seed: int) -> np.ndarray:
     return np.asarray((basis @ u[:, :k]) * np.sqrt(s[:k]), np.float32)
 
 
-def svd(context: Context, train: TrainOutputs, k: int) -> np.ndarray:
+def svd_vectors(context: Context, train: TrainOutputs, k: int) -> np.ndarray:
     """`truncated_svd` of the `ppmi` of the counts that the factors were trained on.
 
     Raises

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark.mlm.data import Masked, Packed, SpecialIds, mask_tokens
-from wals_spark.mlm.loss import Scores, best_device, columns, score, unigram_nll
+from wals_spark.mlm.data import MaskedSequences, PackedSequences, SpecialIds, mask_tokens
+from wals_spark.mlm.loss import Scores, best_device, score, target_metrics, unigram_nll
 from wals_spark.mlm.rare import MIN_TYPES, Probe, bucket_names, context_probe, target_probe
 from wals_spark.mlm.statistics import Clusters, Interval
 
@@ -78,21 +78,21 @@ class MaskedLmTask:
 
     Attributes
     ----------
-    masked : Masked
+    masked : MaskedSequences
     sequences : int
     counts : int64 array of shape (V,)
         Of the corpus that the factors were counted on.
     probes : mapping of name -> Probe
     """
 
-    masked: Masked
+    masked: MaskedSequences
     sequences: int
     counts: np.ndarray
     probes: dict[str, Probe]
 
 
 def make_masked_lm_task(
-    pool: Packed,
+    pool: PackedSequences,
     special: SpecialIds,
     counts: np.ndarray,
     seed: int,
@@ -105,7 +105,7 @@ def make_masked_lm_task(
 
     Parameters
     ----------
-    pool : Packed
+    pool : PackedSequences
     special : SpecialIds
     counts : int64 array of shape (V,)
         Of the corpus that the factors were counted on.
@@ -120,7 +120,7 @@ def make_masked_lm_task(
     -------
     MaskedLmTask
     """
-    part = Packed(pool.ids[:sequences], pool.document[:sequences], pool.documents)
+    part = PackedSequences(pool.ids[:sequences], pool.document[:sequences], pool.documents)
     probes = {}
     if probe_targets:
         for name, make in (("target", target_probe), ("context", context_probe)):
@@ -183,7 +183,7 @@ def _figures(
 ) -> tuple[dict[str, dict[str, Interval]], dict[str, dict[str, Interval]]]:
     """Per arm, and per arm minus the first one."""
     values = {
-        arm: {name: column if kept is None else column[kept] for name, column in columns(found).items()}
+        arm: {name: column if kept is None else column[kept] for name, column in target_metrics(found).items()}
         for arm, found in scores.items()
     }
     base = next(iter(values.values()))
@@ -199,7 +199,7 @@ def _buckets(name: str, probe: Probe, scores: Mapping[str, Scores], resamples: i
     found = []
     for number, label in enumerate(bucket_names()):
         kept = probe.bucket == number
-        clusters = Clusters(probe.kind[kept], resamples, seed)
+        clusters = Clusters(probe.token_type[kept], resamples, seed)
         if clusters.count < MIN_TYPES:
             continue
         arms, differences = _figures(scores, clusters, kept)

@@ -17,7 +17,7 @@ def verdict(difference: Interval, metric: str) -> str:
 
     A difference below `NEGLIGIBLE` is unclear, however narrow its interval.
     """
-    if not difference.clear or abs(difference.value) < NEGLIGIBLE:
+    if not difference.excludes_zero or abs(difference.value) < NEGLIGIBLE:
         return "unclear"
     return "better" if (difference.value < 0) == (metric in LOWER_IS_BETTER) else "worse"
 

@@ -23,7 +23,7 @@ class StageTime:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingCurve:
     """A masked-LM training run: its loss on unseen text by step."""
 
     name: str
@@ -42,7 +42,7 @@ class ReportData:
     loss : sequence of SeriesPoint
         Loss of the factorisation by half-sweep.
     objective : str
-    trainings : sequence of Training
+    trainings : sequence of TrainingCurve
     training_differences : sequence of (label, Interval)
     similarity, analogies, geometry, combine
         Of the vectors.
@@ -63,7 +63,7 @@ class ReportData:
     subtitle: str
     loss: Sequence[SeriesPoint] = ()
     objective: str = ""
-    trainings: Sequence[Training] = ()
+    trainings: Sequence[TrainingCurve] = ()
     training_differences: Sequence[tuple[str, Interval]] = ()
     similarity: Sequence[SimilarityResult] = ()
     analogies: Sequence[AnalogyResult] = ()

@@ -13,7 +13,7 @@ from wals_spark.evaluate.before_after import compares_models, trained_batches
 from wals_spark.evaluate.charts import SeriesPoint
 from wals_spark.evaluate.masked_lm import MaskedLmResult
 from wals_spark.evaluate.metrics import DIFFERENCE_PREFIX, PRETRAIN_PREFIX, read_metrics
-from wals_spark.evaluate.report_content import ReportData, StageTime, Training
+from wals_spark.evaluate.report_content import ReportData, StageTime, TrainingCurve
 from wals_spark.evaluate.vector_scores import VectorScores
 from wals_spark.factors.stages import NEIGHBOURS_FILE
 from wals_spark.factors.store import Vectors
@@ -71,7 +71,7 @@ def report_data(
         subtitle=_subtitle(stage_run, vectors),
         loss=_points(metrics.get("train", [])),
         objective=_objective(stage_run),
-        trainings=[Training(name.removeprefix(PRETRAIN_PREFIX), _points(rows)) for name, rows in trained.items()],
+        trainings=[TrainingCurve(name.removeprefix(PRETRAIN_PREFIX), _points(rows)) for name, rows in trained.items()],
         training_differences=differences,
         similarity=scores.similarities,
         analogies=scores.analogies,

@@ -67,8 +67,8 @@ def make_controls(context: Context, train: TrainOutputs, vectors: Vectors) -> di
     if not (section.similarity or section.analogies):
         return {}
     makers: dict[str, Callable[[], np.ndarray]] = {
-        "permuted": lambda: controls.permuted(vectors.matrix, vectors.counts, seed),
-        "random": lambda: controls.random(vectors.matrix, vectors.counts, seed),
-        "svd": lambda: controls.svd(context, train, vectors.matrix.shape[1]),
+        "permuted": lambda: controls.permuted_vectors(vectors.matrix, vectors.counts, seed),
+        "random": lambda: controls.random_vectors(vectors.matrix, vectors.counts, seed),
+        "svd": lambda: controls.svd_vectors(context, train, vectors.matrix.shape[1]),
     }
     return {name: makers[name]() for name in section.controls}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from wals_spark.tables import TableStore
 
 
-def distributed(
+def nearest_neighbours(
     tables: TableStore, run_id: str, how: str, query_ids: np.ndarray, count: int, *, min_count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`top_k` by cosine over the factors table in Spark; only the answers come to the driver.

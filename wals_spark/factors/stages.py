@@ -11,7 +11,7 @@ from wals_spark import schemas, storage
 from wals_spark.config import Config
 from wals_spark.errors import InputError
 from wals_spark.factors.export import export_vectors, sha256
-from wals_spark.factors.neighbours import distributed
+from wals_spark.factors.neighbours import nearest_neighbours
 from wals_spark.factors.store import read_vectors
 from wals_spark.factors.top_k import top_k
 from wals_spark.factors.words import WordLookup, readable
@@ -163,7 +163,7 @@ def _run_neighbours(context: Context) -> Outcome:
         allowed = counts >= section.min_count
         ids, cosine = top_k(matrix[queries], matrix, section.count, cosine=True, allowed=allowed, exclude=queries)
     else:
-        ids, cosine = distributed(
+        ids, cosine = nearest_neighbours(
             context.tables, run_id, section.combine, queries, section.count, min_count=section.min_count
         )
 

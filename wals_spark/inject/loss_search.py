@@ -15,7 +15,7 @@ import numpy as np
 
 from wals_spark import token_shards
 from wals_spark.errors import InputError
-from wals_spark.mlm.data import Masked, SpecialIds, mask_tokens, pack_sequences
+from wals_spark.mlm.data import MaskedSequences, SpecialIds, mask_tokens, pack_sequences
 from wals_spark.mlm.loss import load_masked_lm, score
 from wals_spark.mlm.statistics import Clusters, Interval
 
@@ -30,12 +30,12 @@ class TextSample:
 
     Attributes
     ----------
-    masked : Masked
+    masked : MaskedSequences
     counts : int64 array of shape (V,)
         Tokens of the sampled documents, to be taken out of the corpus' counts.
     """
 
-    masked: Masked
+    masked: MaskedSequences
     counts: np.ndarray
 
 
@@ -77,7 +77,7 @@ def sample_text(
         chosen = set(generator.choice(shard.documents, min(quota, shard.documents), replace=False).tolist())
         documents += _read(shard.path, chosen, body)
     documents = [documents[index] for index in generator.permutation(len(documents))]
-    packed = pack_sequences(documents, special, length, limit=sequences, fair=True)
+    packed = pack_sequences(documents, special, length, limit=sequences, round_robin=True)
     if packed.documents < _LEAST_DOCUMENTS:
         raise InputError(
             f"{packed.documents} documents are too few to choose strengths on, expected at least {_LEAST_DOCUMENTS}: "
@@ -108,13 +108,13 @@ class LossScorer:
     ----------
     source : str
         Directory of the checkpoint.
-    masked : Masked
+    masked : MaskedSequences
         Text under fixed masks.
     batch_size : int
         Sequences per forward pass.
     """
 
-    def __init__(self, source: str, masked: Masked, batch_size: int = 16) -> None:
+    def __init__(self, source: str, masked: MaskedSequences, batch_size: int = 16) -> None:
         self.model = load_masked_lm(source)
         self.masked = masked
         self.batch_size = batch_size

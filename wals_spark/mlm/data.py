@@ -42,7 +42,7 @@ class SpecialIds:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedSequences:
     """Sequences.
 
     Attributes
@@ -63,7 +63,7 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedSequences:
     """Sequences with their masks.
 
     Attributes
@@ -132,8 +132,13 @@ def encode(loaded: LoadedTokenizer, texts: Iterable[str], *, batch: int = 256) -
 
 
 def pack_sequences(
-    documents: Sequence[np.ndarray], special: SpecialIds, length: int, *, limit: int | None = None, fair: bool = False
-) -> Packed:
+    documents: Sequence[np.ndarray],
+    special: SpecialIds,
+    length: int,
+    *,
+    limit: int | None = None,
+    round_robin: bool = False,
+) -> PackedSequences:
     """Pack documents into sequences of `length`.
 
     Parameters
@@ -145,20 +150,20 @@ def pack_sequences(
         Tokens per sequence, ``<s>`` and ``</s>`` included.
     limit : int or None
         Sequences at most.
-    fair : bool
+    round_robin : bool
         Take the first piece (length - 2 tokens) of every document, then the second of every one, and
         so on, so that a limited sample holds as many documents as it can.
 
     Returns
     -------
-    Packed
+    PackedSequences
         Without the last sequence where it would not be full.
     """
     if length < 3:
         raise InputError(f"sequence length {length}: expected at least 3 (two special tokens and one of text)")
     body = length - 2
     needed = None if limit is None else limit * body
-    pieces = _fair_pieces(documents, body) if fair else ((index, ids) for index, ids in enumerate(documents))
+    pieces = _round_robin(documents, body) if round_robin else ((index, ids) for index, ids in enumerate(documents))
     tokens: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     total, previous = 0, NO_DOCUMENT
@@ -185,10 +190,10 @@ def pack_sequences(
     ids[:, 0], ids[:, -1] = special.start, special.end
     ids[:, 1:-1] = flat.reshape(rows, body)
     document[:, 1:-1] = owner.reshape(rows, body)
-    return Packed(ids, document, len(np.unique(owner[owner >= 0])))
+    return PackedSequences(ids, document, len(np.unique(owner[owner >= 0])))
 
 
-def _fair_pieces(documents: Sequence[np.ndarray], body: int) -> Iterable[tuple[int, np.ndarray]]:
+def _round_robin(documents: Sequence[np.ndarray], body: int) -> Iterable[tuple[int, np.ndarray]]:
     start = 0
     remaining = list(range(len(documents)))
     while remaining:
@@ -198,7 +203,7 @@ def _fair_pieces(documents: Sequence[np.ndarray], body: int) -> Iterable[tuple[i
         remaining = [index for index in remaining if len(documents[index]) > start]
 
 
-def mask_tokens(packed: Packed, special: SpecialIds, fraction: float, seed: int) -> Masked:
+def mask_tokens(packed: PackedSequences, special: SpecialIds, fraction: float, seed: int) -> MaskedSequences:
     """Choose ``round(fraction x maskable)`` positions of every sequence (at least one) and hide them.
 
     Of the chosen, 80 % become ``<mask>``, 10 % a random id that is not special, 10 % stay. The choice
@@ -206,7 +211,7 @@ def mask_tokens(packed: Packed, special: SpecialIds, fraction: float, seed: int)
 
     Parameters
     ----------
-    packed : Packed
+    packed : PackedSequences
     special : SpecialIds
     fraction : float
         Above 0 and below 1.
@@ -214,7 +219,7 @@ def mask_tokens(packed: Packed, special: SpecialIds, fraction: float, seed: int)
 
     Returns
     -------
-    Masked
+    MaskedSequences
 
     Raises
     ------
@@ -238,23 +243,23 @@ def mask_tokens(packed: Packed, special: SpecialIds, fraction: float, seed: int)
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(ids.shape[1])[None, :], axis=1)
     row, column = np.nonzero(rank < wanted[:, None])
-    return hide(packed, row, column, special, generator)
+    return mask_positions(packed, row, column, special, generator)
 
 
-def hide(
-    packed: Packed,
+def mask_positions(
+    packed: PackedSequences,
     row: np.ndarray,
     column: np.ndarray,
     special: SpecialIds,
     generator: np.random.Generator,
     *,
     always_mask: bool = False,
-) -> Masked:
+) -> MaskedSequences:
     """Hide given positions, 80/10/10 as `mask_tokens` does, or all by ``<mask>`` with ``always_mask``.
 
     Parameters
     ----------
-    packed : Packed
+    packed : PackedSequences
     row, column : int array of shape (t,)
         The positions.
     special : SpecialIds
@@ -263,7 +268,7 @@ def hide(
 
     Returns
     -------
-    Masked
+    MaskedSequences
     """
     target = packed.ids[row, column]
     inputs = packed.ids.copy()
@@ -276,4 +281,4 @@ def hide(
         replaced = np.where(fate < REPLACED_BY_MASK + REPLACED_AT_RANDOM, random_ids, target)
         inputs[row, column] = np.where(fate < REPLACED_BY_MASK, special.mask, replaced)
     document = packed.document[row, column]
-    return Masked(inputs, row.astype(np.int32), column.astype(np.int32), target.astype(np.int32), document)
+    return MaskedSequences(inputs, row.astype(np.int32), column.astype(np.int32), target.astype(np.int32), document)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.mlm.data import Masked
+from wals_spark.mlm.data import MaskedSequences
 from wals_spark.progress import Progress
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says at the targets of a `Masked`, in their order.
+    """What a model says at the targets of a `MaskedSequences`, in their order.
 
     Attributes
     ----------
@@ -112,14 +112,14 @@ def masked_logits(model: Any, inputs: Any, flat: Any) -> Any:
     return head(hidden.flatten(0, 1)[flat])
 
 
-def score(model: Any, masked: Masked, *, batch_size: int = 16, label: str | None = None) -> Scores:
+def score(model: Any, masked: MaskedSequences, *, batch_size: int = 16, label: str | None = None) -> Scores:
     """-log p(target) and rank of every target of fixed masks, in evaluation mode; the model keeps its mode.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
         With a masked-LM head.
-    masked : Masked
+    masked : MaskedSequences
     batch_size : int
         Sequences per forward pass.
     label : str or None
@@ -170,7 +170,7 @@ def score(model: Any, masked: Masked, *, batch_size: int = 16, label: str | None
     return Scores(nll, rank)
 
 
-def _check_fits(model: Any, masked: Masked) -> None:
+def _check_fits(model: Any, masked: MaskedSequences) -> None:
     size = model.get_input_embeddings().num_embeddings
     largest = int(max(masked.inputs.max(initial=0), masked.target.max(initial=0)))
     if largest >= size:
@@ -188,13 +188,13 @@ def _check_fits(model: Any, masked: Masked) -> None:
         )
 
 
-def unigram_nll(masked: Masked, counts: np.ndarray) -> np.ndarray:
+def unigram_nll(masked: MaskedSequences, counts: np.ndarray) -> np.ndarray:
     """The loss of a model that knows only (counts + 1) / (N + V), per target: the level a head bias can reach."""
     smoothed = np.asarray(counts, np.float64) + 1.0
     return np.log(smoothed.sum()) - np.log(smoothed[masked.target])
 
 
-def columns(scores: Scores) -> dict[str, np.ndarray]:
+def target_metrics(scores: Scores) -> dict[str, np.ndarray]:
     """The figures per target: ``nll``, ``top1``, ``top5``, ``mrr``."""
     return {
         "nll": scores.nll,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.mlm.data import Masked, Packed, SpecialIds, mask_tokens
+from wals_spark.mlm.data import MaskedSequences, PackedSequences, SpecialIds, mask_tokens
 from wals_spark.mlm.loss import Scores, masked_logits, score
 from wals_spark.mlm.statistics import Clusters, Interval
 from wals_spark.progress import Progress
@@ -50,7 +50,7 @@ class Schedule:
     clip: float = 1.0
     mask_fraction: float = 0.15
 
-    def rate(self, step: int) -> float:
+    def learning_rate_at(self, step: int) -> float:
         """Learning rate of the step `step` (0-based)."""
         warm = max(1, round(self.warmup * self.steps))
         if step < warm:
@@ -98,16 +98,16 @@ def evaluation_steps(steps: int, points: int) -> tuple[int, ...]:
 
 def pretrain(
     model: Any,
-    packed: Packed,
+    packed: PackedSequences,
     special: SpecialIds,
     schedule: Schedule,
     seed: int,
     *,
-    unseen: Masked | None = None,
-    at: tuple[int, ...] = (),
+    unseen: MaskedSequences | None = None,
+    eval_steps: tuple[int, ...] = (),
     stop: int | None = None,
     label: str = "pretrain",
-    on_point: Callable[[int, float], None] | None = None,
+    on_evaluation: Callable[[int, float], None] | None = None,
 ) -> LossCurve:
     """AdamW on the masked-LM cross-entropy of ``packed``, in place, with a loss curve on ``unseen``.
 
@@ -115,7 +115,7 @@ def pretrain(
     ----------
     model : transformers.PreTrainedModel
         With a masked-LM head.
-    packed : Packed
+    packed : PackedSequences
         The training sequences, in a new random order per epoch.
     special : SpecialIds
     schedule : Schedule
@@ -123,13 +123,13 @@ def pretrain(
         Of order, masks and dropout.
     unseen : Masked or None
         Fixed masks of documents that are not in `packed`.
-    at : tuple of int
+    eval_steps : tuple of int
         Steps after which the loss on `unseen` is measured.
     stop : int or None
         Steps after which training ends, its learning rate still that of the whole schedule; None trains all steps.
     label : str
         Shown in the progress.
-    on_point : callable or None
+    on_evaluation : callable or None
         Called with (step, loss) at each measurement.
 
     Returns
@@ -158,12 +158,12 @@ def pretrain(
     curve = LossCurve()
 
     def evaluate(step: int) -> None:
-        if unseen is None or step not in at:
+        if unseen is None or step not in eval_steps:
             return
         loss = curve.add(step, score(model, unseen, batch_size=32))
         progress.update(step, line=True, unseen=loss)
-        if on_point is not None:
-            on_point(step, loss)
+        if on_evaluation is not None:
+            on_evaluation(step, loss)
 
     devices = [device.index or 0] if device.type == "cuda" else []
     steps = schedule.steps if stop is None else min(stop, schedule.steps)
@@ -193,12 +193,14 @@ def make_optimizer(model: Any, schedule: Schedule) -> Any:
     return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
-def masked_batches(packed: Packed, special: SpecialIds, schedule: Schedule, seed: int) -> Iterator[Masked]:
+def masked_batches(
+    packed: PackedSequences, special: SpecialIds, schedule: Schedule, seed: int
+) -> Iterator[MaskedSequences]:
     """Batches without end: a new permutation of the sequences per epoch, new masks per step, all from the seed.
 
     Parameters
     ----------
-    packed : Packed
+    packed : PackedSequences
     special : SpecialIds
     schedule : Schedule
         Gives the size of a batch and the share that is masked.
@@ -206,7 +208,7 @@ def masked_batches(packed: Packed, special: SpecialIds, schedule: Schedule, seed
 
     Yields
     ------
-    Masked
+    MaskedSequences
     """
     order = np.empty(0, np.int64)
     epochs = itertools.count()
@@ -214,18 +216,18 @@ def masked_batches(packed: Packed, special: SpecialIds, schedule: Schedule, seed
         while len(order) < schedule.batch:
             order = np.r_[order, np.random.default_rng([seed, 4, next(epochs)]).permutation(len(packed))]
         taken, order = order[: schedule.batch], order[schedule.batch :]
-        part = Packed(packed.ids[taken], packed.document[taken], packed.documents)
+        part = PackedSequences(packed.ids[taken], packed.document[taken], packed.documents)
         yield mask_tokens(part, special, schedule.mask_fraction, _step_seed(seed, step))
 
 
-def train_step(model: Any, optimizer: Any, masked: Masked, schedule: Schedule, step: int) -> float:
+def train_step(model: Any, optimizer: Any, masked: MaskedSequences, schedule: Schedule, step: int) -> float:
     """One step of gradient descent on a batch: its loss before the step, nats.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
     optimizer : torch.optim.Optimizer
-    masked : Masked
+    masked : MaskedSequences
     schedule : Schedule
         Gives the learning rate of the step and the largest norm of the gradient.
     step : int
@@ -246,7 +248,7 @@ def train_step(model: Any, optimizer: Any, masked: Masked, schedule: Schedule, s
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
     for group in optimizer.param_groups:
-        group["lr"] = schedule.rate(step)
+        group["lr"] = schedule.learning_rate_at(step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     value = float(loss.detach())
@@ -263,7 +265,7 @@ def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, 5, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def cross_entropy(model: Any, masked: Masked) -> Any:
+def cross_entropy(model: Any, masked: MaskedSequences) -> Any:
     """Mean of -log p(target) over the hidden positions, nats, as a tensor with a gradient."""
     import torch
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.mlm.data import NO_DOCUMENT, Masked, Packed, SpecialIds, hide
+from wals_spark.mlm.data import NO_DOCUMENT, MaskedSequences, PackedSequences, SpecialIds, mask_positions
 
 EDGES = (0, 1, 5, 20, 100, 1_000, 10_000)
 """Bucket b holds the counts from EDGES[b] up to below EDGES[b + 1]."""
@@ -43,15 +43,15 @@ class Probe:
 
     Attributes
     ----------
-    masked : Masked
+    masked : MaskedSequences
     bucket : int32 array of shape (t,)
-    kind : int32 array of shape (t,)
+    token_type : int32 array of shape (t,)
         The id of the token whose count gave the bucket: the target itself, or its rare neighbour.
     """
 
-    masked: Masked
+    masked: MaskedSequences
     bucket: np.ndarray
-    kind: np.ndarray
+    token_type: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,27 @@ class _Candidates:
 
     row: np.ndarray
     column: np.ndarray
-    kind: np.ndarray
+    token_type: np.ndarray
     bucket: np.ndarray
 
     def take(self, index: np.ndarray) -> _Candidates:
-        return _Candidates(self.row[index], self.column[index], self.kind[index], self.bucket[index])
+        return _Candidates(self.row[index], self.column[index], self.token_type[index], self.bucket[index])
 
 
 def target_probe(
-    packed: Packed, counts: np.ndarray, special: SpecialIds, seed: int, *, per_bucket: int, fraction: float = 0.15
+    packed: PackedSequences,
+    counts: np.ndarray,
+    special: SpecialIds,
+    seed: int,
+    *,
+    per_bucket: int,
+    fraction: float = 0.15,
 ) -> Probe:
     """Hide the tokens themselves, which tests the output row and the head bias.
 
     Parameters
     ----------
-    packed : Packed
+    packed : PackedSequences
     counts : int64 array of shape (V,)
     special : SpecialIds
     seed : int
@@ -90,20 +96,26 @@ def target_probe(
     _check(counts, packed)
     generator = np.random.default_rng([seed, 2])
     row, column = np.nonzero(_ordinary(packed, special))
-    kind = packed.ids[row, column]
-    candidates = _Candidates(row, column, kind, bucket_of(counts[kind]))
+    token_type = packed.ids[row, column]
+    candidates = _Candidates(row, column, token_type, bucket_of(counts[token_type]))
     chosen = _choose(candidates, packed.ids.shape[1], generator, per_bucket, fraction)
     return _probe(packed, candidates.take(chosen), special, generator)
 
 
 def context_probe(
-    packed: Packed, counts: np.ndarray, special: SpecialIds, seed: int, *, per_bucket: int, fraction: float = 0.15
+    packed: PackedSequences,
+    counts: np.ndarray,
+    special: SpecialIds,
+    seed: int,
+    *,
+    per_bucket: int,
+    fraction: float = 0.15,
 ) -> Probe:
     """Hide a frequent token within `REACH` positions of each token, which tests the input row of the token.
 
     Parameters
     ----------
-    packed : Packed
+    packed : PackedSequences
     counts : int64 array of shape (V,)
     special : SpecialIds
     seed : int
@@ -134,13 +146,13 @@ def context_probe(
         best[better] = draw[better]
         neighbour[better] = other[better]
     found = neighbour >= 0
-    kind = packed.ids[row[found], column[found]]
-    candidates = _Candidates(row[found], neighbour[found], kind, bucket_of(counts[kind]))
+    token_type = packed.ids[row[found], column[found]]
+    candidates = _Candidates(row[found], neighbour[found], token_type, bucket_of(counts[token_type]))
     chosen = _choose(candidates, length, generator, per_bucket, fraction)
     return _probe(packed, candidates.take(chosen), special, generator)
 
 
-def _check(counts: np.ndarray, packed: Packed) -> None:
+def _check(counts: np.ndarray, packed: PackedSequences) -> None:
     largest = int(packed.ids.max(initial=0))
     if largest >= len(counts):
         raise InputError(
@@ -149,7 +161,7 @@ def _check(counts: np.ndarray, packed: Packed) -> None:
         )
 
 
-def _ordinary(packed: Packed, special: SpecialIds) -> np.ndarray:
+def _ordinary(packed: PackedSequences, special: SpecialIds) -> np.ndarray:
     return (packed.document != NO_DOCUMENT) & ~np.isin(packed.ids, list(special.all))
 
 
@@ -160,7 +172,7 @@ def _choose(
     order = np.lexsort((generator.random(len(candidates.row)), candidates.bucket))
     position = candidates.row[order].astype(np.int64) * length + candidates.column[order]
     order = order[_rank_within(position) == 0]
-    order = order[_rank_within(candidates.kind[order]) < PER_TYPE]
+    order = order[_rank_within(candidates.token_type[order]) < PER_TYPE]
     order = order[_rank_within(candidates.bucket[order]) < per_bucket]
     per_sequence = max(1, int(fraction * length))
     return order[_rank_within(candidates.row[order]) < per_sequence]
@@ -178,10 +190,10 @@ def _rank_within(labels: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _probe(packed: Packed, chosen: _Candidates, special: SpecialIds, generator: np.random.Generator) -> Probe:
+def _probe(packed: PackedSequences, chosen: _Candidates, special: SpecialIds, generator: np.random.Generator) -> Probe:
     """Keep only the sequences with targets, in order, and hide the targets."""
     chosen = chosen.take(np.lexsort((chosen.column, chosen.row)))
     kept, row = np.unique(chosen.row, return_inverse=True)
-    part = Packed(packed.ids[kept], packed.document[kept], packed.documents)
-    masked = hide(part, row, chosen.column, special, generator, always_mask=True)
-    return Probe(masked, chosen.bucket, chosen.kind.astype(np.int32))
+    part = PackedSequences(packed.ids[kept], packed.document[kept], packed.documents)
+    masked = mask_positions(part, row, chosen.column, special, generator, always_mask=True)
+    return Probe(masked, chosen.bucket, chosen.token_type.astype(np.int32))

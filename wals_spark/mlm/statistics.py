@@ -36,7 +36,7 @@ class Interval:
     clusters: int
 
     @property
-    def clear(self) -> bool:
+    def excludes_zero(self) -> bool:
         """Of a difference: whether 0 lies outside the interval."""
         return self.low > 0 or self.high < 0
 
@@ -117,7 +117,9 @@ class Clusters:
         return Interval(float(means.mean()), low, high, len(self.index), self.count)
 
 
-def two_level(after: np.ndarray, before: np.ndarray, labels: np.ndarray, resamples: int, seed: int) -> Interval:
+def two_level_bootstrap(
+    after: np.ndarray, before: np.ndarray, labels: np.ndarray, resamples: int, seed: int
+) -> Interval:
     """The mean of ``after - before`` over seeds and observations; seeds and clusters are both drawn with replacement.
 
     The interval is that of a repetition with other seeds on other documents.

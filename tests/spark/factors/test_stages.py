@@ -6,7 +6,7 @@ import pytest
 
 from wals_spark import schemas, storage
 from wals_spark.errors import InputError
-from wals_spark.factors.neighbours import distributed
+from wals_spark.factors.neighbours import nearest_neighbours
 from wals_spark.factors.stages import ExportStage, NeighboursStage, middle_tokens
 from wals_spark.factors.store import combine
 from wals_spark.factors.top_k import top_k
@@ -58,14 +58,14 @@ def test_the_distributed_search_gives_what_the_driver_gives(context, how):
     matrix = combine(made.sides["row"], made.sides["col"], how)
     queries = np.array([3, 50, 239])
     expected = top_k(matrix[queries], matrix, 7, cosine=True, allowed=made.counts >= 30, exclude=queries)
-    found = distributed(made.tables, "default", how, queries, 7, min_count=30)
+    found = nearest_neighbours(made.tables, "default", how, queries, 7, min_count=30)
     assert np.array_equal(found[0], expected[0])
     assert np.allclose(found[1], expected[1], atol=1e-6, equal_nan=True)
 
 
 def test_an_unknown_id_is_refused_in_the_distributed_search(context):
     with pytest.raises(InputError, match=r"token ids \[999\] are not among the factors"):
-        distributed(context().tables, "default", "u", np.array([1, 999]), 3, min_count=0)
+        nearest_neighbours(context().tables, "default", "u", np.array([1, 999]), 3, min_count=0)
 
 
 @pytest.mark.parametrize("driver_vectors", [0, 1_000_000])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from wals_spark.evaluate.controls import permuted, ppmi, random, truncated_svd
+from wals_spark.evaluate.controls import permuted_vectors, ppmi, random_vectors, truncated_svd
 
 
 @pytest.fixture
@@ -14,15 +14,15 @@ def matrix():
 
 def test_permuted_rows_are_the_same_rows_elsewhere_and_unseen_ones_stay(matrix):
     counts = np.arange(50) % 5
-    shuffled = permuted(matrix, counts, 1)
+    shuffled = permuted_vectors(matrix, counts, 1)
     assert np.array_equal(shuffled[counts == 0], matrix[counts == 0])
     assert not np.array_equal(shuffled, matrix)
     assert np.array_equal(np.sort(shuffled, axis=0), np.sort(matrix, axis=0))
-    assert np.array_equal(shuffled, permuted(matrix, counts, 1))
+    assert np.array_equal(shuffled, permuted_vectors(matrix, counts, 1))
 
 
 def test_random_vectors_keep_the_norms(matrix):
-    drawn = random(matrix, np.ones(50), 1)
+    drawn = random_vectors(matrix, np.ones(50), 1)
     assert np.allclose(np.linalg.norm(drawn, axis=1), np.linalg.norm(matrix, axis=1), rtol=1e-5)
     assert abs(np.corrcoef(drawn.ravel(), matrix.ravel())[0, 1]) < 0.2
 

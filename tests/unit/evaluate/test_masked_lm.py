@@ -17,7 +17,7 @@ def task(special, monkeypatch):
     generator = np.random.default_rng(0)
     documents = [(np.minimum(generator.zipf(1.3, 120), 18) + 4).astype(np.int32) for _ in range(40)]
     counts = np.array([0] * 5 + [20_000, 5_000, 2_000, 300, 120, 60, 30, 12, 8, 3, 2, 1] + [0] * 6)
-    pool = pack_sequences(documents, special, 34, fair=True)
+    pool = pack_sequences(documents, special, 34, round_robin=True)
     return make_masked_lm_task(pool, special, counts, 1, sequences=50, mask_fraction=0.15, probe_targets=60)
 
 
@@ -33,7 +33,7 @@ def test_the_same_model_twice_is_not_distinguishable(task, tiny_model):
     for figures in (result.differences["after"], *(bucket.differences["after"] for bucket in result.buckets)):
         for difference in figures.values():
             assert difference.value == 0
-            assert not difference.clear
+            assert not difference.excludes_zero
 
 
 def test_loss_and_differences_are_those_of_the_scores(task, tiny_model):

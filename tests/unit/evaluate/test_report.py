@@ -9,7 +9,7 @@ from wals_spark.evaluate.charts import SeriesPoint
 from wals_spark.evaluate.intrinsic import AnalogyResult, SimilarityResult, VectorGeometry
 from wals_spark.evaluate.masked_lm import BucketResult, MaskedLmResult
 from wals_spark.evaluate.report import render_report
-from wals_spark.evaluate.report_content import ReportData, StageTime, Training
+from wals_spark.evaluate.report_content import ReportData, StageTime, TrainingCurve
 from wals_spark.mlm.statistics import Interval
 
 VOID = {"meta", "line", "polyline", "polygon", "br"}
@@ -64,7 +64,7 @@ def full(masked):
         loss=[SeriesPoint(1, 100.0), SeriesPoint(2, 60.0)],
         objective="ppmi",
         trainings=[
-            Training(name, [SeriesPoint(0, 9, 8.9, 9.1), SeriesPoint(10, 7, 6.9, 7.1)])
+            TrainingCurve(name, [SeriesPoint(0, 9, 8.9, 9.1), SeriesPoint(10, 7, 6.9, 7.1)])
             for name in ("random", "factors")
         ],
         training_differences=[("factors − random", interval(-0.2))],

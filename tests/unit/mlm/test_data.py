@@ -45,7 +45,7 @@ def test_pack_puts_no_separator_where_a_sequence_starts(special):
 
 
 def test_fair_takes_the_start_of_every_document_first(special):
-    packed = pack_sequences(documents(40, 40, 40), special, 6, limit=3, fair=True)
+    packed = pack_sequences(documents(40, 40, 40), special, 6, limit=3, round_robin=True)
     assert packed.document[:, 1].tolist() == [0, 1, 2]
     unfair = pack_sequences(documents(40, 40, 40), special, 6, limit=3)
     assert unfair.document[:, 1].tolist() == [0, 0, 0]

@@ -6,7 +6,7 @@ import torch
 
 from wals_spark.errors import InputError
 from wals_spark.mlm.data import encode, mask_tokens, pack_sequences
-from wals_spark.mlm.loss import columns, load_masked_lm, score, unigram_nll
+from wals_spark.mlm.loss import load_masked_lm, score, target_metrics, unigram_nll
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_unigram_loss_is_the_smoothed_log_frequency(masked):
 
 def test_columns_are_the_figures_per_target(tiny_model, masked):
     scores = score(tiny_model, masked)
-    found = columns(scores)
+    found = target_metrics(scores)
     assert set(found) == {"nll", "top1", "top5", "mrr"}
     assert np.array_equal(found["nll"], scores.nll)
     assert np.array_equal(found["top1"], scores.rank == 0)

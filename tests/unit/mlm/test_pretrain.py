@@ -26,10 +26,10 @@ def unseen(tiny_tokenizer, special):
 
 def test_the_rate_warms_up_and_falls_linearly_to_zero():
     schedule = Schedule(steps=100, learning_rate=1.0, warmup=0.1)
-    assert schedule.rate(0) == pytest.approx(0.1)
-    assert schedule.rate(9) == pytest.approx(1.0)
-    assert schedule.rate(55) == pytest.approx(0.5)
-    assert schedule.rate(99) == pytest.approx(1 / 90)
+    assert schedule.learning_rate_at(0) == pytest.approx(0.1)
+    assert schedule.learning_rate_at(9) == pytest.approx(1.0)
+    assert schedule.learning_rate_at(55) == pytest.approx(0.5)
+    assert schedule.learning_rate_at(99) == pytest.approx(1 / 90)
 
 
 def test_evaluation_steps_start_at_0_end_at_the_last_and_lie_closer_at_the_start():
@@ -41,7 +41,7 @@ def test_evaluation_steps_start_at_0_end_at_the_last_and_lie_closer_at_the_start
 
 
 def test_training_lowers_the_loss_on_unseen_text(tiny_model, packed, unseen, special):
-    curve = pretrain(tiny_model, packed, special, Schedule(200, 16, 1e-2), 1, unseen=unseen, at=(0, 100, 200))
+    curve = pretrain(tiny_model, packed, special, Schedule(200, 16, 1e-2), 1, unseen=unseen, eval_steps=(0, 100, 200))
     losses = [nll.mean() for nll in curve.nll]
     assert curve.steps == [0, 100, 200]
     assert losses[2] < losses[0] - 0.5
@@ -62,7 +62,14 @@ def test_a_run_that_stops_early_is_the_beginning_of_the_whole_one(tiny_model, pa
     torch.set_num_threads(1)
     whole, begun = (
         pretrain(
-            copy.deepcopy(tiny_model), packed, special, Schedule(9, 4), 1, unseen=unseen, at=(0, 2, 4, 9), stop=stop
+            copy.deepcopy(tiny_model),
+            packed,
+            special,
+            Schedule(9, 4),
+            1,
+            unseen=unseen,
+            eval_steps=(0, 2, 4, 9),
+            stop=stop,
         )
         for stop in (None, 4)
     )

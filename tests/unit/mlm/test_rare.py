@@ -28,13 +28,13 @@ def test_the_target_probe_hides_the_tokens_themselves(packed, special):
     probe = target_probe(packed, COUNTS, special, 1, per_bucket=100)
     masked = probe.masked
     assert (masked.inputs[masked.row, masked.column] == special.mask).all()
-    assert np.array_equal(probe.kind, masked.target)
+    assert np.array_equal(probe.token_type, masked.target)
     assert np.array_equal(probe.bucket, bucket_of(COUNTS[masked.target]))
 
 
 def test_no_type_bucket_or_sequence_gives_more_than_its_share(packed, special):
     probe = target_probe(packed, COUNTS, special, 1, per_bucket=70, fraction=0.15)
-    assert np.bincount(probe.kind).max() <= PER_TYPE
+    assert np.bincount(probe.token_type).max() <= PER_TYPE
     assert np.bincount(probe.bucket).max() <= 70
     assert np.bincount(probe.masked.row).max() <= int(0.15 * 34)
 
@@ -53,7 +53,7 @@ def test_the_context_probe_hides_a_frequent_neighbour_and_shows_the_token(packed
     masked = probe.masked
     assert (COUNTS[masked.target] >= 1000).all()
     assert (probe.bucket < 5).any()
-    for row, column, kind in zip(masked.row, masked.column, probe.kind, strict=True):
+    for row, column, kind in zip(masked.row, masked.column, probe.token_type, strict=True):
         low, high = max(0, column - REACH), column + REACH + 1
         assert kind in masked.inputs[row, low:high] or COUNTS[kind] >= 1000
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wals_spark.errors import InputError
-from wals_spark.mlm.statistics import Clusters, Interval, two_level
+from wals_spark.mlm.statistics import Clusters, Interval, two_level_bootstrap
 
 
 def test_the_mean_is_over_observations_and_the_macro_mean_over_clusters():
@@ -43,12 +43,12 @@ def test_a_paired_difference_is_narrower_than_the_arms():
     difference = clusters.difference(after, before)
     assert difference.value == pytest.approx(-0.1, abs=0.005)
     assert difference.high - difference.low < 0.05 * (clusters.mean(before).high - clusters.mean(before).low)
-    assert difference.clear
+    assert difference.excludes_zero
 
 
 def test_no_difference_is_not_clear():
     values = np.random.default_rng(1).normal(size=100)
-    assert not Clusters(np.arange(100), 500, 1).difference(values, values).clear
+    assert not Clusters(np.arange(100), 500, 1).difference(values, values).excludes_zero
 
 
 def test_the_same_seed_gives_the_same_interval():
@@ -61,7 +61,7 @@ def test_one_cluster_has_no_interval_and_none_has_no_value():
     one = Clusters(np.zeros(5, int), 100, 1).mean(np.arange(5.0))
     assert one.value == 2.0
     assert math.isnan(one.low)
-    assert not one.clear
+    assert not one.excludes_zero
     assert math.isnan(Clusters(np.empty(0, int), 100, 1).mean(np.empty(0)).value)
 
 
@@ -71,9 +71,9 @@ def test_arms_of_different_length_cannot_be_paired():
 
 
 def test_an_interval_off_zero_is_clear_on_either_side():
-    assert Interval(1, 0.5, 2, 9, 9).clear
-    assert Interval(-1, -2, -0.5, 9, 9).clear
-    assert not Interval(0.1, -0.5, 2, 9, 9).clear
+    assert Interval(1, 0.5, 2, 9, 9).excludes_zero
+    assert Interval(-1, -2, -0.5, 9, 9).excludes_zero
+    assert not Interval(0.1, -0.5, 2, 9, 9).excludes_zero
 
 
 def test_two_level_intervals_widen_when_seeds_disagree():
@@ -82,7 +82,7 @@ def test_two_level_intervals_widen_when_seeds_disagree():
     before = generator.standard_normal((3, 200))
     agree = before + 0.5
     disagree = before + np.array([[0.2], [0.5], [0.8]])
-    narrow, wide = (two_level(after, before, labels, 500, 1) for after in (agree, disagree))
+    narrow, wide = (two_level_bootstrap(after, before, labels, 500, 1) for after in (agree, disagree))
     assert narrow.value == pytest.approx(0.5)
     assert (narrow.low, narrow.high) == (pytest.approx(0.5), pytest.approx(0.5))
     assert wide.value == pytest.approx(0.5)
@@ -95,7 +95,7 @@ def test_two_level_with_one_seed_is_the_interval_over_clusters():
     generator = np.random.default_rng(1)
     labels = np.arange(300)
     after = generator.standard_normal((1, 300))
-    found = two_level(after, np.zeros((1, 300)), labels, 2000, 1)
+    found = two_level_bootstrap(after, np.zeros((1, 300)), labels, 2000, 1)
     plain = Clusters(labels, 2000, 1).mean(after[0])
     assert found.value == pytest.approx(plain.value)
     assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.1)
@@ -103,4 +103,4 @@ def test_two_level_with_one_seed_is_the_interval_over_clusters():
 
 def test_two_level_says_what_shape_it_expects():
     with pytest.raises(InputError, match=r"\(seeds, n\)"):
-        two_level(np.zeros(5), np.zeros(5), np.zeros(5, int), 10, 1)
+        two_level_bootstrap(np.zeros(5), np.zeros(5), np.zeros(5, int), 10, 1)
