@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from wals_spark.corpus.document_batch import DocumentBatch
 from wals_spark.corpus.shuffle import ShuffleRecord, pack_table, unpack_table
-from wals_spark.corpus.words import TokenCounter, WordEncoder
+from wals_spark.corpus.token_counter import TokenCounter
+from wals_spark.corpus.words import WordEncoder
 
 LINE = r"[^\n]+"
 Hashes = npt.NDArray[np.uint64]

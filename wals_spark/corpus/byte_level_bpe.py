@@ -19,16 +19,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from wals_spark.compiled import compiled
-from wals_spark.corpus.document_batch import Bytes, DocumentBatch, Longs
-from wals_spark.corpus.words import FNV_PRIME, FULL, RULES, ByteStringDictionary, _decode, _slot
+from wals_spark.corpus.byte_strings import FNV_PRIME, FULL, ByteStringDictionary, slot_of
+from wals_spark.corpus.document_batch import Bytes, DocumentBatch, Ints, Longs
+from wals_spark.corpus.utf8 import code_point
+from wals_spark.corpus.words import RULES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Ints = npt.NDArray[np.int32]
 
 OTHER, LETTER, NUMBER, SPACE = 0, 1, 2, 4
 WHITE_SPACE = (*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F)
@@ -73,23 +72,44 @@ def character_classes() -> Bytes:
 
 
 @compiled()
-def _cut(  # type: ignore[no-untyped-def]
-    data, offsets, first, kinds, basis, mask, slots, hashes, starts, heap, count, pieces, ends,
-):  # fmt: skip
-    """Cut documents ``first ..`` into pieces; returns the first one not done, the number of pieces known, and why."""
-    prime = np.uint64(FNV_PRIME)
+def _cut_pieces(data, offsets, first, kinds, table, count, pieces, ends):  # type: ignore[no-untyped-def]
+    """Cut documents ``first ..`` into pieces; returns the first one not done, the number of pieces known, and why.
+
+    Parameters
+    ----------
+    data : uint8 array
+    offsets : int64 array of shape (documents + 1,)
+    first : int
+    kinds : uint8 array of shape (0x110000,)
+        See `character_classes`.
+    table : StringTable
+        Of the pieces known; new ones are entered.
+    count : int
+        Number of pieces known.
+    pieces : int32 array
+        Filled from ``ends[first]`` on.
+    ends : int64 array of shape (documents + 1,)
+
+    Returns
+    -------
+    int, int, int
+        The last one says why a document is not done: it holds a character of kind `RULES`, or the dictionary is
+        `FULL`.
+    """
+    slots, hashes, starts, heap = table.slots, table.hashes, table.starts, table.heap
+    basis, mask, prime = table.basis, table.mask, np.uint64(FNV_PRIME)
     filled = ends[first]
     for document in range(first, len(offsets) - 1):
         position, stop = offsets[document], offsets[document + 1]
         while position < stop:
             low = position
-            code, width = _code(data, position)
+            code, width = code_point(data, position)
             kind = kinds[code]
             run = True
             if kind == SPACE:
                 last = position
                 while position < stop:
-                    code, width = _code(data, position)
+                    code, width = code_point(data, position)
                     kind = kinds[code]
                     if kind != SPACE:
                         break
@@ -114,7 +134,7 @@ def _cut(  # type: ignore[no-untyped-def]
                 if kind == RULES:
                     return document, count, RULES
                 while position < stop:
-                    code, width = _code(data, position)
+                    code, width = code_point(data, position)
                     if kinds[code] != kind:
                         break
                     position += width
@@ -123,7 +143,7 @@ def _cut(  # type: ignore[no-untyped-def]
                 hashed = (hashed ^ np.uint64(data[at])) * prime
             key = hashed & mask
             length = position - low
-            slot = _slot(key, len(slots))
+            slot = slot_of(key, len(slots))
             piece = -1
             while slots[slot] >= 0:
                 candidate = slots[slot]
@@ -150,13 +170,6 @@ def _cut(  # type: ignore[no-untyped-def]
             filled += 1
         ends[document + 1] = filled
     return len(offsets) - 1, count, 0
-
-
-@compiled(inline="always")
-def _code(data, at):  # type: ignore[no-untyped-def]
-    if data[at] < 0x80:
-        return np.int64(data[at]), 1
-    return _decode(data, at)
 
 
 @compiled()
@@ -204,9 +217,9 @@ class ByteLevelEncoder:
         by_rules = set(self._with_added_tokens(batch))
         document = 0
         while document < documents:
-            document, state = self._scan(batch, document, pieces, ends)
+            document, state = self._cut(batch, document, pieces, ends)
             if state == FULL:
-                self._index._grow()
+                self._index.grow()
             elif state == RULES:
                 by_rules.add(document)
                 ends[document + 1] = ends[document]
@@ -243,12 +256,11 @@ class ByteLevelEncoder:
                 at = data.find(content, int(batch.offsets[document + 1]) - len(content) + 1)
         return sorted(found)
 
-    def _scan(self, batch: DocumentBatch, document: int, pieces: Ints, ends: Longs) -> tuple[int, int]:
+    def _cut(self, batch: DocumentBatch, document: int, pieces: Ints, ends: Longs) -> tuple[int, int]:
         index = self._index
-        document, index.size, state = _cut(
-            batch.data, batch.offsets, document, self._classes, index._basis, index._mask, index._slots,
-            index._hashes, index._starts, index._heap, index.size, pieces, ends,
-        )  # fmt: skip
+        document, index.size, state = _cut_pieces(
+            batch.data, batch.offsets, document, self._classes, index.table, index.size, pieces, ends
+        )
         return document, state
 
     def _encode_new(self) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 
 
@@ -97,3 +98,23 @@ def _offsets(lengths: npt.NDArray[np.int64]) -> Longs:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Documents as token ids, with the ends of their paragraphs and sentences as `token_shards` codes them.
+
+    Attributes
+    ----------
+    tokens : int32 array of shape (n,)
+    offsets : int64 array of shape (documents + 1,)
+        Document d is ``tokens[offsets[d]:offsets[d + 1]]``.
+    breaks : int32 array of shape (b,)
+    break_offsets : int64 array of shape (documents + 1,)
+        The ends in document d are ``breaks[break_offsets[d]:break_offsets[d + 1]]``.
+    """
+
+    tokens: Ints
+    offsets: Longs
+    breaks: Ints
+    break_offsets: Longs

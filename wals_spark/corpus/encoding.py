@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from wals_spark import storage, token_shards
 from wals_spark.config import Config, VocabularyConfig, fingerprint
 from wals_spark.corpus import versions
-from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.document_batch import DocumentBatch, EncodedDocuments
 from wals_spark.corpus.shuffle import ShuffleRecord, pack_table, run_shuffle, unpack_table
 from wals_spark.corpus.subword_encoder import SubwordEncoder
+from wals_spark.corpus.token_counter import TokenCounter
 from wals_spark.corpus.vocabulary import (
     HashCollisionError,
     WordVocabulary,
@@ -30,7 +31,7 @@ from wals_spark.corpus.vocabulary import (
     pack_counts,
     vocabulary_rows,
 )
-from wals_spark.corpus.words import EncodedDocuments, TokenCounter, WordEncoder
+from wals_spark.corpus.words import WordEncoder
 from wals_spark.errors import InputError
 from wals_spark.heartbeat import Heartbeat, text_progress
 from wals_spark.runs import RunLock

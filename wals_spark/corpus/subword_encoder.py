@@ -11,18 +11,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, encodes_by_piece
-from wals_spark.corpus.document_batch import DocumentBatch, Longs
+from wals_spark.corpus.document_batch import DocumentBatch, EncodedDocuments, Ints, Longs
+from wals_spark.corpus.sentences import punctuation_flags, sentence_ends
 from wals_spark.corpus.word_rules import SENTENCE_END
-from wals_spark.corpus.words import EncodedDocuments, punctuation_flags, sentence_ends
 from wals_spark.token_shards import SPECIAL
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Ints = npt.NDArray[np.int32]
 
 logger = logging.getLogger(__name__)
 

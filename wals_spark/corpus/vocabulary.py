@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wals_spark.corpus.shuffle import ShuffleRecord, pack_table, unpack_table
-from wals_spark.corpus.words import TokenCounter, WordEncoder
+from wals_spark.corpus.token_counter import TokenCounter
+from wals_spark.corpus.words import WordEncoder
 
 COUNTS = pa.schema(
     [("token", pa.large_string()), ("hash", pa.uint64()), ("count", pa.int64()), ("document_count", pa.int64())]

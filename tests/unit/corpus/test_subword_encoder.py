@@ -11,9 +11,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from wals_spark.corpus import byte_level_bpe, subword_encoder
 from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, encodes_by_piece
 from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.sentences import punctuation_flags, sentence_ends
 from wals_spark.corpus.subword_encoder import SubwordEncoder, find_breaks, is_byte_level
 from wals_spark.corpus.word_rules import SENTENCE_END
-from wals_spark.corpus.words import RULES, punctuation_flags, sentence_ends
+from wals_spark.corpus.words import RULES
 from wals_spark.token_shards import SPECIAL
 
 LETTERS = (
@@ -91,9 +92,9 @@ def test_pieces_equal_the_pre_tokenizers_for_every_character():
     pieces, ends = np.empty(len(batch.data), np.int32), np.zeros(len(texts) + 1, np.int64)
     done = 0
     while done < len(texts):
-        done, state = encoder._scan(batch, done, pieces, ends)
+        done, state = encoder._cut(batch, done, pieces, ends)
         if state:
-            encoder._index._grow()
+            encoder._index.grow()
     lengths = np.diff(encoder._index.starts)
     for index, text in enumerate(texts):
         expected = [len(piece) for piece, _ in splitter.pre_tokenize_str(text)]

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.token_counter import TokenCounter
 from wals_spark.corpus.vocabulary import HashCollisionError, assign_ids, merge_counts, pack_counts, vocabulary_rows
-from wals_spark.corpus.words import TokenCounter, WordEncoder
+from wals_spark.corpus.words import WordEncoder
 
 
 def count_parts(parts, buckets, **index_keys):

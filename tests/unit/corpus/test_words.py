@@ -8,8 +8,9 @@ import pytest
 
 from wals_spark.corpus import words
 from wals_spark.corpus.document_batch import DocumentBatch
+from wals_spark.corpus.token_counter import TokenCounter
 from wals_spark.corpus.word_rules import words_and_breaks
-from wals_spark.corpus.words import TokenCounter, WordEncoder, character_tables
+from wals_spark.corpus.words import WordEncoder, character_tables
 
 ONE_CLASS = [r"[a-z]+", r"[^\W\d_]+", r"\w+", r"\S+", r"[a-zäöü']+", r"[^\s.]+", r"\d+", r"[A-Z]+", r"[\w.?!)\"]+"]
 LETTERS = (
@@ -42,7 +43,7 @@ def encode(index, documents):
 def test_the_kernel_equals_re(pattern, case):
     documents = ["", " ", "ends", "İİ", "ΑΣ ΣΑ Σ", *texts(hash(pattern) % 1000), *texts(2, 20, 500)]
     index = WordEncoder(pattern, case)
-    assert index.tables is not None
+    assert index.characters is not None
     compiled = re.compile(pattern)
     assert encode(index, documents) == [words_and_breaks(text, compiled, case) for text in documents]
 
@@ -64,7 +65,7 @@ def test_every_character_is_treated_as_re_does(case):
 def test_other_patterns_go_through_re(pattern):
     documents = texts(3, 100)
     index = WordEncoder(pattern, "lower")
-    assert index.tables is None
+    assert index.characters is None
     compiled = re.compile(pattern)
     assert encode(index, documents) == [words_and_breaks(text, compiled, "lower") for text in documents]
 
