@@ -30,6 +30,7 @@ from scipy.sparse.linalg import svds
 
 from wals_spark import schemas
 from wals_spark.cluster.process_group import LocalGroup
+from wals_spark.config import TrainConfig
 from wals_spark.evaluate.intrinsic import AnalogyResult, score_vectors
 from wals_spark.matrix.list_column import lists_to_matrix
 from wals_spark.objective import make_objective
@@ -71,13 +72,10 @@ class Words:
                 symmetric=self.symmetric,
                 unit=self.unit,
                 objective=make_objective(objective, **given),
-                k=k,
-                sweeps=sweeps,
-                tolerance=0.0,
+                config=TrainConfig(k=k, sweeps=sweeps, tolerance=0.0, checkpoint_every=2 * sweeps),
                 seed=1,
                 directory=directory,
                 threads=threads,
-                checkpoint_every=2 * sweeps,
             )
             run(task, LocalGroup())
             result = Path(task.result)

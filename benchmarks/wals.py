@@ -30,6 +30,7 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from wals_spark.cluster.process_group import LocalGroup
+from wals_spark.config import TrainConfig
 from wals_spark.cooccurrence.count_matrix import read_matrix
 from wals_spark.objective import make_objective
 from wals_spark.wals.engine.rank import run
@@ -112,14 +113,11 @@ def ours(x: csr_matrix, k: int, sweeps: int, threads: int) -> dict[str, Any]:
             symmetric=False,
             unit=1,
             objective=make_objective("implicit", alpha=1.0, regularization=RIDGE),
-            k=k,
-            sweeps=sweeps,
-            tolerance=0.0,
+            config=TrainConfig(k=k, sweeps=sweeps, tolerance=0.0, checkpoint_every=2 * sweeps),
             seed=1,
             directory=directory,
             threads=threads,
-            checkpoint_every=2 * sweeps,
-            gauge_power=None,
+            canonical=False,
             start="positive",
         )
         clock: list[tuple[float, float]] = []

@@ -1,11 +1,12 @@
-"""What more ranks gain, and the memory that was foretold beside what was used; one JSON line per case.
+"""What more ranks gain, and the estimated memory beside what was used; one JSON line per case.
 
     python benchmarks/wals_ranks.py --warehouse W --k 128
 
 `ranks`: seconds per half-sweep of one rank and of two, one thread each, over gloo; the first half-sweep is not counted.
 Two ranks cannot gain anything unless two cores are idle: `cpu_s` (processor seconds of all ranks per half-sweep) shows
 what they would do on such a machine, `best_ratio` being twice the processor time of one rank over that of two.
-`memory`: estimated and largest resident set of a rank, for every way of holding factors and matrix.
+`memory`: estimated and largest resident set of a rank, for every memory plan: factors replicated or sharded, matrix
+resident or streamed.
 """
 
 from __future__ import annotations
@@ -27,18 +28,14 @@ import pyarrow.parquet as pq
 from wals import emit, largest_cells
 
 from wals_spark.cluster.process_group import process_group
+from wals_spark.config import TrainConfig
 from wals_spark.objective import PRESETS
-from wals_spark.wals.engine.memory_estimate import choose, estimate_memory
+from wals_spark.wals.engine.memory_estimate import estimate_memory, plan_memory
 from wals_spark.wals.engine.rank import run
 from wals_spark.wals.engine.task import RankTask
-from wals_spark.wals.partition.memory_plan import Holding
+from wals_spark.wals.partition.memory_plan import MemoryPlan
 
-HOLDINGS = {
-    "replicated, resident": Holding("replicated", "resident"),
-    "replicated, streamed": Holding("replicated", "streamed"),
-    "sharded, resident": Holding("sharded", "resident"),
-    "sharded, streamed": Holding("sharded", "streamed"),
-}
+PLANS = [(factors, matrix) for factors in ("replicated", "sharded") for matrix in ("resident", "streamed")]
 
 
 def one_rank(rank: int, size: int, directory: str, text: str) -> None:
@@ -69,7 +66,7 @@ def one_rank(rank: int, size: int, directory: str, text: str) -> None:
 
 
 def train(task: RankTask, size: int) -> list[dict[str, Any]]:
-    """Train with so many ranks; what each of them measured."""
+    """Train on `size` ranks; what each of them measured."""
     with tempfile.TemporaryDirectory() as directory:
         text = replace(task, directory=directory).to_json()
         context = multiprocessing.get_context("spawn")
@@ -83,13 +80,13 @@ def train(task: RankTask, size: int) -> list[dict[str, Any]]:
 
 def against_two_ranks(task: RankTask, cells: int) -> None:
     """The case `ranks`."""
-    task = replace(task, holding=HOLDINGS["replicated, resident"])
+    task = replace(task, memory_plan=MemoryPlan())
     found = {size: train(task, size) for size in (1, 2)}
     wall = {size: ranks[0]["wall_s"] for size, ranks in found.items()}
     cpu = {size: sum(rank["cpu_s"] for rank in ranks) for size, ranks in found.items()}
     emit(
         "ranks",
-        k=task.k,
+        k=task.config.k,
         nnz=cells,
         wall_s=wall,
         cpu_s=cpu,
@@ -103,16 +100,17 @@ def against_two_ranks(task: RankTask, cells: int) -> None:
 
 def against_estimates(task: RankTask, cells: int, ranks: int, memory: int) -> None:
     """The case `memory`."""
-    for name, holding in HOLDINGS.items():
-        problem = task.problem(cells, ranks)
-        settled, _ = choose(problem, replace(holding, memory=1 << 60), 1 << 60)
-        if holding.streamed:
-            settled = replace(settled, block_cells=memory // 480, fetched_rows=1 << 13)
-        estimate = estimate_memory(problem, settled)
-        found = train(replace(task, sweeps=1, holding=settled), ranks)
+    size = task.problem_size(cells, ranks)
+    for factors, matrix in PLANS:
+        config = task.config.model_copy(update={"exchange": factors, "matrix": matrix, "sweeps": 1})
+        plan, _ = plan_memory(size, config, 1 << 60)
+        if plan.streamed:
+            plan = replace(plan, block_cells=memory // 480, fetched_rows=1 << 13)
+        estimate = estimate_memory(size, plan)
+        found = train(replace(task, config=config, memory_plan=plan), ranks)
         peak = max(rank["peak"] for rank in found)
-        emit("memory", holding=name, k=task.k, nnz=cells, ranks=ranks, estimated=estimate.peak, peak=peak,
-             ratio=estimate.peak / peak, wall_s=found[0]["wall_s"])  # fmt: skip
+        emit("memory", factors=factors, matrix=matrix, k=config.k, nnz=cells, ranks=ranks,
+             estimated=estimate.peak, peak=peak, ratio=estimate.peak / peak, wall_s=found[0]["wall_s"])  # fmt: skip
 
 
 def main() -> None:
@@ -133,7 +131,8 @@ def main() -> None:
         pq.write_table(pa.table({**ids, "value": x.data.astype(np.float64)}), path, row_group_size=1 << 19)
         task = RankTask(
             files=(str(path),), value="value", shape=x.shape, symmetric=False, unit=1, objective=PRESETS["ppmi"],
-            k=arguments.k, sweeps=arguments.sweeps, tolerance=0.0, seed=1, directory="", checkpoint_every=99,
+            config=TrainConfig(k=arguments.k, sweeps=arguments.sweeps, tolerance=0.0, checkpoint_every=99), seed=1,
+            directory="",
         )  # fmt: skip
         cells = x.nnz
         del x

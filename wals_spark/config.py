@@ -264,7 +264,9 @@ def _objective_field(key: Key) -> Any:
 
 
 if TYPE_CHECKING:
-    _ObjectiveKeys = _Problem
+
+    class _ObjectiveKeys(_Problem):
+        """What type checkers see of it; an alias would hide the fields of classes below."""
 else:
     _ObjectiveKeys = create_model(
         "_ObjectiveKeys",

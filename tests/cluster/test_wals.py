@@ -20,6 +20,7 @@ from pyspark.sql import SparkSession
 from wals_spark.cluster.barrier import run_barrier
 from wals_spark.cluster.process_group import LocalGroup
 from wals_spark.cluster.preflight import Placement, preflight
+from wals_spark.config import TrainConfig
 from wals_spark.matrix.placement import one_row_per_rank
 from wals_spark.objective import PRESETS
 from wals_spark.wals.engine.driver import train
@@ -64,8 +65,9 @@ rows, cols = np.nonzero(counts)
 columns = {"row_id": rows.astype(np.int32), "col_id": cols.astype(np.int32), "units": counts[rows, cols]}
 pq.write_table(pa.table(columns), root / "matrix.parquet")
 task = RankTask(
-    files=(str(root / "matrix.parquet"),), shape=counts.shape, symmetric=False, unit=1, objective=PRESETS["ppmi"], k=6,
-    sweeps=60, tolerance=0.0, seed=1, directory=str(root / "killed"), facts={"fingerprint": "f"},
+    files=(str(root / "matrix.parquet"),), shape=counts.shape, symmetric=False, unit=1, objective=PRESETS["ppmi"],
+    config=TrainConfig(k=6, sweeps=60, tolerance=0.0, timeout_s=60), seed=1,
+    directory=str(root / "killed"), facts={"fingerprint": "f"},
 )
 
 def parent(pid):
@@ -81,7 +83,7 @@ def kill_executor():
     os.kill(pid, signal.SIGKILL)
 
 threading.Thread(target=kill_executor, daemon=True).start()
-result = train(spark, task, Placement(2, "cpu"), timeout_s=60)
+result = train(spark, task, Placement(2, "cpu"))
 whole = replace(task, directory=str(root / "whole"))
 expected = run(whole, LocalGroup())
 found["resumed_at"] = result["resumed_at"]

@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 from oracles import wals as oracle  # noqa: E402
 
 from wals_spark.cluster.process_group import LocalGroup, TorchGroup  # noqa: E402  # after the skip
+from wals_spark.config import TrainConfig  # noqa: E402
 from wals_spark.errors import InputError  # noqa: E402
 from wals_spark.matrix.coo import Coo  # noqa: E402
 from wals_spark.objective import PRESETS, Objective  # noqa: E402
@@ -26,7 +27,7 @@ from wals_spark.wals.engine.factors import Coordinates  # noqa: E402
 from wals_spark.wals.engine.rank import run  # noqa: E402
 from wals_spark.wals.engine.task import RankTask  # noqa: E402
 from wals_spark.wals.partition.build import build_sides  # noqa: E402
-from wals_spark.wals.partition.memory_plan import Holding  # noqa: E402
+from wals_spark.wals.partition.memory_plan import MemoryPlan  # noqa: E402
 from wals_spark.wals.solvers.cpu import Solver  # noqa: E402
 from wals_spark.wals.solvers.gpu.cuda_solver import CudaSolver  # noqa: E402
 from wals_spark.wals.solvers.gpu.torch_solver import TorchSolver  # noqa: E402
@@ -110,27 +111,26 @@ def task(counts: np.ndarray, tmp_path: Path) -> RankTask:
         symmetric=False,
         unit=1,
         objective=PRESETS["ppmi"],
-        k=32,
-        sweeps=5,
-        tolerance=0.0,
+        config=TrainConfig(k=32, sweeps=5, tolerance=0.0),
         seed=1,
         directory=str(tmp_path / "training"),
         device="cuda",
     )
 
 
-HOLDINGS = {
-    "resident": Holding("replicated", "resident"),
-    "streamed": Holding("replicated", "streamed", block_cells=500),
-    "sharded": Holding("sharded", "resident", fetched_rows=50),
-    "sharded, streamed": Holding("sharded", "streamed", block_cells=500, fetched_rows=50),
+PLANS = {
+    "resident": MemoryPlan("replicated", "resident"),
+    "streamed": MemoryPlan("replicated", "streamed", block_cells=500),
+    "sharded": MemoryPlan("sharded", "resident", fetched_rows=50),
+    "sharded, streamed": MemoryPlan("sharded", "streamed", block_cells=500, fetched_rows=50),
 }
 
 
-@pytest.mark.parametrize("holding", HOLDINGS)
-def test_a_training_has_the_losses_of_one_on_the_processor(task: RankTask, holding: str, tmp_path: Path) -> None:
-    expected = run(replace(task, device="cpu", directory=str(tmp_path / "cpu"), precision="float64"), GROUP)
-    found = run(replace(task, holding=HOLDINGS[holding]), GROUP)
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_training_has_the_losses_of_one_on_the_processor(task: RankTask, plan: str, tmp_path: Path) -> None:
+    exact = replace(task, config=task.config.model_copy(update={"precision": "float64"}))
+    expected = run(replace(exact, device="cpu", directory=str(tmp_path / "cpu")), GROUP)
+    found = run(replace(task, memory_plan=PLANS[plan]), GROUP)
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
 
 
@@ -158,5 +158,5 @@ def test_messages_go_through_the_gpu(nccl: TorchGroup, monkeypatch: pytest.Monke
 
 def test_a_training_over_nccl_is_the_same(task: RankTask, nccl: TorchGroup, tmp_path: Path) -> None:
     expected = run(replace(task, directory=str(tmp_path / "alone")), GROUP)
-    found = run(replace(task, holding=HOLDINGS["sharded"]), nccl)
+    found = run(replace(task, memory_plan=PLANS["sharded"]), nccl)
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)

@@ -86,7 +86,7 @@ def cells_identity(config: Config) -> Any:
 def _run(stage_run: StageRun) -> Outcome:
     from wals_spark.cluster.preflight import preflight
     from wals_spark.wals.engine.driver import train
-    from wals_spark.wals.engine.rank import check_shape
+    from wals_spark.wals.engine.task import check_shape
 
     context = stage_run.context
     config = context.config.train
@@ -101,14 +101,7 @@ def _run(stage_run: StageRun) -> Outcome:
         "train: %s, %d x %d, about %s cells of %d batches, k=%d, %d ranks on %s",
         config.objective, size, size, f"{cells:,}", len(batches), config.k, placement.ranks, placement.device,
     )  # fmt: skip
-    result = train(
-        context.spark,
-        task,
-        placement,
-        threads=config.threads,
-        max_attempts=config.max_attempts,
-        timeout_s=config.timeout_s,
-    )
+    result = train(context.spark, task, placement)
     where = {"run_id": context.config.run_id}
     context.tables.replace(schemas.FACTORS, factors_frame(context, result, size), where)
     storage.remove(task.result)
@@ -148,27 +141,17 @@ def _matrix(context: Context, batches: Sequence[str], counts: CountFacts) -> tup
 
 def _rank_task(stage_run: StageRun, matrix: dict[str, Any], size: int, device: str) -> RankTask:
     from wals_spark.wals.engine.task import RankTask
-    from wals_spark.wals.partition.memory_plan import Holding
 
     config = stage_run.context.config.train
     return RankTask(
         **matrix,
         shape=(size, size),
         objective=from_config(config),
-        k=config.k,
-        sweeps=config.sweeps,
-        tolerance=config.tolerance,
+        config=config,
         seed=stage_run.context.config.seed,
         directory=_directory(stage_run),
         facts={"fingerprint": stage_run.fingerprint},
-        precision=config.precision,
-        gauge_power=config.gauge_power,
         device=device,
-        checkpoint_every=config.checkpoint_every,
-        solver=config.solver,
-        cg_steps=config.cg_steps,
-        block_size=config.block_size,
-        holding=Holding(config.exchange, config.matrix, config.memory_bytes, scratch=config.scratch),
     )
 
 
@@ -177,14 +160,15 @@ def _fit_memory(task: RankTask, cells: int, placement: Placement) -> RankTask:
 
     With GPUs, or on other machines, the ranks decide by the memory that they find.
     """
-    from wals_spark.wals.engine.memory_estimate import choose, machine_memory
+    from wals_spark.wals.engine.memory_estimate import plan_memory
+    from wals_spark.wals.engine.system_memory import machine_memory
 
     if not placement.local or placement.device != "cpu":
         return task
     memory = machine_memory() // placement.ranks
-    holding, estimate = choose(task.problem(cells, placement.ranks), task.holding, memory)
-    logger.info("train: factors %s, matrix %s; a rank needs about: %s", holding.exchange, holding.matrix, estimate)
-    return replace(task, holding=holding)
+    plan, estimate = plan_memory(task.problem_size(cells, placement.ranks), task.config, memory)
+    logger.info("train: factors %s, matrix %s; a rank needs about: %s", plan.factors, plan.matrix, estimate)
+    return replace(task, memory_plan=plan)
 
 
 def _metrics(result: dict[str, Any]) -> list[Metric]:

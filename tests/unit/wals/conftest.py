@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from wals_spark.config import TrainConfig
 from wals_spark.objective import PRESETS
 from wals_spark.wals.engine.task import RankTask
 
+TASK_FIELDS = {each.name for each in fields(RankTask)}
 RANK_PROGRAM = """
 import os, signal, sys
 from wals_spark.cluster.process_group import process_group
@@ -68,9 +70,11 @@ def counts() -> np.ndarray:
 
 @pytest.fixture
 def make_task(tmp_path: Path) -> Callable[..., RankTask]:
-    """A training on a dense matrix whose zeros are unobserved; keyword arguments change the task."""
+    """A training on a dense matrix whose zeros are unobserved; keyword arguments change the task or its settings."""
 
     def make(matrix: np.ndarray, preset: str = "ppmi", name: str = "run", **changes: Any) -> RankTask:
+        of_task = {key: value for key, value in changes.items() if key in TASK_FIELDS}
+        settings = {key: value for key, value in changes.items() if key not in TASK_FIELDS}
         path = tmp_path / f"matrix-{name}.parquet"
         rows, cols = np.nonzero(matrix)
         table = pa.table(
@@ -87,14 +91,12 @@ def make_task(tmp_path: Path) -> Callable[..., RankTask]:
             symmetric=False,
             unit=1,
             objective=PRESETS[preset],
-            k=6,
-            sweeps=4,
-            tolerance=0.0,
+            config=TrainConfig(**{"k": 6, "sweeps": 4, "tolerance": 0.0, **settings}),
             seed=1,
             directory=str(tmp_path / name),
             facts={"fingerprint": "f"},
         )
-        return replace(task, **changes)
+        return replace(task, **of_task)
 
     return make
 

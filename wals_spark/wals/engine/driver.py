@@ -1,4 +1,4 @@
-"""The driver's part of a training: start the ranks, watch them, start them again after a loss."""
+"""The driver's part of a training: start the ranks, show their progress, start them again after a loss."""
 
 from __future__ import annotations
 
@@ -29,15 +29,7 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.5
 
 
-def train(
-    spark: SparkSession,
-    task: RankTask,
-    placement: Placement,
-    *,
-    threads: int | None = None,
-    max_attempts: int = 3,
-    timeout_s: float = 1800.0,
-) -> dict[str, Any]:
+def train(spark: SparkSession, task: RankTask, placement: Placement) -> dict[str, Any]:
     """Run the ranks until they are done; see `wals_spark.wals.engine.rank.run` for what is returned.
 
     A failed attempt is repeated from the last checkpoint when that can help. Attempts are counted from the last
@@ -46,10 +38,10 @@ def train(
     Raises
     ------
     WalsSparkError
-        See `wals_spark.cluster.barrier.run_barrier`; after `max_attempts` attempts without progress a
+        See `wals_spark.cluster.barrier.run_barrier`; after ``train.max_attempts`` attempts without progress a
         `TransientError`.
     """
-    payload = json.dumps({"task": task.to_json(), "threads": threads, "timeout_s": timeout_s})
+    payload, sweeps = task.to_json(), task.config.sweeps
     attempt, number = 1, 1
     reached = _reached(task)
     while True:
@@ -67,10 +59,10 @@ def train(
             reached = max(now, reached)
             if not error.retry_helps:
                 raise
-            if attempt >= max_attempts:
+            if attempt >= task.config.max_attempts:
                 raise TransientError(
                     f"training stopped after {attempt} attempts without progress ({number} in all), at half-sweep "
-                    f"{reached} of {2 * task.sweeps}: {error}; run the same command again to go on from there"
+                    f"{reached} of {2 * sweeps}: {error}; run the same command again to go on from there"
                 ) from error
             logger.warning("attempt %d failed: %s", number, error)
             logger.warning("starting again from half-sweep %d", reached)
@@ -79,8 +71,8 @@ def train(
 
 def rank_main(context: RankContext, payload: str) -> str:
     """What a barrier task runs: join the group, train, return the facts as JSON."""
-    facts = json.loads(payload)
-    task = replace(RankTask.from_json(facts["task"]), threads=facts["threads"] or context.cpus)
+    task = RankTask.from_json(payload)
+    task = replace(task, threads=task.config.threads or context.cpus)
     device = None
     if task.device == "cuda":
         import torch
@@ -89,7 +81,7 @@ def rank_main(context: RankContext, payload: str) -> str:
         torch.cuda.set_device(device)
     try:
         with process_group(
-            context.rank, context.size, context.all_gather_text, timeout_s=facts["timeout_s"], cuda_device=device
+            context.rank, context.size, context.all_gather_text, timeout_s=task.config.timeout_s, cuda_device=device
         ) as group:
             return json.dumps(run(task, group))
     finally:
@@ -118,7 +110,7 @@ def _watching(task: RankTask) -> Iterator[None]:
 
 def _watch(task: RankTask, done: threading.Event) -> None:
     shown = _reached(task)
-    with Progress("train", 2 * task.sweeps, "half-sweeps") as progress:
+    with Progress("train", 2 * task.config.sweeps, "half-sweeps") as progress:
         while True:
             last_look = done.wait(POLL_S)
             if storage.exists(task.status_path):

@@ -1,23 +1,24 @@
-"""How much memory a training needs, and how to hold what does not fit; before it starts."""
+"""The memory that a training needs, and the plan that fits a rank's memory; before it starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from wals_spark.cluster import process_group
+from wals_spark.config import TrainConfig
 from wals_spark.errors import ConfigError
 from wals_spark.matrix import coo
 from wals_spark.wals.engine import checkpoint
-from wals_spark.wals.partition.memory_plan import Holding
+from wals_spark.wals.partition.memory_plan import MemoryPlan
 from wals_spark.wals.solvers.cache_lines import LINE_BYTES
 
 PROCESS_BYTES = 400 << 20
-"""Of a rank that has trained on next to nothing: Python, Arrow, numba with its kernels."""
+"""Of a rank that has trained on a matrix of a few cells: Python, Arrow, numba with its kernels."""
 TORCH_BYTES = 400 << 20
 """Of torch on top, which several ranks need."""
 LOADING_BYTES = 60
 """Per own cell while one rank reads: two ids and a count twice, rows, row numbers. 48.1 M cells took 3.05 GB in all."""
-EXCHANGE_BYTES = 40
+REDISTRIBUTION_BYTES = 40
 """Per own cell on top, with several ranks: sorted for sending, and received."""
 MARGINAL_BYTES = 64
 """Per row and column of the matrix, whoever owns it: owner, popularity, ridge, cells, losses, sums in the making."""
@@ -28,7 +29,7 @@ BLOCK_SHARE = 8
 
 
 @dataclass(frozen=True)
-class Problem:
+class ProblemSize:
     """What decides the memory of a training.
 
     Attributes
@@ -69,7 +70,7 @@ class MemoryEstimate:
     marginals : int
         What is known of every row and column.
     loading : int
-        At most while the matrix is read, exchanged and placed.
+        At most while the matrix is read and redistributed.
     matrix : int
         Own rows and own columns afterwards.
     factors : int
@@ -93,7 +94,7 @@ class MemoryEstimate:
         return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in {**parts, **rest}.items())
 
 
-def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
+def estimate_memory(size: ProblemSize, plan: MemoryPlan) -> MemoryEstimate:
     """The memory of a rank.
 
     ::
@@ -106,112 +107,92 @@ def estimate_memory(problem: Problem, holding: Holding) -> MemoryEstimate:
 
     with 4 and 12 for float32.
     """
-    m, n = problem.shape
-    row = problem.k * problem.itemsize
-    cell = 4 + 2 * problem.itemsize
-    own = -(-problem.cells // problem.ranks)
-    own_rows = -(-max(m, n) // problem.ranks) * row
-    several = problem.ranks > 1
-    if holding.streamed:
-        at_once = min(own, holding.block_cells)
-        loading = at_once * LOADING_BYTES + coo.BATCH_ENTRIES * (LOADING_BYTES + EXCHANGE_BYTES * several)
+    m, n = size.shape
+    row = size.k * size.itemsize
+    cell = 4 + 2 * size.itemsize
+    own = -(-size.cells // size.ranks)
+    own_rows = -(-max(m, n) // size.ranks) * row
+    several = size.ranks > 1
+    if plan.streamed:
+        at_once = min(own, plan.block_cells)
+        loading = at_once * LOADING_BYTES + coo.BATCH_ENTRIES * (LOADING_BYTES + REDISTRIBUTION_BYTES * several)
         matrix = 2 * at_once * cell
     else:
-        loading = own * (LOADING_BYTES + EXCHANGE_BYTES * several) + (problem.layouts - 1) * own * cell
-        matrix = problem.layouts * own * cell
-    message = (problem.ranks + 1) * min(process_group.MAX_MESSAGE_BYTES, own_rows) * several
+        loading = own * (LOADING_BYTES + REDISTRIBUTION_BYTES * several) + (size.layouts - 1) * own * cell
+        matrix = size.layouts * own * cell
+    message = (size.ranks + 1) * min(process_group.MAX_MESSAGE_BYTES, own_rows) * several
     shard = 3 * min(checkpoint.SHARD_BYTES, own_rows)
-    start = min(checkpoint.SHARD_BYTES, 6 * 8 // problem.itemsize * own_rows)
-    # The solvers may keep a rotated copy of the fixed side, and one padded to whole lines.
-    copies = 1 + (problem.biased or row % LINE_BYTES != 0)
-    if holding.sharded:
-        fetched = min(holding.fetched_rows, min(own, holding.block_cells) if holding.streamed else own, max(m, n)) * row
-        factors = -(-(m + n) // problem.ranks) * row + 3 * own_rows + max((6 + copies) * fetched, shard, start)
+    start = min(checkpoint.SHARD_BYTES, 6 * 8 // size.itemsize * own_rows)
+    # The solvers may keep a rotated copy of the fixed side, and one padded to whole cache lines.
+    copies = 1 + (size.biased or row % LINE_BYTES != 0)
+    if plan.sharded:
+        fetched = min(plan.fetched_rows, min(own, plan.block_cells) if plan.streamed else own, max(m, n)) * row
+        factors = -(-(m + n) // size.ranks) * row + 3 * own_rows + max((6 + copies) * fetched, shard, start)
     else:
         factors = (m + n + copies * max(m, n)) * row + 4 * own_rows + max(message, shard, start)
     process = PROCESS_BYTES + TORCH_BYTES * several
     return MemoryEstimate(process, MARGINAL_BYTES * (m + n), loading, matrix, factors)
 
 
-def choose(problem: Problem, holding: Holding, memory: int) -> tuple[Holding, MemoryEstimate]:
-    """Decide what is left open: the fastest way that fits.
+def plan_memory(size: ProblemSize, config: TrainConfig, memory: int) -> tuple[MemoryPlan, MemoryEstimate]:
+    """The fastest plan that fits, with what the configuration leaves open decided.
 
-    Factors replicated before sharded, within these the matrix resident before streamed.
+    Factors are replicated before they are sharded, and within these the matrix is resident before it is streamed.
 
     Parameters
     ----------
-    problem : Problem
-    holding : Holding
+    size : ProblemSize
+    config : TrainConfig
+        Its `exchange`, `matrix` and `memory_bytes` come first.
     memory : int
-        Bytes that a rank may use, where `holding` does not say.
+        Bytes that a rank may use, where the configuration does not say.
+
+    Returns
+    -------
+    plan : MemoryPlan
+    estimate : MemoryEstimate
 
     Raises
     ------
     ConfigError
         Nothing fits; names the keys to change.
     """
-    memory = holding.memory or memory
-    several, free = problem.ranks > 1, not problem.whole
-    exchanges = (
-        ["replicated", "sharded"][: 1 + (several and free)] if holding.exchange == "auto" else [holding.exchange]
-    )
-    matrices = ["resident", "streamed"][: 1 + free] if holding.matrix == "auto" else [holding.matrix]
+    memory = config.memory_bytes or memory
+    several, divisible = size.ranks > 1, not size.whole
+    placements = ["replicated", "sharded"][: 1 + (several and divisible)]
+    placements = placements if config.exchange == "auto" else [config.exchange]
+    matrices = ["resident", "streamed"][: 1 + divisible] if config.matrix == "auto" else [config.matrix]
     tried = []
-    for exchange in exchanges:
+    for factors in placements:
         for matrix in matrices:
-            candidate = _sized(problem, replace(holding, exchange=exchange, matrix=matrix), memory)
-            estimate = estimate_memory(problem, candidate)
+            plan = _sized(size, MemoryPlan(factors, matrix, scratch=config.scratch), memory)
+            estimate = estimate_memory(size, plan)
             if estimate.peak <= memory:
-                return candidate, estimate
-            tried.append((estimate.peak, candidate, estimate))
-    peak, candidate, estimate = min(tried, key=lambda entry: entry[0])
+                return plan, estimate
+            tried.append((estimate.peak, plan, estimate))
+    peak, plan, estimate = min(tried, key=lambda entry: entry[0])
     raise ConfigError(
-        f"training needs about {peak / 2**30:.2f} GiB per rank, factors {candidate.exchange} and matrix "
-        f"{candidate.matrix} ({estimate}), but each of the {problem.ranks} ranks has {memory / 2**30:.2f} GiB; "
-        f"{_advice(holding, problem)}"
+        f"training needs about {peak / 2**30:.2f} GiB per rank, factors {plan.factors} and matrix "
+        f"{plan.matrix} ({estimate}), but each of the {size.ranks} ranks has {memory / 2**30:.2f} GiB; "
+        f"{_advice(config, size)}"
     )
 
 
-def _sized(problem: Problem, holding: Holding, memory: int) -> Holding:
+def _sized(size: ProblemSize, plan: MemoryPlan, memory: int) -> MemoryPlan:
     """With blocks that fit the memory."""
-    part, row = memory // BLOCK_SHARE, problem.k * problem.itemsize
+    part, row = memory // BLOCK_SHARE, size.k * size.itemsize
     cells, rows = part // LOADING_BYTES, part // (6 * row)
     return replace(
-        holding,
-        memory=memory,
-        block_cells=min(holding.block_cells, max(LEAST_BLOCK_CELLS, cells)),
-        fetched_rows=min(holding.fetched_rows, max(LEAST_FETCHED_ROWS, rows)),
+        plan,
+        block_cells=min(plan.block_cells, max(LEAST_BLOCK_CELLS, cells)),
+        fetched_rows=min(plan.fetched_rows, max(LEAST_FETCHED_ROWS, rows)),
     )
 
 
-def _advice(holding: Holding, problem: Problem) -> str:
+def _advice(config: TrainConfig, size: ProblemSize) -> str:
     changes = ["lower train.k"]
-    changes += ["set train.exchange=auto"] if holding.exchange == "replicated" and problem.ranks > 1 else []
-    changes += ["set train.matrix=auto"] if holding.matrix == "resident" and not problem.whole else []
-    changes += ["set cooccurrence.min_pair_count to drop rare pairs"] if not holding.streamed else []
+    changes += ["set train.exchange=auto"] if config.exchange == "replicated" and size.ranks > 1 else []
+    changes += ["set train.matrix=auto"] if config.matrix == "resident" and not size.whole else []
+    changes += ["set cooccurrence.min_pair_count to drop rare pairs"] if config.matrix != "streamed" else []
     changes += ["lower train.workers, where ranks share a machine, or run on more machines"]
     return ", or ".join(changes)
-
-
-def machine_memory() -> int:
-    """Bytes of this machine's memory that are available, or of its control group's limit where that is less."""
-    available = _meminfo("MemAvailable")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(path, encoding="ascii") as stream:
-                text = stream.read().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            available = min(available, int(text))
-    return available
-
-
-def _meminfo(name: str) -> int:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as stream:
-            line = next(line for line in stream if line.startswith(name + ":"))
-    except (OSError, StopIteration):
-        # No such file on macOS: nothing is known, so nothing is refused.
-        return 1 << 62
-    return int(line.split()[1]) * 1024

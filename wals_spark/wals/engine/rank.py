@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,9 +26,11 @@ from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.engine.collectives import all_gather_rows
 from wals_spark.wals.engine.factors import Coordinates, Model, Replicated, Sharded
 from wals_spark.wals.engine.initial_factors import initial_factors
-from wals_spark.wals.engine.memory_estimate import choose, machine_memory
+from wals_spark.wals.engine.memory_estimate import plan_memory
+from wals_spark.wals.engine.system_memory import memory_per_rank, peak_memory
 from wals_spark.wals.engine.task import RankTask
 from wals_spark.wals.partition.build import build_sides
+from wals_spark.wals.partition.memory_plan import MemoryPlan
 from wals_spark.wals.partition.side import SIDES, Side
 from wals_spark.wals.solvers.cpu import (
     BlockSolver,
@@ -82,12 +82,14 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
     """
     phases = Phases()
     with one_blas_thread():
-        task = settle(task, group)
-        row, col = _place(task, group, phases)
+        task = with_memory_plan(task, group)
+        config, plan = task.config, task.memory_plan
+        assert plan is not None
+        row, col = _place(task, plan, group, phases)
         sides = {"row": row, "col": col}
-        kind = Sharded if task.holding.sharded else Replicated
-        coordinates = Coordinates(task.k, task.objective.bias)
-        model = kind(group, sides, coordinates, np.dtype(task.precision))
+        kind = Sharded if plan.sharded else Replicated
+        coordinates = Coordinates(config.k, task.objective.bias)
+        model = kind(group, sides, coordinates, np.dtype(config.precision))
         with phases("start"):
             half, losses = _start(task, model)
         resumed_at = half
@@ -98,7 +100,7 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
     return {
         "half_sweeps": half,
         "losses": losses,
-        "converged": half < 2 * task.sweeps or _converged(losses, task.tolerance),
+        "converged": half < 2 * config.sweeps or _converged(losses, config.tolerance),
         "resumed_at": resumed_at,
         "nnz": int(row.cell_counts.sum()),
         **empty,
@@ -107,28 +109,24 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
         "seconds": {name: round(seconds, 3) for name, seconds in phases.seconds.items()},
         "peak_memory_bytes": peak_memory(),
         "ranks": group.size,
-        "exchange": task.holding.exchange,
-        "matrix": task.holding.matrix,
+        "exchange": plan.factors,
+        "matrix": plan.matrix,
     }
 
 
-def settle(task: RankTask, group: Group) -> RankTask:
-    """Decide how matrix and factors are held, from the memory of the poorest rank; the same on every rank."""
-    if task.holding.settled:
+def with_memory_plan(task: RankTask, group: Group) -> RankTask:
+    """The task with a memory plan, the same on every rank: the given one, the configured one, or one that fits."""
+    if task.memory_plan is not None:
         return task
-    hosts = group.all_gather_object(socket.gethostname())
-    memory = machine_memory() // hosts.count(hosts[group.rank])
-    if task.device == "cuda":
-        import torch
-
-        memory = min(memory, torch.cuda.mem_get_info()[0])
-    memory = min(group.all_gather_object(memory))
+    config = task.config
+    if "auto" not in (config.exchange, config.matrix):
+        return replace(task, memory_plan=MemoryPlan(config.exchange, config.matrix, scratch=config.scratch))
     cells = sum(row_group.rows for row_group in list_row_groups(task.files))
-    holding, _ = choose(task.problem(cells, group.size), task.holding, memory)
-    return replace(task, holding=holding)
+    plan, _ = plan_memory(task.problem_size(cells, group.size), config, memory_per_rank(group, task.device))
+    return replace(task, memory_plan=plan)
 
 
-def _place(task: RankTask, group: Group, phases: Phases) -> tuple[Side, Side]:
+def _place(task: RankTask, plan: MemoryPlan, group: Group, phases: Phases) -> tuple[Side, Side]:
     """Read this rank's share of the files and make the sides."""
     columns: dict[str, Any] = {"weight": task.weight, "signed": task.signed}
 
@@ -137,7 +135,7 @@ def _place(task: RankTask, group: Group, phases: Phases) -> tuple[Side, Side]:
 
     with phases("read"):
         cells: Coo | Callable[[], Iterator[Coo]] = in_portions
-        if not task.holding.streamed:
+        if not plan.streamed:
             cells = read_coo(task.files, group.rank, group.size, task.shape, task.value, **columns)
     with phases("place"):
         return build_sides(
@@ -147,10 +145,10 @@ def _place(task: RankTask, group: Group, phases: Phases) -> tuple[Side, Side]:
             task.objective,
             symmetric=task.symmetric,
             unit=task.unit,
-            k=task.k,
-            dtype=np.dtype(task.precision),
+            k=task.config.k,
+            dtype=np.dtype(task.config.precision),
             duplicates=task.duplicates,
-            holding=task.holding,
+            plan=plan,
         )
 
 
@@ -167,7 +165,7 @@ def _start(task: RankTask, model: Model) -> tuple[int, list[float]]:
     if state is None:
         if task.objective.bias == "fixed":
             for side in SIDES:
-                model.arrays[side][:, task.k] = model.sides[side].offsets[model.ids(side)]
+                model.arrays[side][:, task.config.k] = model.sides[side].offsets[model.ids(side)]
         _start_columns(task, model)
         return 0, []
     logger.info("rank %d resumes after half-sweep %d", group.rank, state.half)
@@ -181,17 +179,17 @@ def _start_columns(task: RankTask, model: Model) -> None:
     filled = model.sides["col"].cell_counts[ids] > 0
     places = np.flatnonzero(filled)
     # Making random numbers takes six words for each.
-    for part in checkpoint.slices(len(places), 6 * 8 * task.k):
-        random = initial_factors(task.seed, "col", ids[places[part]], task.k)
+    for part in checkpoint.slices(len(places), 6 * 8 * task.config.k):
+        random = initial_factors(task.seed, "col", ids[places[part]], task.config.k)
         if task.start == "positive":
             random = np.abs(random) / np.linalg.norm(random, axis=1, keepdims=True)
-        x[places[part], : task.k] = random
+        x[places[part], : task.config.k] = random
     if task.initial is not None:
         place = np.full(model.sides["col"].size, -1)
         place[ids] = np.where(filled, np.arange(len(ids)), -1)
-        for given, vectors in read_vectors(task.initial, task.k, model.sides["col"].size):
+        for given, vectors in read_vectors(task.initial, task.config.k, model.sides["col"].size):
             here = place[given] >= 0
-            x[place[given[here]], : task.k] = vectors[here]
+            x[place[given[here]], : task.config.k] = vectors[here]
 
 
 def read_vectors(path: str, k: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -234,7 +232,7 @@ def _alternate(
     started, first = time.monotonic(), half
     if row_update is not None:
         _evaluate(model, row_update, SIDES[half % 2], SIDES[1 - half % 2])
-    while half < 2 * task.sweeps and not (half % 2 == 0 and _converged(losses, task.tolerance)):
+    while half < 2 * task.config.sweeps and not (half % 2 == 0 and _converged(losses, task.config.tolerance)):
         name, fixed = SIDES[half % 2], SIDES[1 - half % 2]
         side = model.sides[name]
         with phases("gramian"):
@@ -254,8 +252,8 @@ def _alternate(
         half += 1
         _check_loss(loss, losses, task, half, magnitude)
         losses.append(loss)
-        last = half == 2 * task.sweeps or (half % 2 == 0 and _converged(losses, task.tolerance))
-        if half - saved >= task.checkpoint_every or last:
+        last = half == 2 * task.config.sweeps or (half % 2 == 0 and _converged(losses, task.config.tolerance))
+        if half - saved >= task.config.checkpoint_every or last:
             with phases("checkpoint"):
                 changed = (name,) if half - saved == 1 and saved > 0 else SIDES
                 rows, sizes = {side: model.mine(side) for side in changed}, dict(zip(SIDES, task.shape, strict=True))
@@ -321,11 +319,11 @@ def make_solver(task: RankTask) -> Solver:
         from wals_spark.wals.solvers.gpu.torch_solver import TorchSolver
 
         return CudaSolver("cuda") if nvrtc.available() else TorchSolver("cuda")
-    if task.solver == "cg":
-        return ConjugateGradientSolver(task.threads, task.cg_steps)
-    if task.solver == "block":
-        return BlockSolver(task.threads, task.block_size)
-    return CpuSolver(task.threads, woodbury=task.solver == "auto")
+    if task.config.solver == "cg":
+        return ConjugateGradientSolver(task.threads, task.config.cg_steps)
+    if task.config.solver == "block":
+        return BlockSolver(task.threads, task.config.block_size)
+    return CpuSolver(task.threads, woodbury=task.config.solver == "auto")
 
 
 def _magnitude(model: Model, rho: float) -> float:
@@ -349,11 +347,12 @@ def _check_loss(loss: float, losses: list[float], task: RankTask, half: int, mag
         raise DivergedError(f"the loss after half-sweep {half} is {loss}; expected a finite number")
     if not losses:
         return
-    allowed = RISE_ALLOWED[task.precision] * abs(losses[-1]) + ROUNDING[task.precision] * (magnitude + abs(losses[0]))
+    rise, rounding = RISE_ALLOWED[task.config.precision], ROUNDING[task.config.precision]
+    allowed = rise * abs(losses[-1]) + rounding * (magnitude + abs(losses[0]))
     if loss > losses[-1] + allowed:
         raise DivergedError(
             f"the loss rose from {losses[-1]!r} to {loss!r} in half-sweep {half} although no row's part of it may "
-            f"rise; try train.precision: float64 (now {task.precision}) or more regularisation, and report this"
+            f"rise; try train.precision: float64 (now {task.config.precision}) or more regularisation, and report this"
         )
 
 
@@ -364,43 +363,33 @@ def _status(
     change = (losses[-2] - losses[-1]) / abs(losses[-2]) if len(losses) > 1 and losses[-2] else None
     return {
         "half_sweep": half,
-        "half_sweeps": 2 * task.sweeps,
+        "half_sweeps": 2 * task.config.sweeps,
         "sweep": (half + 1) // 2,
         "side": SIDES[(half - 1) % 2],
         "loss": losses[-1],
         "relative_change": change,
         "seconds_per_half_sweep": round(per_half, 3),
         "cells_per_s": int(side.cell_counts.sum() / per_half) if per_half > 0 else None,
-        "eta_s": round(per_half * (2 * task.sweeps - half), 1),
+        "eta_s": round(per_half * (2 * task.config.sweeps - half), 1),
         "peak_memory_bytes": peak_memory(),
         "seconds": {name: round(value, 3) for name, value in phases.seconds.items()},
     }
 
 
-def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as stream:
-            return 1024 * int(next(line for line in stream if line.startswith("VmHWM:")).split()[1])
-    except (OSError, StopIteration):
-        # Not Linux. There ru_maxrss would count what the process was forked from.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def _write_result(task: RankTask, model: Model) -> tuple[list[dict[str, Any]], list[float]]:
     """Both sides in the canonical gauge, every rank its rows; returns the shards and singular values."""
-    k = task.k
-    if task.gauge_power is None or task.objective.prediction != "product":
+    k = task.config.k
+    if not task.canonical or task.objective.prediction != "product":
         return _write_sides(task, model, np.eye(k), np.eye(k)), []
     r_u, r_v = (_triangular_factor(model, side, task.threads) for side in SIDES)
-    t_u, t_v, singular = gauge.gauge_transforms(r_u, r_v, task.gauge_power)
+    t_u, t_v, singular = gauge.gauge_transforms(r_u, r_v, task.config.gauge_power)
     extremes = model.over("row", (k,), lambda x, ids: gauge.column_extremes(x[:, :k] @ t_u))
     t_u, t_v = gauge.fix_signs(t_u, t_v, gauge.column_extremes(np.stack(extremes)))
     return _write_sides(task, model, t_u, t_v), [float(value) for value in singular]
 
 
 def _write_sides(task: RankTask, model: Model, t_u: np.ndarray, t_v: np.ndarray) -> list[dict[str, Any]]:
-    k, rank = task.k, model.group.rank
+    k, rank = task.config.k, model.group.rank
     entries = []
     for side, t in (("row", t_u), ("col", t_v)):
         ids, x = model.mine(side)
@@ -431,12 +420,3 @@ def encode_result(ids: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> byt
     table = pa.table({"token_id": pa.array(ids.astype(np.int32)), "vector": lists, "bias": pa.array(bias)})
     pq.write_table(table, sink, compression="none", use_dictionary=False)
     return sink.getvalue().to_pybytes()
-
-
-def check_shape(k: int, shape: tuple[int, int]) -> None:
-    """`InputError` when there are more factors than rows or columns."""
-    if k > min(shape):
-        raise InputError(
-            f"train.k is {k}, but the matrix has {shape[0]:,} rows and {shape[1]:,} columns; "
-            f"k may be at most {min(shape):,}"
-        )

@@ -1,60 +1,69 @@
-"""What the ranks of a training are given: matrix, objective, how to solve, where to write; plain JSON values."""
+"""The task of the ranks of a training: matrix, objective, settings, where to write; all plain JSON values."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from wals_spark import storage
-from wals_spark.errors import ConfigError
+from wals_spark.config import TrainConfig
+from wals_spark.errors import ConfigError, InputError
 from wals_spark.objective import Objective
-from wals_spark.wals.engine.memory_estimate import Problem
-from wals_spark.wals.partition.memory_plan import Holding
+from wals_spark.wals.engine.memory_estimate import ProblemSize
+from wals_spark.wals.partition.memory_plan import MemoryPlan
 
 
 @dataclass(frozen=True)
 class RankTask:
-    """What every rank is told; plain JSON values.
+    """What every rank of a training gets, the same for all of them.
 
     Attributes
     ----------
     files : tuple of str
         The matrix, in any order.
-    value : str
-        Column of the values.
-    shape : (m, n)
+    shape : (int, int)
+        m and n.
     symmetric : bool
+        The matrix equals its transpose.
     unit : int
         Values are divided by it.
     objective : Objective
-    k, sweeps, tolerance, seed, precision
-        See the configuration.
-    gauge_power : float or None
-        See the configuration; None = the factors as they were solved.
+        With the keys of the configuration that belong to it already in it.
+    config : TrainConfig
+        The keys ``train.*``: width, sweeps, solver, precision, checkpoints, memory.
+    seed : int
     directory : str
         Of checkpoints, status and result.
     facts : dict
         Identity of the training, compared on resume.
-    threads : int
-    device : {"cpu", "cuda"}
-    checkpoint_every : int
-        Half-sweeps.
-    duplicates : {"sum", "refuse", "keep"}
-    signed : bool
-        Negative values are allowed.
-    solver : {"auto", "exact", "cg", "block"}
-    cg_steps, block_size : int
+    value : str
+        Column of the values.
     weight : str or None
         Column of the weights, where the objective takes them from one.
+    signed : bool
+        Negative values are allowed.
+    duplicates : {"sum", "refuse", "keep"}
+    threads : int
+        Of a rank, decided from ``train.threads`` and the cpus of its task.
+    device : {"cpu", "cuda"}
+        Decided from ``train.device`` and the cluster.
+    canonical : bool
+        The result stands in the canonical gauge of ``train.gauge_power``; False = as it was solved.
     start : {"normal", "positive"}
         Random columns: of independent normal numbers, or of their absolute values with norm 1, which is nearer to
         the solution for ratings that are all positive, and MLlib's choice.
     initial : str or None
         A Parquet file or directory of (id, vector): where the columns start; others start at random.
-    holding : Holding
+    memory_plan : MemoryPlan or None
+        None = the ranks decide it from the memory of their machines.
+
+    Raises
+    ------
+    ConfigError
+        The objective cannot be solved with this memory plan, duplicates or weights.
     """
 
     files: tuple[str, ...]
@@ -62,34 +71,31 @@ class RankTask:
     symmetric: bool
     unit: int
     objective: Objective
-    k: int
-    sweeps: int
-    tolerance: float
+    config: TrainConfig
     seed: int
     directory: str
     facts: dict[str, Any] = field(default_factory=dict)
     value: str = "units"
-    precision: str = "float32"
-    gauge_power: float | None = 0.5
+    weight: str | None = None
+    signed: bool = False
+    duplicates: str = "sum"
     threads: int = 1
     device: str = "cpu"
-    checkpoint_every: int = 1
-    duplicates: str = "sum"
-    signed: bool = False
-    solver: str = "auto"
-    cg_steps: int = 4
-    block_size: int = 64
-    weight: str | None = None
+    canonical: bool = True
     start: str = "normal"
     initial: str | None = None
-    holding: Holding = field(default_factory=Holding)
+    memory_plan: MemoryPlan | None = None
 
     def __post_init__(self) -> None:
-        if not self.objective.is_quadratic and (self.holding.sharded or self.holding.streamed):
+        plan = self.memory_plan or MemoryPlan()
+        sharded = plan.sharded or self.config.exchange == "sharded"
+        streamed = plan.streamed or self.config.matrix == "streamed"
+        if not self.objective.is_quadratic and (sharded or streamed):
+            found = " and ".join(["sharded factors"] * sharded + ["a streamed matrix"] * streamed)
             raise ConfigError(
-                f"the objective {self.objective.name} looks at all factors and all cells in every half-sweep, found "
-                f"{self.holding.exchange} factors and a {self.holding.matrix} matrix; remove train.exchange and "
-                "train.matrix, and use fewer ranks per machine, or the objective swivel_like"
+                f"the objective {self.objective.name} is computed from all factors and all cells in every half-sweep, "
+                f"found {found}; remove train.exchange and train.matrix, and use fewer ranks per machine, or the "
+                "objective swivel_like"
             )
         if self.duplicates == "keep" and self.objective.rho != 0 and not self.objective.additive:
             raise ConfigError(
@@ -105,31 +111,42 @@ class RankTask:
 
     def to_json(self) -> str:
         """As text."""
-        return json.dumps(asdict(self))
+        data = {each.name: getattr(self, each.name) for each in fields(self)}
+        plan = asdict(self.memory_plan) if self.memory_plan else None
+        return json.dumps(
+            {
+                **data,
+                "objective": asdict(self.objective),
+                "config": self.config.model_dump(mode="json"),
+                "memory_plan": plan,
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> RankTask:
         """The inverse of `to_json`."""
         data = json.loads(text)
+        plan = data["memory_plan"]
         return cls(
             **{
                 **data,
                 "files": tuple(data["files"]),
                 "shape": tuple(data["shape"]),
                 "objective": Objective(**data["objective"]),
-                "holding": Holding(**data["holding"]),
+                "config": TrainConfig(**data["config"]),
+                "memory_plan": MemoryPlan(**plan) if plan else None,
             }
         )
 
-    def problem(self, cells: int, ranks: int) -> Problem:
+    def problem_size(self, cells: int, ranks: int) -> ProblemSize:
         """What decides the memory of a rank."""
-        return Problem(
+        return ProblemSize(
             cells,
             self.shape,
-            self.k,
+            self.config.k,
             ranks,
             layouts=1 if self.symmetric and self.objective.symmetric else 2,
-            itemsize=np.dtype(self.precision).itemsize,
+            itemsize=np.dtype(self.config.precision).itemsize,
             whole=not self.objective.is_quadratic,
             biased=self.objective.bias != "none",
         )
@@ -148,3 +165,12 @@ class RankTask:
     def result(self) -> str:
         """Directory of the final factors."""
         return storage.join(self.directory, "result")
+
+
+def check_shape(k: int, shape: tuple[int, int]) -> None:
+    """`InputError` when there are more factors than rows or columns."""
+    if k > min(shape):
+        raise InputError(
+            f"train.k is {k}, but the matrix has {shape[0]:,} rows and {shape[1]:,} columns; "
+            f"k may be at most {min(shape):,}"
+        )

@@ -26,6 +26,7 @@ from pyspark.sql import functions as F
 
 from wals_spark import storage
 from wals_spark.cluster.preflight import preflight
+from wals_spark.config import TrainConfig
 from wals_spark.errors import ConfigError
 from wals_spark.objective import Objective, make_objective
 from wals_spark.wals.engine.driver import train
@@ -127,7 +128,7 @@ class WALS(
         placement = preflight(spark, workers=workers, device=self.getOrDefault(self.device))
         initial = _write_initial(self._initial, items, self.getRank(), directory)
         task = self._task(directory, shape, objective, placement.device, initial)
-        result = train(spark, task, placement, threads=self.getOrDefault(self.numThreads) or None)
+        result = train(spark, task, placement)
         for side, ids in (("row", users), ("col", items)):
             paths = [entry["path"] for entry in result["files"] if entry["side"] == side]
             vectors = spark.read.schema("token_id int, vector array<float>, bias float").parquet(*paths)
@@ -144,6 +145,15 @@ class WALS(
         self, directory: str, shape: tuple[int, int], objective: Objective, device: str, initial: str | None
     ) -> RankTask:
         every = self.getCheckpointInterval()
+        config = TrainConfig(
+            objective=objective.name,
+            k=self.getRank(),
+            sweeps=self.getMaxIter(),
+            tolerance=self.getOrDefault(self.tol),
+            threads=self.getOrDefault(self.numThreads) or None,
+            precision=self.getOrDefault(self.precision),
+            checkpoint_every=2 * every if every > 0 else 2 * self.getMaxIter(),
+        )
         return RankTask(
             files=matrix_files(directory),
             value="value",
@@ -151,15 +161,11 @@ class WALS(
             symmetric=False,
             unit=1,
             objective=objective,
-            k=self.getRank(),
-            sweeps=self.getMaxIter(),
-            tolerance=self.getOrDefault(self.tol),
+            config=config,
             seed=self.getSeed(),
             directory=storage.join(directory, "training"),
-            precision=self.getOrDefault(self.precision),
-            gauge_power=None,
             device=device,
-            checkpoint_every=2 * every if every > 0 else 2 * self.getMaxIter(),
+            canonical=False,
             duplicates=_duplicates(self),
             signed=True,
             weight="weight" if self.isSet(self.weightCol) else None,

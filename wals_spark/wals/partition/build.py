@@ -16,7 +16,7 @@ from wals_spark.matrix.csr import sum_by
 from wals_spark.objective import Marginals, Objective
 from wals_spark.wals.partition.blocking import BlockCells, cut_by_cells, cut_by_columns
 from wals_spark.wals.partition.halo import Halo, build_halos
-from wals_spark.wals.partition.memory_plan import Holding
+from wals_spark.wals.partition.memory_plan import MemoryPlan
 from wals_spark.wals.partition.redistribute import CooBatches, OwnRows, redistribute, redistribute_streamed
 from wals_spark.wals.partition.side import BlockBuilder, Side, SideBlock, StoredBlocks
 
@@ -35,7 +35,7 @@ def build_sides(
     k: int,
     dtype: np.dtype,
     duplicates: str = "sum",
-    holding: Holding = Holding(),  # noqa: B008  # frozen
+    plan: MemoryPlan = MemoryPlan(),  # noqa: B008  # frozen
 ) -> tuple[Side, Side]:
     """Redistribute the cells that every rank has read, so that each has its rows and its columns whole.
 
@@ -57,7 +57,7 @@ def build_sides(
     dtype : numpy.dtype
         float32 or float64, of targets and weights.
     duplicates : {"sum", "refuse", "keep"}
-    holding : Holding
+    plan : MemoryPlan
 
     Returns
     -------
@@ -75,14 +75,14 @@ def build_sides(
         if isinstance(cells, Coo):
             return redistribute(group, cells if side == 0 else cells.transposed, shape[side], k, duplicates)
         batches = cells if side == 0 else lambda: (batch.transposed for batch in cells())
-        return redistribute_streamed(group, batches, shape[side], k, duplicates, holding)
+        return redistribute_streamed(group, batches, shape[side], k, duplicates, plan)
 
     rows = own_rows(0)
     cols = rows if symmetric else own_rows(1)
     marginals = _marginals(group, objective, rows, cols, unit, symmetric)
     if marginals.row_cells.sum() == 0:
         raise InputError("the matrix has no observed cell; the batches asked for are empty")
-    builder = _SideBuilder(group, objective, marginals, unit, dtype, holding)
+    builder = _SideBuilder(group, objective, marginals, unit, dtype, plan)
     row = builder.side(rows, cols, transposed=False)
     if symmetric and objective.symmetric:
         return row, row
@@ -133,7 +133,7 @@ class _SideBuilder:
     marginals: Marginals
     unit: int
     dtype: np.dtype
-    holding: Holding
+    plan: MemoryPlan
 
     def side(self, own: OwnRows, fixed: OwnRows, *, transposed: bool) -> Side:
         """The side of the rows `own`; of the columns of the matrix where `transposed`."""
@@ -150,13 +150,13 @@ class _SideBuilder:
 
     def _blocks(self, cells: Iterator[BlockCells], fixed: OwnRows, build: BlockBuilder) -> Iterable[SideBlock]:
         blocks: Iterator[tuple[BlockCells, Halo | None]] = ((block, None) for block in cells)
-        if self.holding.sharded:
+        if self.plan.sharded:
             size = len(fixed.owner)
-            cut = (part for block in cells for part in cut_by_columns(block, size, self.holding.fetched_rows))
+            cut = (part for block in cells for part in cut_by_columns(block, size, self.plan.fetched_rows))
             blocks = iter(build_halos(self.group, cut, fixed.owner, self.dtype))
-        if not self.holding.streamed:
+        if not self.plan.streamed:
             return [build(block, halo) for block, halo in blocks]
-        stored = StoredBlocks(build, ArrayFile(self.holding.scratch))
+        stored = StoredBlocks(build, ArrayFile(self.plan.scratch))
         for block, halo in blocks:
             stored.append(block, halo)
         return stored

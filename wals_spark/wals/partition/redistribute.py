@@ -14,7 +14,7 @@ from wals_spark.matrix.coo import Coo
 from wals_spark.matrix.csr import Csr, build_csr
 from wals_spark.matrix.placement import assign_rows
 from wals_spark.wals.partition.blocking import cut_by_cells
-from wals_spark.wals.partition.memory_plan import Holding
+from wals_spark.wals.partition.memory_plan import MemoryPlan
 
 CooBatches = Callable[[], Iterator[Coo]]
 """Starts reading a rank's cells, at least one batch, which may be empty."""
@@ -67,7 +67,7 @@ def redistribute(group: Group, cells: Coo, size: int, k: int, duplicates: str) -
 
 
 def redistribute_streamed(
-    group: Group, batches: CooBatches, size: int, k: int, duplicates: str, holding: Holding
+    group: Group, batches: CooBatches, size: int, k: int, duplicates: str, plan: MemoryPlan
 ) -> OwnRows:
     """Send every cell to the owner of its row, through files: a batch and a part of the own rows are in memory at most.
 
@@ -83,7 +83,7 @@ def redistribute_streamed(
     k : int
         Decides the balance between long and short rows, see `wals_spark.matrix.placement.assign_rows`.
     duplicates : {"sum", "refuse", "keep"}
-    holding : Holding
+    plan : MemoryPlan
 
     Returns
     -------
@@ -95,8 +95,8 @@ def redistribute_streamed(
     counts = group.all_reduce(counts)
     owner = assign_rows(counts, k, group.size)
     rows, position = _own_rows(group, owner)
-    starts = cut_by_cells(np.concatenate([[0], np.cumsum(counts[rows])]), holding.block_cells)
-    arrived = ArrayFile(holding.scratch)
+    starts = cut_by_cells(np.concatenate([[0], np.cumsum(counts[rows])]), plan.block_cells)
+    arrived = ArrayFile(plan.scratch)
     records: list[list[int]] = [[] for _ in starts[1:]]
     nothing = Coo(*(column[:0] for column in next(batches()).columns))
     for sent in lockstep(group, batches(), nothing):
@@ -109,7 +109,7 @@ def redistribute_streamed(
         for number, (begin, end) in enumerate(pairwise(bounds)):
             if end > begin:
                 records[number].append(arrived.append([column[begin:end] for column in columns]))
-    parts = StoredRows(starts[:-1], ArrayFile(holding.scratch))
+    parts = StoredRows(starts[:-1], ArrayFile(plan.scratch))
     for number, (first, last) in enumerate(pairwise(starts)):
         chunks = [arrived.read(record) for record in records[number]] or [nothing.columns]
         where, cols, values, *weights = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))

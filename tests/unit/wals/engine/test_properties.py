@@ -22,7 +22,7 @@ from thread_ranks import run_threads
 from wals_spark.objective import PRESETS, Objective
 from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.engine.rank import run
-from wals_spark.wals.partition.memory_plan import Holding
+from wals_spark.wals.partition.memory_plan import MemoryPlan
 
 EXAMPLES = int(os.environ.get("WALS_SPARK_EXAMPLES", "150"))
 TOLERANCE = {"float32": 3e-5, "float64": 1e-10}
@@ -44,7 +44,7 @@ class Case:
     solver: str
     precision: str
     ranks: int
-    memory: Holding
+    memory: MemoryPlan
     seed: int
 
 
@@ -89,7 +89,7 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.sampled_from(["auto", "auto", "exact", "cg", "block"])),
         draw(st.sampled_from(["float32", "float64"])),
         draw(st.integers(1, 3)),
-        Holding(
+        MemoryPlan(
             draw(st.sampled_from(["replicated", "sharded"])),
             draw(st.sampled_from(["resident", "streamed"])),
             block_cells=draw(st.sampled_from([1, 16, 1 << 20])),
@@ -118,7 +118,7 @@ def test_every_half_sweep_is_that_of_the_dense_problem(make_task: Callable[..., 
     task = make_task(
         case.counts, name=f"case-{number}", objective=case.objective, symmetric=case.symmetric, k=case.k,
         sweeps=case.sweeps, solver=case.solver, precision=case.precision, seed=case.seed, block_size=5, cg_steps=3,
-        holding=case.memory, checkpoint_every=1,
+        memory_plan=case.memory, checkpoint_every=1,
     )  # fmt: skip
     seen: list[dict[str, np.ndarray]] = []
 

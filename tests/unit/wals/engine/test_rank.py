@@ -19,7 +19,6 @@ from wals_spark.errors import ConfigError, InputError
 from wals_spark.objective import PRESETS
 from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.engine.rank import DivergedError, run
-from wals_spark.wals.partition.memory_plan import Holding
 from wals_spark.wals.solvers.cpu import CpuSolver
 
 GROUP = LocalGroup()
@@ -312,8 +311,8 @@ def test_the_tolerance_is_a_relative_decrease_of_a_sweep(make_task, counts, tole
 
 
 def test_non_quadratic_objectives_refuse_what_they_cannot_do(make_task, counts) -> None:
-    with pytest.raises(ConfigError, match=r"swivel looks at all factors and all cells.*found sharded"):
-        make_task(counts, "swivel", holding=Holding(exchange="sharded"))
+    with pytest.raises(ConfigError, match=r"swivel is computed from all factors and all cells.*found sharded"):
+        make_task(counts, "swivel", exchange="sharded")
 
 
 def test_weights_of_a_column_are_asked_for_and_only_then(make_task, counts) -> None:

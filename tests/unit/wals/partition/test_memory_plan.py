@@ -1,4 +1,4 @@
-"""Where matrix and factors are held changes memory, not the result."""
+"""The memory plan changes memory, not the result."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from wals_spark.objective import PRESETS
 from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.engine.rank import run
 from wals_spark.wals.partition.build import build_sides
-from wals_spark.wals.partition.memory_plan import Holding
+from wals_spark.wals.partition.memory_plan import MemoryPlan
 
 GROUP = LocalGroup()
 # Blocks of about 40 cells or 9 columns: many of them, and a row that is longer than a block.
-STREAMED = Holding(matrix="streamed", block_cells=40)
-SHARDED = Holding(exchange="sharded", fetched_rows=9)
-BOTH = replace(STREAMED, exchange="sharded", fetched_rows=9)
+STREAMED = MemoryPlan(matrix="streamed", block_cells=40)
+SHARDED = MemoryPlan(factors="sharded", fetched_rows=9)
+BOTH = replace(STREAMED, factors="sharded", fetched_rows=9)
 
 
 @pytest.mark.parametrize(("preset", "symmetric"), [("ppmi", True), ("sppmi", True), ("glove", False)])
 def test_a_streamed_matrix_gives_the_same_bits(make_task, result_of, counts, preset, symmetric) -> None:
     resident = make_task(counts, preset, name="resident", symmetric=symmetric)
     expected = run(resident, GROUP)
-    streamed = make_task(counts, preset, name="streamed", symmetric=symmetric, holding=STREAMED)
+    streamed = make_task(counts, preset, name="streamed", symmetric=symmetric, memory_plan=STREAMED)
     assert run(streamed, GROUP)["losses"] == expected["losses"]
     for side in ("row", "col"):
         assert result_of(streamed)[side].tobytes() == result_of(resident)[side].tobytes()
 
 
-@pytest.mark.parametrize("holding", [SHARDED, BOTH], ids=["resident", "streamed"])
-def test_sharded_factors_are_the_replicated_ones(make_task, result_of, counts, holding) -> None:
+@pytest.mark.parametrize("plan", [SHARDED, BOTH], ids=["resident", "streamed"])
+def test_sharded_factors_are_the_replicated_ones(make_task, result_of, counts, plan) -> None:
     one = make_task(counts[:, :50], "glove", name="replicated", precision="float64")
     expected = run(one, GROUP)
-    task = make_task(counts[:, :50], "glove", name="sharded", precision="float64", holding=holding)
+    task = make_task(counts[:, :50], "glove", name="sharded", precision="float64", memory_plan=plan)
     assert run(task, GROUP)["losses"] == pytest.approx(expected["losses"], rel=1e-12)
     for side in ("row", "col"):
         assert np.abs(result_of(task)[side] - result_of(one)[side]).max() < 1e-6
 
 
-@pytest.mark.parametrize(("ranks", "holding"), [(2, SHARDED), (3, BOTH)], ids=["two", "three, streamed"])
+@pytest.mark.parametrize(("ranks", "plan"), [(2, SHARDED), (3, BOTH)], ids=["two", "three, streamed"])
 def test_ranks_that_hold_only_their_own_rows_find_the_same_factors(
-    make_task, result_of, run_ranks, counts, ranks, holding
+    make_task, result_of, run_ranks, counts, ranks, plan
 ) -> None:
     one = make_task(counts[:, :50], name="one", precision="float64")
     expected = run(one, GROUP)
-    many = make_task(counts[:, :50], name="many", precision="float64", holding=holding)
+    many = make_task(counts[:, :50], name="many", precision="float64", memory_plan=plan)
     assert run_ranks(many, ranks)["losses"] == pytest.approx(expected["losses"], rel=1e-12)
     for side in ("row", "col"):
         assert np.abs(result_of(one)[side] - result_of(many)[side]).max() < 1e-6
@@ -63,9 +63,9 @@ def test_a_training_of_sharded_ranks_resumes_on_one_that_holds_everything(
 ) -> None:
     whole = make_task(counts, name="whole", precision="float64")
     run(whole, GROUP)
-    killed = make_task(counts, name="killed", precision="float64", holding=SHARDED)
+    killed = make_task(counts, name="killed", precision="float64", memory_plan=SHARDED)
     run_ranks(killed, 2, kill=(1, 3))
-    result = run(replace(killed, holding=Holding()), GROUP)
+    result = run(replace(killed, memory_plan=None), GROUP)
     assert result["resumed_at"] in (3, 4)
     assert np.abs(result_of(killed)["row"] - result_of(whole)["row"]).max() < 1e-6
 
@@ -75,7 +75,7 @@ def test_every_cell_is_in_one_block_and_a_block_fetches_each_column_once(counts)
     cells = Coo(rows.astype(np.int32), cols.astype(np.int32), counts[rows, cols].astype(np.int64))
     make = {"symmetric": True, "unit": 1, "k": 6, "dtype": np.dtype("float32")}
     whole, _ = build_sides(GROUP, cells, counts.shape, PRESETS["ppmi"], **make)
-    side, _ = build_sides(GROUP, lambda: iter([cells]), counts.shape, PRESETS["ppmi"], holding=BOTH, **make)
+    side, _ = build_sides(GROUP, lambda: iter([cells]), counts.shape, PRESETS["ppmi"], plan=BOTH, **make)
     blocks = list(side.blocks)
     (whole_block,) = whole.blocks
     assert len(blocks) > 10
@@ -109,7 +109,7 @@ from dataclasses import replace
 from wals_spark.cluster.process_group import LocalGroup
 from wals_spark.matrix import coo
 from wals_spark.wals.partition import build
-from wals_spark.wals.partition.memory_plan import Holding
+from wals_spark.wals.partition.memory_plan import MemoryPlan
 from wals_spark.wals.engine.task import RankTask
 from wals_spark.wals.engine.rank import run
 coo.BATCH_ENTRIES = build.BATCH_CELLS = 1 << 16
@@ -119,17 +119,17 @@ def resident_bytes(name):
     with open("/proc/self/status") as stream:
         return 1024 * int(next(line for line in stream if line.startswith(name)).split()[1])
 
-def peak(task, holding):
+def peak(task, plan):
     gc.collect()
     with open("/proc/self/clear_refs", "w") as stream:
         stream.write("5")  # the peak starts again from here
     before = resident_bytes("VmRSS")
-    run(replace(task, directory=task.directory + holding.matrix, holding=holding), LocalGroup())
+    run(replace(task, directory=task.directory + plan.matrix, memory_plan=plan), LocalGroup())
     return resident_bytes("VmHWM") - before
 
-streamed, resident = Holding(matrix="streamed", block_cells=1 << 16), Holding()
-for holding in (streamed, resident):
-    peak(small, holding)
+streamed, resident = MemoryPlan(matrix="streamed", block_cells=1 << 16), MemoryPlan()
+for plan in (streamed, resident):
+    peak(small, plan)
 print(json.dumps([peak(large, streamed), peak(large, resident)]))
 """
 
@@ -146,7 +146,7 @@ def test_streaming_bounds_the_memory(make_task) -> None:
         timeout=200,
     )
     streamed, resident = json.loads(done.stdout.splitlines()[-1])
-    # 4.2 M cells are 100 MB when placed and three times that while they are read; a block of 65,536 is 1 MB, and
+    # 4.2 M cells are 100 MB when built and three times that while they are read; a block of 65,536 is 1 MB, and
     # what does not grow with the matrix (readers' buffers, allocator) was seen between 28 and 35 MB.
     assert streamed < 50e6
     assert resident > 180e6
