@@ -44,9 +44,9 @@ def test_losses_fall_to_the_loss_of_the_result(make_task, result_of, counts, pre
     assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(losses))
     problem = oracle.dense_problem(task.objective, counts)
     state = checkpoint.load(task.checkpoints, task.facts)
-    x, y = (state.factors[side][:, : task.k] for side in ("row", "col"))
+    x, y = (state.factors[side][:, : task.config.k] for side in ("row", "col"))
     if problem.bias:
-        b, c = (state.factors[side][:, task.k] for side in ("row", "col"))
+        b, c = (state.factors[side][:, task.config.k] for side in ("row", "col"))
     else:
         b, c = np.zeros(len(counts)), np.zeros(len(counts))
     assert oracle.loss(problem, x, y, b, c) == pytest.approx(losses[-1], rel=1e-12)
@@ -259,12 +259,12 @@ def test_fixed_biases_stay_as_the_marginals_give_them(make_task, counts) -> None
     losses = run(task, GROUP)["losses"]
     problem = oracle.dense_problem(objective, counts)
     state = checkpoint.load(task.checkpoints, task.facts, {side: np.arange(len(counts)) for side in ("row", "col")})
-    u, v = (state.factors[side][:, : task.k] for side in ("row", "col"))
+    u, v = (state.factors[side][:, : task.config.k] for side in ("row", "col"))
     zero = np.zeros(len(counts))
     assert oracle.loss(problem, u, v, zero, zero) == pytest.approx(losses[-1], rel=1e-12)
     filled = counts.sum(1) > 0
     expected = np.log(counts.sum(1)[filled]) - 0.5 * np.log(counts.sum())
-    assert np.allclose(state.factors["row"][filled, task.k], expected)
+    assert np.allclose(state.factors["row"][filled, task.config.k], expected)
 
 
 @pytest.mark.parametrize(
