@@ -162,10 +162,22 @@ def counted_blocks(job: CountingJob, direct: DirectCounting, task: int) -> Itera
 def write_direct(
     spark: SparkSession, job: CountingJob, direct: DirectCounting, directory: str
 ) -> list[tuple[int, int]]:
-    """Count every block and write it below `directory`, see `write_blocks`; returns blocks and their cells.
+    """Count every block and write it below a directory, see `write_blocks`.
 
     A job on an RDD: there is no shuffle, and Spark's SQL engine would take longer to warm up than the
     text of a small corpus takes to count.
+
+    Parameters
+    ----------
+    spark : SparkSession
+    job : CountingJob
+    direct : DirectCounting
+    directory : str
+
+    Returns
+    -------
+    list of (int, int)
+        Blocks and their cells.
     """
 
     def run(task: int) -> Iterator[tuple[int, int]]:

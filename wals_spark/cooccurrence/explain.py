@@ -79,7 +79,28 @@ def _sample(shards: Sequence[TokenShard], semantics: Semantics) -> Iterator[Toke
 def describe(
     plan: CountingPlan, semantics: Semantics, size: int, memory: int, slots: int, sampled: int, cells: float
 ) -> list[str]:
-    """The plan in words."""
+    """The plan in words.
+
+    Parameters
+    ----------
+    plan : CountingPlan
+    semantics : Semantics
+    size : int
+        V.
+    memory : int
+        Bytes that a task may hold.
+    slots : int
+        Tasks that run at a time.
+    sampled : int
+        Tokens of the sample.
+    cells : float
+        Expected non-zeros.
+
+    Returns
+    -------
+    list of str
+        Lines.
+    """
     per_task = math.ceil(plan.tokens / max(1, len(plan.tasks)))
     pieces = math.ceil(per_task / plan.capacity)
     held = VOCABULARY_BYTES * size + TOKEN_BYTES * min(per_task, plan.capacity)

@@ -37,6 +37,9 @@ INDEX_BYTES = 24
 """Memory per packed row: id, place, length, order."""
 MAXIMUM_UNITS = 2**63 - 1
 MAXIMUM_RUNS = 16
+SMALLEST_BOUND = 1 << 18
+SMALLEST_PART = 1 << 14
+"""Bytes of a spilled part: memory holds one of every run."""
 SMALLEST_OUTPUT = 1 << 12
 LARGEST_OUTPUT = 1 << 20
 
@@ -142,7 +145,7 @@ class BlockMerger:
     ) -> None:
         self.semantics, self.size, self.limit = semantics, size, limit
         # What is held is joined into one buffer to be summed, so it counts twice.
-        self._bound = max(1 << 18, memory // 3)
+        self._bound = max(SMALLEST_BOUND, memory // 3)
         # Writing compressed Parquet holds about as much again as the cells handed to it.
         self._output = int(max(size + 1, min(LARGEST_OUTPUT, max(SMALLEST_OUTPUT, memory // 256))))
         self._directory = directory
@@ -224,7 +227,7 @@ class BlockMerger:
 
     def _spill(self, cells: Iterator[SortedCells], spill: _SpillFile) -> list[_SpilledPart]:
         run: list[_SpilledPart] = []
-        limit = max(1 << 14, self._bound // (2 * MAXIMUM_RUNS))
+        limit = max(SMALLEST_PART, self._bound // (2 * MAXIMUM_RUNS))
         for part in cells:
             for rows, payload in pack_cells(part, limit):
                 run.append(_SpilledPart(spill.write(payload), len(payload), rows))

@@ -58,11 +58,29 @@ def make_plan(
     memory: int,
     blocks: int | None = None,
 ) -> CountingPlan:
-    """Cut the work for so many slots.
+    """Cut the work for the slots of a cluster.
 
     There are as many tasks as slots, or a multiple of it when a task would have to count in more than
     one piece, but none for less than `TOKENS_PER_TASK` tokens. Where all tokens fit into `memory` and the
     slots are few, tasks share the rows instead of the tokens (`CountingPlan.direct`).
+
+    Parameters
+    ----------
+    shards : list of TokenShard
+        The encoded documents.
+    counts : int64 array of shape (V,)
+        Occurrences of every token.
+    semantics : Semantics
+    slots : int
+        Tasks that run at a time.
+    memory : int
+        Bytes that a task may hold.
+    blocks : int, optional
+        Row blocks; None = one per `CELLS_PER_BLOCK` expected cells, and at least two per slot or task.
+
+    Returns
+    -------
+    CountingPlan
     """
     tokens = sum(shard.tokens for shard in shards)
     capacity = chunk_capacity(memory, len(counts))

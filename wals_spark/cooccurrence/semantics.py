@@ -125,7 +125,7 @@ def semantics_of(config: CooccurrenceConfig, seed: int = 0) -> Semantics:
 
     The unit is the least common multiple that makes every weight whole: lcm(1 .. W) for 1/d, W for
     (W - d + 1)/W, 1 for no weighting. Where an occurrence would add 2^32 units or more (1/d with a
-    window above 20), or where ``unit_bits`` says so, the unit is a power of two, and a weight is
+    window above 22), or where ``unit_bits`` says so, the unit is a power of two, and a weight is
     rounded to the nearest unit (ties to even).
     """
     sides = (config.window_left, config.window_right)

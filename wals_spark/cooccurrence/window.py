@@ -54,6 +54,7 @@ TOKEN_BYTES = 12
 VOCABULARY_BYTES = 40
 """Memory per token of the vocabulary: accumulators, list starts, rows, thresholds."""
 SMALLEST_CHUNK = 1 << 16
+SMALLEST_BLOB = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class WindowCounter:
         self._rules = _cleaning_rules(semantics, size, thresholds)
         self._weights = _window_weights(semantics)
         self.capacity = chunk_capacity(memory, size)
-        self._blob_bytes = max(1 << 14, min(4 << 20, memory // 16))
+        self._blob_bytes = max(SMALLEST_BLOB, min(4 << 20, memory // 16))
         rows_by_block = _rows_by_block(block_of)
         self._rows = [rows for rows in rows_by_block if only is None or int(block_of[rows[0]]) in only]
         self._blocks = [int(block_of[rows[0]]) for rows in self._rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,7 @@ from wals_spark.errors import ConfigError, InputError
 from wals_spark.token_shards import OOV, PARAGRAPH
 
 
-@pytest.mark.parametrize("window", [1, 2, 5, 10, 15, 20])
+@pytest.mark.parametrize("window", [1, 2, 5, 10, 15, 20, 22])
 def test_inverse_weights_are_exact(window):
     semantics = semantics_of(CooccurrenceConfig(window_left=window, window_right=window))
     assert semantics.exact_unit
@@ -23,7 +24,13 @@ def test_inverse_weights_are_exact(window):
     ]
 
 
-@pytest.mark.parametrize("window", [25, 100, 255])
+def test_the_largest_window_with_an_exact_unit_is_22():
+    """lcm(1 .. 22) = 232,792,560 units leave room for 2^31 occurrences; lcm(1 .. 23) is 23 times as much."""
+    assert semantics_of(CooccurrenceConfig(window_left=22, window_right=22)).unit == math.lcm(*range(1, 23))
+    assert semantics_of(CooccurrenceConfig(window_left=23, window_right=23)).unit == 1 << 24
+
+
+@pytest.mark.parametrize("window", [23, 25, 100, 255])
 def test_long_windows_have_a_power_of_two_unit_and_a_bound(window):
     semantics = semantics_of(CooccurrenceConfig(window_left=window, window_right=window))
     assert semantics.unit == 1 << 24
