@@ -194,18 +194,18 @@ def work_of(name: str, n: np.ndarray, k: int, others: int, rotated: bool) -> tup
     n = n[n > 0].astype(np.float64)
     cholesky, through = n * k**2 + k**3 / 3, 16.0 * k**2
     line = 4.0 * k + 12.0
-    turn = 2.0 * (others + len(n)) * k**2
+    rotation = 2.0 * (others + len(n)) * k**2
     if name == "cg":
-        return float(4 * (STEPS + 1) * n.sum() * k + 2 * (STEPS + 1) * len(n) * k**2 + turn), float(
+        return float(4 * (STEPS + 1) * n.sum() * k + 2 * (STEPS + 1) * len(n) * k**2 + rotation), float(
             (STEPS + 1) * n.sum() * line
         )
     if name == "block":
-        return float((n * k * BLOCK + k * BLOCK**2 / 3 + 8 * n * k).sum() + turn), float(3 * n.sum() * line)
+        return float((n * k * BLOCK + k * BLOCK**2 / 3 + 8 * n * k).sum() + rotation), float(3 * n.sum() * line)
     if name == "exact" or not rotated:
         return float(cholesky.sum()), float((n * line + through).sum())
     short = short_rows(n.astype(np.int64), k)
     woodbury = n**2 * k + n**3 / 3 + 8 * n * k
-    return float(np.where(short, woodbury, cholesky).sum() + turn), float(
+    return float(np.where(short, woodbury, cholesky).sum() + rotation), float(
         (n * line + np.where(short, 8.0 * n**2 + 8.0 * n * k, through)).sum()
     )
 
@@ -289,9 +289,9 @@ def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, 
         solver.solve(few, small)
         # The first solve brings features and scratch into memory; a training's half-steps find them there.
         _, wall, cpu = min((timed(partial(solver.solve, block, system)) for _ in range(REPEATS)), key=lambda t: t[2])
-        turn = 0.0
+        rotation = 0.0
         if name in ("cg", "block") or (name == "auto" and system.rotation_pays):
-            turn = timed(
+            rotation = timed(
                 lambda: (
                     fixed.z @ np.eye(k, dtype=np.float32),
                     np.linalg.eigh(fixed.gramian),
@@ -306,7 +306,7 @@ def roofline(x: csr_matrix, k: int, rows: int, threads: int, machine: dict[str, 
             cells=int(n.sum()),
             wall_s=wall,
             cpu_s=cpu,
-            half_sweep_cpu_s=(cpu - turn) * x.shape[0] / len(n) + turn,
+            half_sweep_cpu_s=(cpu - rotation) * x.shape[0] / len(n) + rotation,
             gflops_per_cpu_s=flops / cpu / 1e9,
             share_of_products=flops / cpu / 1e9 / machine["gflops_per_core"],
             gb_per_cpu_s=traffic / cpu / 1e9,

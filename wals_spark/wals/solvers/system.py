@@ -1,7 +1,7 @@
 """What a half-step is solved from, beside the own rows: the fixed side's factors, and what is known of the solved side.
 
-`FixedFactors` belongs to one half-step. The arrays that the engine holds change in place between half-steps, so the
-other layouts that kernels need of them are made once per half-step and go with it.
+`FixedFactors` belongs to one half-step. The engine's arrays change in place between half-steps, so the other layouts
+that kernels need of them are made once per half-step and go with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from wals_spark.wals.solvers.cache_lines import pad_rows, padded_zeros
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Threads are ours: a BLAS that starts its own for every small product is slower by a factor of a hundred."""
+    """One thread for BLAS meanwhile.
+
+    The solvers have threads of their own, beside which a BLAS that starts some for every small product is slower by a
+    factor of a hundred.
+    """
     import scipy.linalg  # noqa: F401  # its BLAS must be loaded to be limited
     from threadpoolctl import threadpool_limits
 

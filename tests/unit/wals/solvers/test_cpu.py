@@ -40,21 +40,21 @@ def block_of(lengths: list[int], dtype: str, seed: int = 0) -> RowBlock:
 
 
 def system_of(block: RowBlock, dtype: str, *, rho: float, bias: str = "none", ridge: float = 0.3) -> System:
-    """A system with random features; bias "free" has one more unknown, "fixed" two known coordinates."""
+    """A system with random fixed factors; bias "free" has one more unknown, "fixed" two known coordinates."""
     rng = np.random.default_rng(1)
     rows = len(block.ids)
     extra = {"none": 0, "free": 2, "fixed": 2}[bias]
     fixed = {"none": 0, "free": 1, "fixed": 2}[bias]
-    features = rng.standard_normal((N, K + extra)).astype(dtype)
+    z = rng.standard_normal((N, K + extra)).astype(dtype)
     if extra:
-        features[:, K] = 1
+        z[:, K] = 1
     h = rng.uniform(0.5, 2, N)
-    wide = features.astype(np.float64)
+    wide = z.astype(np.float64)
     lambdas = np.full((rows, K + extra - fixed), ridge)
     lambdas[:, K:] = 0
     known = rng.standard_normal((rows, fixed))
     start = rng.standard_normal((rows, K + extra - fixed)).astype(dtype)
-    fixed_factors = FixedFactors(features, h, (wide.T * h) @ wide, rho)
+    fixed_factors = FixedFactors(z, h, (wide.T * h) @ wide, rho)
     return System(fixed_factors, known, lambdas, start, None, int(bias == "free"))
 
 
@@ -142,14 +142,14 @@ def test_cells_without_weight_and_repeated_columns_are_no_trouble() -> None:
 def test_without_ridge_a_gramian_of_lower_rank_is_left_to_cholesky() -> None:
     block = block_of([50, 60], "float64")
     system = system_of(block, "float64", rho=0.2, ridge=0.0)
-    features = system.fixed_factors.z.copy()
-    features[:, 1] = features[:, 0] * (1 + 1e-9)
-    features[0, 1] += 0.5
-    gramian = (features.T * system.fixed_factors.h) @ features
+    z = system.fixed_factors.z.copy()
+    z[:, 1] = z[:, 0] * (1 + 1e-9)
+    z[0, 1] += 0.5
+    gramian = (z.T * system.fixed_factors.h) @ z
     check(
         CpuSolver(1, woodbury=True),
         block,
-        replace(system, fixed_factors=replace(system.fixed_factors, z=features, gramian=gramian)),
+        replace(system, fixed_factors=replace(system.fixed_factors, z=z, gramian=gramian)),
         1e-5,
     )
 
@@ -238,7 +238,7 @@ def test_blocks_of_a_half_step_share_one_copy_in_whole_lines(monkeypatch) -> Non
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("solver", [CpuSolver(1), CpuSolver(1, woodbury=True), BlockSolver(1, 16)])
 def test_factors_that_changed_in_place_are_seen_by_the_next_half_step(solver: Solver, dtype: str) -> None:
-    """The engine solves into the arrays that it holds: only what belongs to a half-step may be kept with it."""
+    """The engine solves into arrays that it keeps: only what belongs to a half-step may be kept with it."""
     block = block_of(LENGTHS, dtype)
     first = system_of(block, dtype, rho=0.2)
     solver.solve(block, first)

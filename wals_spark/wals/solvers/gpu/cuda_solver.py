@@ -180,6 +180,10 @@ def cut_segments(indptr: np.ndarray, segment: int, device: torch.device) -> Segm
     indptr : int64 array of shape (r + 1,)
     segment : int
     device : torch.device
+
+    Returns
+    -------
+    Segments
     """
     lengths = np.diff(indptr)
     rows = np.argsort(-lengths, kind="stable")
@@ -249,15 +253,15 @@ class CudaSolver(TorchSolver):
     def prepare(self, block: RowBlock, system: System) -> DeviceHalfStep:
         """Move what a half-step needs to the device."""
         layout = Layout(system.ridge.shape[1], system.known.shape[1])
-        place = torch.from_numpy(layout.positions()).to(self.device)
+        positions = torch.from_numpy(layout.positions()).to(self.device)
 
         def moved(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device=self.device, dtype=dtype)
 
         z = torch.zeros((len(system.fixed_factors.z), layout.width), device=self.device)
-        z[:, place] = moved(system.fixed_factors.z)
+        z[:, positions] = moved(system.fixed_factors.z)
         gramian = torch.zeros((layout.width, layout.width), device=self.device)
-        gramian[place[:, None], place] = moved(system.fixed_factors.gramian)
+        gramian[positions[:, None], positions] = moved(system.fixed_factors.gramian)
         known = torch.zeros((len(block), TILE), dtype=torch.float64, device=self.device)
         known[:, : layout.known] = moved(system.known, torch.float64)
         _, indices, m, d = self.resident(block)
