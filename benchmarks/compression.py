@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
-from wals_spark.compress import methods, quantise, text
+from wals_spark.compress import methods, quantise, text_statistics
+from wals_spark.compress.comparison import ReconstructionErrors
 from wals_spark.compress.methods import PRESETS, CompressionProblem
-from wals_spark.compress.table import ReconstructionErrors
 from wals_spark.mlm import data
 from wals_spark.mlm.loss import load_masked_lm, score
 from wals_spark.mlm.statistics import Clusters
@@ -57,11 +57,11 @@ def loss(options: argparse.Namespace) -> None:
 
     def sample(texts: list[str], sequences: int, seed: int) -> data.MaskedSequences:
         packed = data.pack_sequences(data.encode(tokenizer, texts), special, 128, limit=sequences, round_robin=True)
-        return data.mask_tokens(packed, special, text.MASKED_FRACTION, seed)
+        return data.mask_tokens(packed, special, text_statistics.MASKED_FRACTION, seed)
 
     E = embedding_values(opened)
     counts = np.bincount(np.concatenate(data.encode(tokenizer, learn[::4])), minlength=len(E)) + 0.5
-    sensitivity = text.measure_sensitivity(opened.directory, sample(learn[::8], options.sequences, 1))
+    sensitivity = text_statistics.measure_sensitivity(opened.directory, sample(learn[::8], options.sequences, 1))
     problem = CompressionProblem(E, opened.tensors[opened.embedding].dtype, counts, sensitivity)
     test = sample(held, options.test_sequences, 7)
     errors = ReconstructionErrors(E, counts, sensitivity.second_moment)

@@ -73,7 +73,7 @@ SPARK_FREE = [
     "compress.closed_form",
     "compress.methods",
     "compress.plugin",
-    "compress.run",
+    "compress.compress_checkpoint",
     "config",
     "cooccurrence.window",
     "inject.modes",

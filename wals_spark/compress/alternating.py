@@ -1,4 +1,4 @@
-r"""WALS on a fully observed matrix with equal weights: what iterations reach where the SVD is the answer.
+r"""ALS on a fully observed matrix with equal weights, whose minimum is the truncated SVD.
 
 ::
 
@@ -7,8 +7,12 @@ r"""WALS on a fully observed matrix with equal weights: what iterations reach wh
     U = X V (V^T V + lambda I)^-1        V = X^T U (U^T U + lambda I)^-1
 
 Rows enter through X^T X alone: with T = V (V^T V + lambda I)^-1 is U = X T, U^T U = T^T G T and X^T U = G T for
-G = X^T X. So a sweep costs d^2 r operations however many rows there are. No factors of rank r err less than the
-SVD's, the sum of the squares of the singular values beyond r: the bound that is reported.
+G = X^T X. So a sweep costs d^2 r operations, whatever the number of rows. The bound that is reported is the error of
+the SVD of rank r, the sum of the squares of the singular values beyond r: no factors of that rank have a smaller one.
+
+References
+----------
+C. Eckart, G. Young, "The approximation of one matrix by another of lower rank", Psychometrika 1, 1936.
 """
 
 from __future__ import annotations
@@ -22,13 +26,13 @@ from wals_spark.wals.engine.initial_factors import initial_factors
 
 @dataclass(frozen=True)
 class AlternatingFit:
-    """Where the sweeps ended.
+    """Factors after the last sweep.
 
     Attributes
     ----------
-    transform : float64 (d, r)
+    transform : float64 array of shape (d, r)
         T: coordinates of x are x T.
-    basis : float64 (r, d)
+    basis : float64 array of shape (r, d)
         V^T.
     losses : list of float
         The objective after every half-sweep, rows first.
@@ -48,17 +52,26 @@ class AlternatingFit:
 def alternate(
     G: np.ndarray, rank: int, *, sweeps: int, ridge: float, tolerance: float, seed: int = 0
 ) -> AlternatingFit:
-    """Sweep until the loss stands still.
+    """Sweep until the loss decreases no more.
 
     Parameters
     ----------
-    G : float64 (d, d)
+    G : float64 array of shape (d, d)
         X^T X.
-    rank : r
-    sweeps : at most
-    ridge : lambda, above 0
-    tolerance : relative decrease of the loss in a sweep below which it ends
-    seed : of the first V
+    rank : int
+        r.
+    sweeps : int
+        At most.
+    ridge : float
+        lambda, above 0.
+    tolerance : float
+        Relative decrease of the loss in a sweep below which it ends.
+    seed : int
+        Of the first V.
+
+    Returns
+    -------
+    AlternatingFit
     """
     total = float(np.trace(G))
     identity = ridge * np.eye(rank)

@@ -1,4 +1,4 @@
-"""What compression writes: one checkpoint in three layouts, each with the proof beside it.
+"""A compressed checkpoint on disk, in one of three formats, each with the proof beside it.
 
 =============  ====================================================================================================
 dense          model.safetensors with the whole matrix: the stock class, loaded by anyone; no smaller on disk
@@ -8,8 +8,8 @@ plugin         model.factorised.safetensors with the same tensors: `wals_spark.c
                stock classes while they load
 =============  ====================================================================================================
 
-All three stand for the same matrix to the bit. injection.json, factors.safetensors and README.md are as injection
-writes them.
+All three give the same matrix to the bit. injection.json, factors.safetensors and README.md are as in
+`wals_spark.checkpoints.artifact`.
 """
 
 from __future__ import annotations
@@ -46,17 +46,25 @@ def write_compressed(
     parameters: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write the artefact into an empty directory; returns the content of injection.json.
+    """Write a compressed checkpoint into an empty directory.
 
     Parameters
     ----------
     directory : Path
     opened : Checkpoint
-        What is compressed.
-    factors : LowRank
-    format_ : one of `FORMATS`
-    parameters, facts : mapping
-        What was asked for and what came of it, for injection.json.
+        The checkpoint before.
+    factors : LowRankEmbedding
+    format_ : str
+        One of `FORMATS`.
+    parameters : dict of str to object
+        The request, for injection.json.
+    facts : dict of str to object
+        The figures of the fit, for injection.json.
+
+    Returns
+    -------
+    dict of str to object
+        The content of injection.json.
 
     Raises
     ------
@@ -78,7 +86,7 @@ def write_compressed(
         texts = {"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n", CODE: source}
         kept = tuple(path for path in base.files if path.name not in texts)
         base = replace(base, config=config, files=kept, texts=texts)
-    change = EmbeddingEdit(
+    edit = EmbeddingEdit(
         ids=np.arange(V),
         rows=dense.values(),
         head_bias=None,
@@ -88,7 +96,7 @@ def write_compressed(
     )
     described = {"mode": MODE, "parameters": {**parameters, "format": format_}, "factors": None}
     return artifact.write_artifact(
-        directory, base, change, None, described, stored=stored, render=render_compression_card
+        directory, base, edit, None, described, stored=stored, render=render_compression_card
     )
 
 
@@ -125,7 +133,7 @@ def modeling_code(classes: str, model_type: str) -> str:
 
 
 def split_factors(tensors: Mapping[str, RawTensor], embedding: str) -> tuple[dict[str, RawTensor], LowRankEmbedding]:
-    """The tensors that are no factors, and the factors.
+    """Split the tensors of a file into those that are no factors, and the factors.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-r"""The best factors in closed form, for weights that are separable into rows and a metric.
+r"""Low-rank factors in closed form, for weights that are a product of row weights and a metric.
 
 ::
 
@@ -7,9 +7,16 @@ r"""The best factors in closed form, for weights that are separable into rows an
     mu = sum_i w_i e_i / sum_i w_i,    x_i = e_i - mu,    G_w = sum_i w_i x_i^T x_i
     H^1/2 G_w H^1/2 = Q S^2 Q^T  (eigenvalues falling),   A = X H^1/2 Q_r,   B = Q_r^T H^-1/2
 
-w = 1, H = I is the truncated SVD; w = frequency, H = I the frequency-weighted one; H = second moment of what the head
-multiplies the matrix with preserves logits: sum_i (x_i.h - a_i B h)^2 in expectation over h. The rows enter through
-d x d sums alone, so the error of every rank is known before any factor is computed.
+w = 1, H = I is the truncated SVD; w = frequency, H = I the frequency-weighted one; H = second moment of the head's
+input h preserves logits: sum_i (x_i.h - a_i B h)^2 in expectation over h. The rows enter through d x d sums alone, so
+the error of every rank is known before any factor is computed.
+
+References
+----------
+C. Eckart, G. Young, "The approximation of one matrix by another of lower rank", Psychometrika 1, 1936.
+
+Y.-C. Hsu, T. Hua, S. Chang, Q. Lou, Y. Shen, H. Jin, "Language model compression with weighted low-rank factorization",
+ICLR 2022 (row weights from Fisher information).
 """
 
 from __future__ import annotations
@@ -21,8 +28,8 @@ import numpy as np
 from wals_spark.compress.lowrank import CHUNK_ROWS
 
 METRIC_FLOOR = 1e-6
-"""Smallest eigenvalue of the metric, relative to the largest: directions that no hidden state takes have to be
-representable too."""
+"""Smallest eigenvalue of the metric, relative to the largest, so that directions without hidden states remain
+representable."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,15 @@ class ClosedForm:
 
     Attributes
     ----------
-    mean : float64 (d,)
+    mean : float64 array of shape (d,)
         mu.
-    encode : float64 (d, d)
+    encode : float64 array of shape (d, d)
         H^1/2 Q: the first r columns turn x_i into a_i.
-    decode : float64 (d, d)
+    decode : float64 array of shape (d, d)
         Q^T H^-1/2: its first r rows are B.
-    curve : float64 (d + 1,)
+    curve : float64 array of shape (d + 1,)
         Mean squared error of the reconstruction, unweighted, by rank 0 .. d.
-    gram : float64 (d, d)
+    gram : float64 array of shape (d, d)
         sum_i x_i^T x_i, unweighted.
     """
 
@@ -63,11 +70,15 @@ def solve_closed_form(E: np.ndarray, weights: np.ndarray | None = None, metric: 
 
     Parameters
     ----------
-    E : float (V, d)
-    weights : (V,), optional
+    E : float array of shape (V, d)
+    weights : float array of shape (V,), optional
         w, none negative; None = all equal.
-    metric : (d, d), optional
+    metric : float array of shape (d, d), optional
         H, symmetric and positive semidefinite; None = identity.
+
+    Returns
+    -------
+    ClosedForm
     """
     V, d = E.shape
     w = np.full(V, 1 / V) if weights is None else weights.astype(np.float64) / weights.sum(dtype=np.float64)

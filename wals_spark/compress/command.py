@@ -58,8 +58,8 @@ def add_parser(commands: Any) -> None:
 
 def run_compress(options: argparse.Namespace) -> int:
     """Compress as asked and print the table."""
-    from wals_spark.compress.run import CompressionRequest, compress_checkpoint
-    from wals_spark.compress.table import format_table
+    from wals_spark.compress.comparison import format_table
+    from wals_spark.compress.compress_checkpoint import CompressionRequest, compress_checkpoint
 
     names = CompressionRequest.__dataclass_fields__.keys() & vars(options).keys()
     result = compress_checkpoint(CompressionRequest(**{name: getattr(options, name) for name in names}))

@@ -1,4 +1,4 @@
-r"""Weights of their own for every entry: no closed form, the WALS engine alternates.
+r"""Low-rank factors under a weight for every entry, which have no closed form: alternating sweeps by the WALS solvers.
 
 ::
 
@@ -31,13 +31,13 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class WeightedFactors:
-    """Where the sweeps ended.
+    """Factors after the last sweep.
 
     Attributes
     ----------
-    rows : float (V, r)
+    rows : float array of shape (V, r)
         U.
-    basis : float (r, d)
+    basis : float array of shape (r, d)
         V^T.
     losses : list of float
         The objective after every half-sweep, rows first.
@@ -59,21 +59,29 @@ def weighted_least_squares(
     precision: str = "float32",
     threads: int | None = None,
 ) -> WeightedFactors:
-    """Alternate until the loss stands still.
+    """Sweep until the loss decreases no more.
 
     Parameters
     ----------
-    X : (V, d)
+    X : float array of shape (V, d)
         The centred matrix.
-    weights : (V, d)
+    weights : float array of shape (V, d)
         w, above 0.
-    basis : (r, d)
+    basis : float array of shape (r, d)
         Where the columns start.
-    sweeps : at most
-    ridge : lambda, above 0
-    tolerance : relative decrease of the loss in a sweep below which it ends
-    precision : float32 or float64
-    threads : None = one per core
+    sweeps : int
+        At most.
+    ridge : float
+        lambda, above 0.
+    tolerance : float
+        Relative decrease of the loss in a sweep below which it ends.
+    precision : {"float32", "float64"}
+    threads : int, optional
+        None = one per core.
+
+    Returns
+    -------
+    WeightedFactors
     """
     dtype = np.dtype(precision)
     threads = threads or len(os.sched_getaffinity(0))

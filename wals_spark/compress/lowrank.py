@@ -30,14 +30,14 @@ class LowRankEmbedding:
 
     Attributes
     ----------
-    coordinates : float64 (V, r)
+    coordinates : float64 array of shape (V, r)
         A.
-    basis : float64 (r, d)
+    basis : float64 array of shape (r, d)
         B.
-    mean : float64 (d,)
+    mean : float64 array of shape (d,)
         mu.
     dtype : str
-        What they are stored as, in safetensors' spelling; every number is representable in it.
+        Their dtype on disk, in safetensors' spelling; every number is representable in it.
     """
 
     coordinates: np.ndarray
@@ -62,7 +62,7 @@ class LowRankEmbedding:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(V, d) of the matrix that it stands for."""
+        """(V, d), of the expanded matrix."""
         return len(self.coordinates), self.basis.shape[1]
 
     def expand(self) -> RawTensor:
@@ -90,14 +90,19 @@ def from_tensors(coordinates: RawTensor, basis: RawTensor, mean: RawTensor) -> L
 
 
 def round_to_grids(coordinates: np.ndarray, basis: np.ndarray, mean: np.ndarray, dtype: str) -> LowRankEmbedding:
-    """Factors rounded to their grids and to `dtype`, see the module.
+    """Factors rounded to the grids of the module and to a dtype.
 
     Parameters
     ----------
-    coordinates : (V, r)
-    basis : (r, d)
-    mean : (d,)
-    dtype : F32, F16, BF16 or F64
+    coordinates : float64 array of shape (V, r)
+    basis : float64 array of shape (r, d)
+    mean : float64 array of shape (d,)
+    dtype : {"F32", "F16", "BF16", "F64"}
+        Of the factors on disk.
+
+    Returns
+    -------
+    LowRankEmbedding
     """
     basis_step = _step(basis, BASIS_BITS)
     # The grid of products must also hold the mean within 2^51 steps.
@@ -122,4 +127,5 @@ def _exponent(values: np.ndarray) -> int:
 
 
 def _step(values: np.ndarray, bits: int) -> float:
+    """The step of a grid with `bits` bits for the largest of some values, a power of two."""
     return float(np.ldexp(1.0, _exponent(values) - bits))

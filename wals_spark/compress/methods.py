@@ -1,4 +1,4 @@
-"""The methods by name, their presets, and which rank a target asks for."""
+"""The methods of compression by name, and their presets."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark.checkpoints.raw_tensor import ITEM_BYTES
 from wals_spark.compress import alternating, closed_form, elementwise, lowrank
 from wals_spark.compress.closed_form import ClosedForm
 from wals_spark.compress.lowrank import LowRankEmbedding
-from wals_spark.compress.text import Sensitivity
-from wals_spark.errors import ConfigError, InputError
+from wals_spark.compress.text_statistics import Sensitivity
 from wals_spark.factors.gauge import canonical
 
 METHODS = ("svd", "frequency", "logits", "kronecker", "fisher", "wals")
 TEXT_METHODS = ("logits", "kronecker", "fisher")
 FISHER_FLOOR = 0.1
-"""Share of equal weights in Fisher's: rows that the text lacks must not be given up."""
+"""Share eps of equal weights in Fisher's, so that rows which the text lacks keep a weight."""
 
 
 @dataclass(frozen=True)
 class CompressionPreset:
-    """What a name stands for; `sweeps` and what follows matter to ``wals`` and ``fisher`` only.
+    """Settings of a method; `sweeps` and those after it matter to ``wals`` and ``fisher`` only.
 
     Attributes
     ----------
@@ -54,14 +52,14 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class CompressionProblem:
-    """The embedding and what is known about its entries.
+    """An embedding to compress, with the frequencies and sensitivities of its entries where they are known.
 
     Attributes
     ----------
-    E : float32 (V, d)
+    E : float32 array of shape (V, d)
     dtype : str
         Of the checkpoint, in safetensors' spelling.
-    frequencies : float64 (V,) or None
+    frequencies : float64 array of shape (V,) or None
     sensitivity : Sensitivity or None
     """
 
@@ -93,12 +91,12 @@ class CompressionProblem:
 
 @dataclass(frozen=True)
 class CompressionSolution:
-    """Factors and how they were come by.
+    """Factors and the figures of their fit.
 
     Attributes
     ----------
-    factors : LowRank
-    facts : dict
+    factors : LowRankEmbedding
+    facts : dict of str to object
         Losses per half-sweep and their bound, where there were sweeps.
     """
 
@@ -109,18 +107,25 @@ class CompressionSolution:
 def factorise_embedding(
     problem: CompressionProblem, method: str, rank: int, settings: CompressionPreset, form: ClosedForm, seed: int = 0
 ) -> CompressionSolution:
-    """Factors by a method.
+    """Factorise an embedding by a method.
 
     Parameters
     ----------
-    problem : Problem
-    method : one of `METHODS`
-    rank : r
-    settings : Preset
+    problem : CompressionProblem
+    method : str
+        One of `METHODS`.
+    rank : int
+        r.
+    settings : CompressionPreset
         For ``wals`` and ``fisher``.
     form : ClosedForm
-        Of the method (see `closed_form_of`): the solution, or where it starts.
-    seed : of the first columns of ``wals``
+        Of the method (`closed_form_of`): the solution, or where it starts.
+    seed : int
+        Of the first columns of ``wals``.
+
+    Returns
+    -------
+    CompressionSolution
     """
     if method == "fisher":
         return _fisher(problem, rank, settings, form)
@@ -169,57 +174,6 @@ def _fisher(
 
 
 def _stored(A: np.ndarray, B: np.ndarray, mean: np.ndarray, dtype: str) -> LowRankEmbedding:
-    """In the gauge with an orthonormal basis, strongest direction first: the best one to round."""
+    """Factors as stored, rotated to an orthonormal basis with the strongest direction first, which rounds best."""
     A, columns, _ = canonical(A, np.ascontiguousarray(B.T), power=1.0)
     return lowrank.round_to_grids(A, columns.T, mean, dtype)
-
-
-def choose_rank(
-    form: ClosedForm,
-    shape: tuple[int, int],
-    dtype: str,
-    *,
-    rank: int | None,
-    target_mse: float | None,
-    target_bytes: int | None,
-    default: int,
-) -> int:
-    """The rank that is asked for: given, the least that meets an MSE, or the greatest that fits into bytes.
-
-    Raises
-    ------
-    ConfigError
-        More than one of them.
-    InputError
-        A rank above min(V, d), or a target that no rank meets.
-    """
-    V, d = shape
-    given = [
-        name
-        for name, value in (("--rank", rank), ("--target-mse", target_mse), ("--target-bytes", target_bytes))
-        if value is not None
-    ]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} are given: each picks the rank, keep one")
-    top = min(V, d)
-    if target_mse is not None:
-        meets = np.flatnonzero(form.curve[1 : top + 1] <= target_mse)
-        if not len(meets):
-            raise InputError(
-                f"--target-mse {target_mse:g}: the full rank {top} leaves {form.curve[top]:.3g}; give a larger target"
-            )
-        return int(meets[0]) + 1
-    if target_bytes is not None:
-        size = ITEM_BYTES[dtype]
-        fits = (target_bytes // size - d) // (V + d)
-        if fits < 1:
-            raise InputError(
-                f"--target-bytes {target_bytes:,}: rank 1 takes {lowrank.parameter_count(V, d, 1) * size:,} bytes; "
-                "give more"
-            )
-        return int(min(fits, top))
-    asked = default if rank is None else rank
-    if not 1 <= asked <= top:
-        whose = "the preset's rank is" if rank is None else "--rank"
-        raise InputError(f"{whose} {asked}: the embedding is {V:,} x {d}, expected 1 to {top}; set --rank")
-    return asked

@@ -71,7 +71,7 @@ def _single(tensors: Any) -> Any:
 
 
 def register() -> None:
-    """Teach transformers to expand factorised embeddings of every family that `wals_spark` knows; once is enough."""
+    """Register the expansion of factorised embeddings with transformers, for every family of `FAMILIES`."""
     for model_type in FAMILIES:
         known = conversion_mapping.get_checkpoint_conversion_mapping(model_type) or []
         if any(isinstance(operation, Expand) for rule in known for operation in getattr(rule, "operations", ())):

@@ -1,4 +1,4 @@
-r"""Controls that every factorisation has to beat: fewer bits for the same matrix.
+r"""Quantisation as the control of every factorisation: fewer bits for the same matrix.
 
 - `quantise_integers`: e_ij ~ s_i q_ij with q_ij an integer of b bits in -2^(b-1)+1 .. 2^(b-1)-1 and
   s_i = max_j |e_ij| / (2^(b-1) - 1); b = 8 is INT8.
@@ -33,9 +33,9 @@ class QuantisedEmbedding:
     Attributes
     ----------
     name : str
-    values : float32 (V, d)
+    values : float32 array of shape (V, d)
     bytes : int
-        What it would take stored, scales or centroids (4 bytes a number) included.
+        Of the codes as stored, scales or centroids (4 bytes a number) included.
     parameters : int
         Numbers and codes stored.
     """
@@ -56,14 +56,14 @@ def quantise_integers(E: np.ndarray, bits: int) -> QuantisedEmbedding:
 
 
 def quantise_float16(E: np.ndarray) -> QuantisedEmbedding:
-    """float16."""
+    """Entries rounded to float16."""
     return QuantisedEmbedding("float16", E.astype(np.float16).astype(np.float32), 2 * E.size, E.size)
 
 
 def product_quantise(E: np.ndarray, groups: int, seed: int = 0) -> QuantisedEmbedding:
     """Product quantisation with `groups` groups of columns, the first of which may be one column wider.
 
-    k-means on a sample of `SAMPLE_ROWS` rows, `ITERATIONS` steps from random rows; an empty centroid stays put.
+    k-means on a sample of `SAMPLE_ROWS` rows, `ITERATIONS` steps from random rows; an empty centroid stays where it is.
     """
     V, d = E.shape
     generator = np.random.default_rng([seed, 3])
@@ -104,7 +104,7 @@ def nearest_centroids(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def controls(E: np.ndarray, budget: int, seed: int = 0) -> Iterator[QuantisedEmbedding]:
-    """Of each kind the finest that fits into `budget` bytes; a kind whose coarsest does not fit is left out."""
+    """Of each kind of quantisation the finest that fits into `budget` bytes, if any."""
     V, d = E.shape
     groups = min(d, (budget - SCALE_BYTES * min(CENTROIDS, V) * d) // V)
     if groups >= 1:

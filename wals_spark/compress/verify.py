@@ -1,4 +1,4 @@
-"""Prove what a compressed checkpoint is: injection's checks on the expanded matrix, and the expansion itself."""
+"""Proof of what a compressed checkpoint is: the checks of an edited one on the expanded matrix, and the expansion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wals_spark.errors import InputError
 
 
 def verify_any_format(directory: str | Path, base: str | None = None, *, reload: bool = True) -> VerificationReport:
-    """Verify a checkpoint that injection or compression wrote; see `wals_spark.checkpoints.verify.verify_checkpoint`.
+    """Verify an injected or compressed checkpoint; see `wals_spark.checkpoints.verify.verify_checkpoint`.
 
     On top of what holds for every injected checkpoint: the matrix is the expansion of the factors to the last bit, and
     code in the folder is the code that this version writes. A folder of format ``factorised`` is not loaded, since

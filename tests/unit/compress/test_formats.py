@@ -14,7 +14,7 @@ import transformers
 
 from wals_spark.checkpoints.checkpoint import FAMILIES, open_checkpoint
 from wals_spark.checkpoints.safetensors_file import read_raw_tensors
-from wals_spark.compress.run import CompressionRequest, compress_checkpoint
+from wals_spark.compress.compress_checkpoint import CompressionRequest, compress_checkpoint
 from wals_spark.errors import InputError
 
 EMBEDDING = "roberta.embeddings.word_embeddings.weight"

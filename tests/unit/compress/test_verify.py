@@ -10,7 +10,7 @@ from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256
 from wals_spark.checkpoints.safetensors_file import read_raw_tensors, write_raw_tensors
 from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.cli import main
-from wals_spark.compress.run import CompressionRequest, compress_checkpoint
+from wals_spark.compress.compress_checkpoint import CompressionRequest, compress_checkpoint
 from wals_spark.compress.verify import verify_any_format
 from wals_spark.errors import InputError
 

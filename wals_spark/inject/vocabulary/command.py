@@ -90,7 +90,7 @@ def run_extend_tokenizer(
     output : str
         Directory to write.
     most : int
-        Number of words to choose.
+        Words to choose.
     min_count : int
         Rarer words are left out.
     batches : sequence of str
@@ -107,10 +107,8 @@ def run_extend_tokenizer(
 
     Raises
     ------
-    ConfigError
-        No checkpoint is named.
-    InputError
-        No word can be added, or `output` exists.
+    ConfigError, InputError
+        No checkpoint is named; no word can be added, or `output` exists.
     """
     if config.inject.checkpoint is None:
         raise ConfigError("extend-tokenizer: which model? Give --checkpoint, or inject.checkpoint in the configuration")
@@ -130,11 +128,8 @@ def run_extend_tokenizer(
     if left:
         logger.warning("left out, one token already or no text: %s", ", ".join(left))
     saved = sum(word.saved for word in words)
-    return (
-        f"{len(words):,} words, {len(added):,} new tokens"
-        + (f", which save {saved:,} tokens of the corpus" if saved else "")
-        + f": {output}"
-    )
+    saves = f", which save {saved:,} tokens of the corpus" if saved else ""
+    return f"{len(words):,} words, {len(added):,} new tokens{saves}: {output}"
 
 
 def _count(config: Config, batches: Sequence[str], texts: Sequence[str], min_count: int) -> dict[str, int]:

@@ -1,9 +1,8 @@
-"""Compress a checkpoint: read, solve, compare, write. Needs no Spark."""
+"""Compression of a checkpoint from reading it to writing it, with a comparison of methods; needs no Spark."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from wals_spark import storage
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.atomic_directory import staged_directory
 from wals_spark.checkpoints.raw_tensor import file_sha256
-from wals_spark.compress import artifact, lowrank, methods, quantise, text
+from wals_spark.compress import artifact, lowrank, methods, text_statistics
+from wals_spark.compress.comparison import ComparisonRow, comparison_rows
 from wals_spark.compress.methods import METHODS, PRESETS, TEXT_METHODS, CompressionPreset, CompressionProblem
-from wals_spark.compress.table import ComparisonRow, ReconstructionErrors
+from wals_spark.compress.rank_choice import choose_rank
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
 
@@ -23,24 +23,36 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CompressionRequest:
-    """What is to be compressed, how, and where to.
+    """The options of a compression; they are those of ``wals-spark compress``.
 
     Attributes
     ----------
-    checkpoint, output : str
+    checkpoint : str
+        Directory or hub name.
+    output : str
+        Directory to write.
     method : str or None
         One of `wals_spark.compress.methods.METHODS`; None = the preset's.
     preset : str
-    rank, target_mse, target_bytes
-        At most one of them; none = the preset's rank.
-    format : one of `wals_spark.compress.artifact.FORMATS`
+        A name in `wals_spark.compress.methods.PRESETS`.
+    rank : int or None
+        None = the preset's, unless there is a target.
+    target_mse : float or None
+        The largest mean squared error of an entry, instead of a rank.
+    target_bytes : int or None
+        The largest size of the factors, instead of a rank.
+    format : str
+        One of `wals_spark.compress.artifact.FORMATS`.
     frequencies : str or None
         Path of a table with token_id and count, or of text; None = counted in `text`, if that is given.
     text : str or None
         Path of text for ``logits``, ``kronecker``, ``fisher``.
-    sequences, length : int
-        How much of it: sequences of so many tokens.
+    sequences : int
+        Sequences of text to measure on.
+    length : int
+        Tokens of a sequence.
     overwrite : bool
+        Replace an output that exists.
     seed : int
     """
 
@@ -60,12 +72,15 @@ class CompressionRequest:
     seed: int = 0
 
     def settings(self) -> CompressionPreset:
-        """The preset with the method that was asked for.
+        """The preset, with the request's method in place of its own.
 
         Raises
         ------
         ConfigError
-            An unknown name, a method without the text or the frequencies that it needs, or an output that is there.
+            An unknown name, a method without the text or the frequencies that it needs, or an output that is the
+            checkpoint itself.
+        InputError
+            The output exists and may not be replaced.
         """
         for key, value, known in (
             ("--preset", self.preset, tuple(PRESETS)),
@@ -90,14 +105,14 @@ class CompressionRequest:
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """What was written.
+    """The comparison and the manifest of a compressed checkpoint.
 
     Attributes
     ----------
-    choices : list of Choice
-        The table, what was chosen first.
-    manifest : dict
-        injection.json.
+    choices : list of ComparisonRow
+        The chosen method first.
+    manifest : dict of str to object
+        The content of injection.json.
     """
 
     choices: list[ComparisonRow]
@@ -111,7 +126,7 @@ def compress_checkpoint(request: CompressionRequest) -> CompressionResult:
     ------
     ConfigError, InputError
         See `CompressionRequest.settings`, `wals_spark.checkpoints.checkpoint.open_checkpoint` and
-        `wals_spark.compress.methods.choose_rank`.
+        `wals_spark.compress.rank_choice.choose_rank`.
     """
     settings = request.settings()
     opened = ckpt.open_checkpoint(request.checkpoint, "--checkpoint")
@@ -121,7 +136,7 @@ def compress_checkpoint(request: CompressionRequest) -> CompressionResult:
     forms = problem.closed_forms()
     form = forms[methods.closed_form_of(settings.method)]
     dtype = opened.tensors[opened.embedding].dtype
-    rank = methods.choose_rank(
+    rank = choose_rank(
         form,
         problem.E.shape,
         dtype,
@@ -148,40 +163,15 @@ def read_problem(request: CompressionRequest, opened: ckpt.Checkpoint) -> Compre
     counted = request.frequencies or request.text
     sensitivity = None
     if request.text is not None and opened.head_bias is not None:
-        masked = text.masked_text(request.text, tokenizer, request.sequences, request.length, request.seed)
-        sensitivity = text.measure_sensitivity(opened.directory, masked)
+        masked = text_statistics.masked_text(request.text, tokenizer, request.sequences, request.length, request.seed)
+        sensitivity = text_statistics.measure_sensitivity(opened.directory, masked)
     elif request.text is not None and request.method in TEXT_METHODS:
         raise InputError(
             f"--method {request.method}: {opened.architecture} has no masked-LM head, which hidden states and "
             "gradients are taken from; give a checkpoint with one, or use svd or frequency"
         )
-    frequencies = text.read_frequencies(counted, len(E), tokenizer) if counted is not None else None
+    frequencies = text_statistics.read_frequencies(counted, len(E), tokenizer) if counted is not None else None
     return CompressionProblem(E, opened.tensors[opened.embedding].dtype, frequencies, sensitivity)
-
-
-def comparison_rows(
-    problem: CompressionProblem,
-    forms: dict[str, methods.ClosedForm],
-    settings: CompressionPreset,
-    solution: methods.CompressionSolution,
-    seed: int,
-) -> Iterator[ComparisonRow]:
-    """The rows of the table: what was chosen, the other closed forms at its rank, controls in its bytes."""
-    H = problem.sensitivity.second_moment if problem.sensitivity is not None else None
-    errors = ReconstructionErrors(problem.E, problem.frequencies, H)
-
-    def row(name: str, factors: lowrank.LowRankEmbedding, *, chosen: bool = False) -> ComparisonRow:
-        found = errors.of(factors.expand().values())
-        return ComparisonRow(name, factors.rank, factors.parameters, factors.bytes, chosen=chosen, **found)  # type: ignore[arg-type]
-
-    factors = solution.factors
-    yield row(settings.method, factors, chosen=True)
-    for name, form in forms.items():
-        if name != settings.method:
-            shown = "fisher by rows" if name == "fisher" else name
-            yield row(shown, methods.closed_factors(problem, factors.rank, form))
-    for control in quantise.controls(problem.E, factors.bytes, seed):
-        yield ComparisonRow(control.name, None, control.parameters, control.bytes, **errors.of(control.values))  # type: ignore[arg-type]
 
 
 def _check_output(checkpoint: str, output: str, *, overwrite: bool) -> None:

@@ -12,7 +12,7 @@ from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.cli import main
 from wals_spark.compress import methods
 from wals_spark.compress.closed_form import solve_closed_form
-from wals_spark.compress.run import CompressionRequest, compress_checkpoint
+from wals_spark.compress.compress_checkpoint import CompressionRequest, compress_checkpoint
 from wals_spark.errors import ConfigError, InputError
 
 EMBEDDING = "roberta.embeddings.word_embeddings.weight"

@@ -1,34 +1,43 @@
-"""How good each choice is at the same bytes: errors of the rows, plain and by frequency, and of the logits."""
+"""A comparison of compressed embeddings: errors of the rows, plain and by frequency, and of the logits, at one size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from wals_spark.compress.lowrank import CHUNK_ROWS
+from wals_spark.compress import quantise
+from wals_spark.compress.closed_form import ClosedForm
+from wals_spark.compress.lowrank import CHUNK_ROWS, LowRankEmbedding
+from wals_spark.compress.methods import CompressionPreset, CompressionProblem, CompressionSolution, closed_factors
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """A row of the table.
+    """A row of the comparison.
 
     Attributes
     ----------
     name : str
     rank : int or None
-    parameters, bytes : int
+    parameters : int
+        Numbers of the embedding as stored.
+    bytes : int
         Of the embedding as stored.
-    mse, cosine : float
-        Mean squared error of an entry; mean cosine of a row with its original.
-    weighted_mse, weighted_cosine : float or None
-        The same with rows weighted by token frequency, where that is known.
+    mse : float
+        Mean squared error of an entry.
+    cosine : float
+        Mean cosine of a row with its original.
+    weighted_mse : float or None
+        `mse` with rows weighted by token frequency, where that is known.
+    weighted_cosine : float or None
+        `cosine` with rows weighted so.
     logit_rmse : float or None
         sqrt(mean_i (e_i - e'_i) H (e_i - e'_i)^T): root mean square error of a logit on the text, where one was given.
     chosen : bool
-        What is written.
+        Whether this one is written.
     """
 
     name: str
@@ -53,10 +62,10 @@ class ReconstructionErrors:
 
     Attributes
     ----------
-    E : float32 (V, d)
-    weights : float64 (V,) or None
+    E : float32 array of shape (V, d)
+    weights : float64 array of shape (V,) or None
         Frequencies.
-    second_moment : float64 (d, d) or None
+    second_moment : float64 array of shape (d, d) or None
         H.
     """
 
@@ -88,6 +97,49 @@ class ReconstructionErrors:
         return found
 
 
+def comparison_rows(
+    problem: CompressionProblem,
+    forms: dict[str, ClosedForm],
+    settings: CompressionPreset,
+    solution: CompressionSolution,
+    seed: int,
+) -> Iterator[ComparisonRow]:
+    """Compare the chosen factors with the other closed forms at their rank and with quantisation in their bytes.
+
+    Parameters
+    ----------
+    problem : CompressionProblem
+    forms : dict of str to ClosedForm
+        By method.
+    settings : CompressionPreset
+        With the chosen method.
+    solution : CompressionSolution
+        Of the chosen method.
+    seed : int
+        Of product quantisation.
+
+    Yields
+    ------
+    ComparisonRow
+        The chosen method first.
+    """
+    H = problem.sensitivity.second_moment if problem.sensitivity is not None else None
+    errors = ReconstructionErrors(problem.E, problem.frequencies, H)
+
+    def row(name: str, factors: LowRankEmbedding, *, chosen: bool = False) -> ComparisonRow:
+        found = errors.of(factors.expand().values())
+        return ComparisonRow(name, factors.rank, factors.parameters, factors.bytes, chosen=chosen, **found)  # type: ignore[arg-type]
+
+    factors = solution.factors
+    yield row(settings.method, factors, chosen=True)
+    for name, form in forms.items():
+        if name != settings.method:
+            shown = "fisher by rows" if name == "fisher" else name
+            yield row(shown, closed_factors(problem, factors.rank, form))
+    for control in quantise.controls(problem.E, factors.bytes, seed):
+        yield ComparisonRow(control.name, None, control.parameters, control.bytes, **errors.of(control.values))  # type: ignore[arg-type]
+
+
 _COLUMNS = {
     "rank": "{:,}",
     "parameters": "{:,}",
@@ -101,7 +153,7 @@ _COLUMNS = {
 
 
 def format_table(choices: Sequence[ComparisonRow]) -> list[str]:
-    """The table as text; columns that nobody fills are left out, ``*`` marks what is written."""
+    """The rows as lines of a table; columns without a value are left out, ``*`` marks the row that is written."""
     columns = [name for name in _COLUMNS if any(getattr(choice, name) is not None for choice in choices)]
     cells = [["choice", *(name.replace("_", " ") for name in columns)]]
     for choice in choices:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from wals_spark.compress import text
+from wals_spark.compress import text_statistics
 from wals_spark.errors import InputError
 from wals_spark.mlm import data
 from wals_spark.mlm.loss import load_masked_lm
@@ -29,11 +29,11 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def masked(checkpoint, corpus):
-    return text.masked_text(corpus, load_tokenizer(str(checkpoint)), 10, 12, seed=1)
+    return text_statistics.masked_text(corpus, load_tokenizer(str(checkpoint)), 10, 12, seed=1)
 
 
 def test_squared_gradients_are_those_of_autograd_per_target_and_per_position(checkpoint, masked):
-    found = text.measure_sensitivity(checkpoint, masked)
+    found = text_statistics.measure_sensitivity(checkpoint, masked)
     model = load_masked_lm(str(checkpoint))
     E = model.get_input_embeddings().weight
     expected = torch.zeros_like(E)
@@ -59,8 +59,8 @@ def test_squared_gradients_are_those_of_autograd_per_target_and_per_position(che
 @pytest.mark.parametrize("class_name", ["BertForMaskedLM", "DistilBertForMaskedLM"])
 def test_other_heads_are_measured_too(make_checkpoint, corpus, class_name):
     base = make_checkpoint(class_name=class_name)
-    masked = text.masked_text(corpus, load_tokenizer(str(base)), 4, 12, seed=1)
-    found = text.measure_sensitivity(base, masked)
+    masked = text_statistics.masked_text(corpus, load_tokenizer(str(base)), 4, 12, seed=1)
+    found = text_statistics.measure_sensitivity(base, masked)
     assert found.fisher.min() >= 0
     assert (found.fisher.sum(axis=1) > 0).mean() > 0.99
     assert np.linalg.eigvalsh(found.second_moment).max() > 0
@@ -68,30 +68,30 @@ def test_other_heads_are_measured_too(make_checkpoint, corpus, class_name):
 
 def test_text_is_read_from_lines_and_from_parquet(tmp_path, corpus):
     pq.write_table(pa.table({"text": ["one", None, "two"], "id": [1, 2, 3]}), tmp_path / "a.parquet")
-    assert list(text.read_texts(str(tmp_path / "a.parquet"), "--text")) == ["one", "two"]
-    assert len(list(text.read_texts(corpus, "--text"))) == 16
+    assert list(text_statistics.read_texts(str(tmp_path / "a.parquet"), "--text")) == ["one", "two"]
+    assert len(list(text_statistics.read_texts(corpus, "--text"))) == 16
 
 
 def test_frequencies_come_from_text_or_from_a_table(tmp_path, checkpoint, corpus):
     tokenizer = load_tokenizer(str(checkpoint))
     size = len(tokenizer.tokens)
-    ids = np.concatenate(data.encode(tokenizer, text.read_texts(corpus, "x")))
+    ids = np.concatenate(data.encode(tokenizer, text_statistics.read_texts(corpus, "x")))
     expected = np.bincount(ids, minlength=size) + 0.5
-    assert np.array_equal(text.read_frequencies(corpus, size, tokenizer), expected)
+    assert np.array_equal(text_statistics.read_frequencies(corpus, size, tokenizer), expected)
     pq.write_table(pa.table({"token_id": [3, 7], "count": [10, 20]}), tmp_path / "counts.parquet")
-    found = text.read_frequencies(str(tmp_path / "counts.parquet"), size, None)
+    found = text_statistics.read_frequencies(str(tmp_path / "counts.parquet"), size, None)
     assert (found[3], found[7], found[0], len(found)) == (10.5, 20.5, 0.5, size)
 
 
 def test_what_cannot_be_read_is_said(tmp_path, checkpoint, corpus):
     tokenizer = load_tokenizer(str(checkpoint))
     with pytest.raises(InputError, match="--text: there is nothing at"):
-        list(text.read_texts(str(tmp_path / "none"), "--text"))
+        list(text_statistics.read_texts(str(tmp_path / "none"), "--text"))
     pq.write_table(pa.table({"body": ["one"]}), tmp_path / "b.parquet")
     with pytest.raises(InputError, match="columns body, expected text"):
-        list(text.read_texts(str(tmp_path / "b.parquet"), "--text"))
+        list(text_statistics.read_texts(str(tmp_path / "b.parquet"), "--text"))
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
-        text.read_frequencies(corpus, 10, None)
+        text_statistics.read_frequencies(corpus, 10, None)
     (tmp_path / "short.txt").write_text("cat\n")
     with pytest.raises(InputError, match="fewer than 12 tokens"):
-        text.masked_text(str(tmp_path / "short.txt"), tokenizer, 4, 12, 0)
+        text_statistics.masked_text(str(tmp_path / "short.txt"), tokenizer, 4, 12, 0)

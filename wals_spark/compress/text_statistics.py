@@ -1,8 +1,8 @@
-r"""What text says about an embedding: how often tokens occur, what the head multiplies, how steep the loss is.
+r"""Statistics of text for an embedding: token frequencies, the second moment of the head's input, Fisher information.
 
 ::
 
-    H    = mean over targets of h^T h                      h: what the output embedding is multiplied with
+    H    = mean over targets of h^T h                      h: the input of the output embedding
     F_ij = sum_targets ((p_i - y_i) h_j)^2  +  sum_positions with token i  (dL / d input_j)^2
 
 F is the sum of squared gradients of the masked-LM loss with respect to e_ij, per target where the matrix is the head
@@ -33,13 +33,13 @@ BATCH_SEQUENCES = 8
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Averages over text.
+    """Averages over text by which errors of the embedding weigh.
 
     Attributes
     ----------
-    second_moment : float64 (d, d)
+    second_moment : float64 array of shape (d, d)
         H.
-    fisher : float32 (V, d)
+    fisher : float32 array of shape (V, d)
         F.
     targets : int
         Masked positions.
@@ -56,7 +56,7 @@ def read_texts(path: str, key: str) -> Iterator[str]:
     Raises
     ------
     InputError
-        Nothing there, or no such column.
+        There is nothing at `path`, or no such column.
     """
     import pyarrow.parquet as pq
 
@@ -77,13 +77,25 @@ def read_texts(path: str, key: str) -> Iterator[str]:
 
 
 def read_frequencies(path: str, size: int, tokenizer: LoadedTokenizer | None) -> np.ndarray:
-    """How often each token occurs, plus 1/2, float64 (size,).
+    """The count of each token plus 1/2.
 
     Parameters
     ----------
-    path : a table with token_id and count (Parquet, or CSV), or text as for `read_texts`, which is counted
-    size : V
-    tokenizer : of the checkpoint; needed for text
+    path : str
+        A table with token_id and count (Parquet, or CSV), or text as for `read_texts`, which is counted.
+    size : int
+        V.
+    tokenizer : LoadedTokenizer or None
+        Of the checkpoint; needed for text.
+
+    Returns
+    -------
+    float64 array of shape (V,)
+
+    Raises
+    ------
+    InputError
+        The table or the text cannot be read, or there is text without a tokenizer.
     """
     if path.endswith(".csv") or _is_table(path):
         return read_counts(path, size, "--frequencies") + SMOOTHING
@@ -110,6 +122,25 @@ def masked_text(
     path: str, tokenizer: LoadedTokenizer | None, sequences: int, length: int, seed: int, key: str = "--text"
 ) -> data.MaskedSequences:
     """Masked sequences of text, a piece of every document before the second of any.
+
+    Parameters
+    ----------
+    path : str
+        Text as for `read_texts`.
+    tokenizer : LoadedTokenizer or None
+        Of the checkpoint.
+    sequences : int
+        At most.
+    length : int
+        Tokens of a sequence.
+    seed : int
+        Of the masks.
+    key : str
+        The option that gave the path, for messages.
+
+    Returns
+    -------
+    Masked
 
     Raises
     ------
