@@ -1,4 +1,4 @@
-"""Putting a finished directory in place: whole or not at all."""
+"""Directories that appear whole or not at all: written aside, then renamed into place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wals_spark.errors import InputError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_LAST = "injection.json"
+_COMPLETION_MARKER = "injection.json"
 
 
 @contextmanager
@@ -28,8 +28,10 @@ def staged_directory(output: str, *, replace: bool) -> Iterator[Path]:
 
     Parameters
     ----------
-    output : local path, or URI of a directory
-    replace : exchange an existing directory; without it one that exists is refused
+    output : str
+        Local path, or URI of a directory.
+    replace : bool
+        Replace an existing directory; without it one that exists is refused.
 
     Raises
     ------
@@ -38,7 +40,7 @@ def staged_directory(output: str, *, replace: bool) -> Iterator[Path]:
 
     Notes
     -----
-    Local: the new directory and an old one swap names in one system call on Linux; elsewhere the old one
+    On Linux a new local directory and an old one swap names in one system call; elsewhere the old one
     is renamed away first. Object stores have no rename: files are copied, ``injection.json`` last, so a
     directory without it is unfinished.
     """
@@ -56,13 +58,13 @@ def staged_directory(output: str, *, replace: bool) -> Iterator[Path]:
     try:
         with storage.explained(f"cannot write {target}"):
             yield staging
-            _publish(staging, target, replace=replace)
+            _publish_directory(staging, target, replace=replace)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def refuse_existing(output: str, *, replace: bool) -> None:
-    """`InputError` when `output` is a file, or exists and may not be replaced."""
+    """Raise `InputError` where `output` is a file, or exists and may not be replaced."""
     fs, path = storage.filesystem(output)
     kind = fs.get_file_info(path).type
     if kind == pafs.FileType.File:
@@ -73,13 +75,14 @@ def refuse_existing(output: str, *, replace: bool) -> None:
         )
 
 
-def _publish(staging: Path, target: Path, *, replace: bool) -> None:
+def _publish_directory(staging: Path, target: Path, *, replace: bool) -> None:
+    """Rename `staging` to `target`, swapping names with an existing directory."""
     if not target.exists():
         os.rename(staging, target)
         return
     if not replace:
         raise InputError(f"inject.output: {target} appeared while the model was being made; it was left alone")
-    if not _exchange(staging, target):
+    if not _swap_names(staging, target):
         aside = staging.with_suffix(".old")
         os.rename(target, aside)
         try:
@@ -90,7 +93,7 @@ def _publish(staging: Path, target: Path, *, replace: bool) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _exchange(first: Path, second: Path) -> bool:
+def _swap_names(first: Path, second: Path) -> bool:
     """Swap two names atomically; False where the system cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -105,8 +108,9 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _upload(staging: Path, output: str) -> None:
+    """Copy the files of `staging` to an object store, the completion marker last."""
     storage.remove(output)
-    names = sorted((path.name for path in staging.iterdir()), key=lambda name: name == _LAST)
+    names = sorted((path.name for path in staging.iterdir()), key=lambda name: name == _COMPLETION_MARKER)
     fs, base = storage.filesystem(output)
     fs.create_dir(base, recursive=True)
     for name in names:

@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk: which class, which tensors, where the tie is, which rows are protected.
+"""Checkpoints on disk: their class, their tensors, the tie of head and embedding, the protected rows.
 
 No model is built here. A checkpoint is a directory with a config.json and weights as one safetensors file,
 as sharded safetensors, or as a ``.bin`` file, which is read with ``weights_only`` and never written.
@@ -37,19 +37,23 @@ TOKENIZER_FILES = (
 )
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _UNUSED = re.compile(r"madeupword\d+|<\|endoftext\|>|\[unused\d+\]|<unused\d+>|<gap:\d+>")
-"""Tokens that tokenizers reserve: no text produces them, no corpus can say anything about them."""
+"""Tokens that tokenizers reserve: no text produces them, so no corpus counts them."""
 
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """Where a model family keeps what injection touches.
+    """Names of the tensors and classes of a model family.
 
     Attributes
     ----------
     prefix : str
         Of the encoder's tensors in classes with a head.
-    decoder, head_bias, decoder_bias : str
-        The output embedding (tied to the input embedding), its bias, and the second name of that bias.
+    decoder : str
+        The output embedding, tied to the input embedding.
+    head_bias : str
+        Its bias.
+    decoder_bias : str
+        The second name of that bias.
     classes : str
         Stem of the class names, as in ``RobertaForMaskedLM``.
     """
@@ -77,21 +81,21 @@ EMBEDDING_SUFFIX = "embeddings.word_embeddings.weight"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that injection can work on.
+    """An opened checkpoint of a known family.
 
     Attributes
     ----------
     source : str
         As the user named it.
     directory : Path
-    config : dict
-        Of config.json.
-    family : Family
-    tensors : dict of name -> RawTensor
+    config : dict of str to object
+        The content of config.json.
+    family : ModelFamily
+    tensors : dict of str to RawTensor
         Without the second copies of tied tensors.
     dropped : tuple of str
-        Names of those copies: bit-equal to what they are tied to, and a trap on reload (see `_untangle`).
-    metadata : dict of str
+        Names of those copies, bit-equal to the tensors they are tied to (see `_drop_tied_copies`).
+    metadata : dict of str to str
         Of the safetensors file.
     embedding : str
         Name of the input embedding (V, d).
@@ -115,12 +119,12 @@ class Checkpoint:
         return str(self.config["architectures"][0])
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """V: rows of the embedding."""
         return self.tensors[self.embedding].shape[0]
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """d: columns of the embedding."""
         return self.tensors[self.embedding].shape[1]
 
@@ -162,6 +166,7 @@ def read_config(directory: Path, *, head: bool = True) -> dict[str, Any]:
     Raises
     ------
     InputError
+        There is none, or it describes a model that cannot be edited.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -193,8 +198,8 @@ def open_checkpoint(source: str, key: str = "inject.checkpoint") -> Checkpoint:
     Raises
     ------
     InputError
-        Anything that would make the result wrong: no weights, an unknown family, untied heads, an
-        embedding that does not have the config's size, NaN; says what to do about it.
+        No weights, an unknown family, untied heads, or an embedding that does not have the config's size; the message
+        says what to do.
     """
     directory = locate_checkpoint(source, key)
     config = read_config(directory, head=False)
@@ -208,7 +213,7 @@ def open_checkpoint(source: str, key: str = "inject.checkpoint") -> Checkpoint:
     if {family.decoder, family.head_bias} & tensors.keys():
         read_config(directory, head=True)
     embedding = _embedding_name(tensors, directory)
-    tensors, dropped = _untangle(tensors, embedding, family, directory)
+    tensors, dropped = _drop_tied_copies(tensors, embedding, family, directory)
     bias = family.head_bias if family.head_bias in tensors else None
     checkpoint = Checkpoint(source, directory, config, family, tensors, dropped, metadata, embedding, bias)
     _check_shapes(checkpoint)
@@ -244,7 +249,13 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_weights(directory: Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
-    """All tensors of a checkpoint and its metadata."""
+    """All tensors of a checkpoint and its metadata.
+
+    Raises
+    ------
+    InputError
+        There are no weights, or a tensor lies in two files.
+    """
     tensors: dict[str, RawTensor] = {}
     metadata: dict[str, str] = {}
     for path in weight_files(directory):
@@ -288,7 +299,7 @@ def _embedding_name(tensors: Mapping[str, RawTensor], directory: Path) -> str:
     return names[0]
 
 
-def _untangle(
+def _drop_tied_copies(
     tensors: dict[str, RawTensor], embedding: str, family: ModelFamily, directory: Path
 ) -> tuple[dict[str, RawTensor], tuple[str, ...]]:
     """Drop stored copies of tied tensors.
@@ -331,7 +342,13 @@ def _check_shapes(checkpoint: Checkpoint) -> None:
 
 
 def embedding_values(checkpoint: Checkpoint) -> np.ndarray:
-    """The embedding as float32 (V, d); `InputError` when a row is not finite."""
+    """The embedding, float32 (V, d).
+
+    Raises
+    ------
+    InputError
+        A row is not finite.
+    """
     values = checkpoint.tensors[checkpoint.embedding].values().astype(np.float32, copy=False)
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
@@ -344,7 +361,13 @@ def embedding_values(checkpoint: Checkpoint) -> np.ndarray:
 
 
 def checkpoint_tokenizer(directory: Path) -> LoadedTokenizer:
-    """The tokenizer that lies with a checkpoint; `InputError` where there is none."""
+    """The tokenizer in a checkpoint's directory.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
     if not (directory / "tokenizer.json").is_file():
         raise InputError(
             f"{directory} has no tokenizer.json: which row belongs to which token cannot be known. Put there the "
@@ -354,7 +377,7 @@ def checkpoint_tokenizer(directory: Path) -> LoadedTokenizer:
 
 
 def protected_ids(tokenizer: LoadedTokenizer, config: Mapping[str, Any], rows: int) -> np.ndarray:
-    """Ids whose rows never move: special and reserved tokens, the config's ids, padding rows; sorted int64."""
+    """Ids whose rows never change: special and reserved tokens, the config's ids, padding rows; ascending int64."""
     protected = set(tokenizer.special_ids)
     protected.update(index for index, token in enumerate(tokenizer.tokens) if _UNUSED.fullmatch(token))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -365,7 +388,7 @@ def protected_ids(tokenizer: LoadedTokenizer, config: Mapping[str, Any], rows: i
 
 
 def check_tokenizer(tokenizer: LoadedTokenizer, rows: int, what: str) -> None:
-    """`InputError` when a model has fewer rows than its tokenizer has ids."""
+    """Raise `InputError` where a model has fewer rows than its tokenizer has ids; `what` names it in the message."""
     if len(tokenizer.tokens) > rows:
         raise InputError(
             f"{what}: the tokenizer has {len(tokenizer.tokens)} tokens, the embedding {rows} rows: tokens were added "
@@ -379,7 +402,7 @@ def companion_files(directory: Path) -> list[Path]:
 
 
 def checkpoint_identity(source: str, key: str = "inject.checkpoint", *, weights: bool = True) -> dict[str, Any]:
-    """What a stage's fingerprint needs of a checkpoint: names, sizes and times of its files."""
+    """Names, sizes and times of a checkpoint's files, or hashes of small ones, for the fingerprint of a stage."""
     directory = locate_checkpoint(source, key, weights=weights)
     files = companion_files(directory) + (weight_files(directory) if weights else [])
     return {
@@ -394,5 +417,5 @@ def checkpoint_identity(source: str, key: str = "inject.checkpoint", *, weights:
 
 
 def has_manifest(directory: str | os.PathLike[str]) -> bool:
-    """Whether a directory was written by injection."""
+    """Whether a directory has injection.json, so that wals_spark wrote it."""
     return (Path(directory) / "injection.json").is_file()

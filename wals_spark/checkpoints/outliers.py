@@ -127,9 +127,10 @@ def compare_checkpoints(before: str, after: str) -> RowOutliers:
         They have embeddings of different shape.
     """
     old, new = open_checkpoint(before, "before"), open_checkpoint(after, "after")
-    if (old.size, old.width) != (new.size, new.width):
+    (V, d), (W, e) = ((each.vocab_size, each.hidden_size) for each in (old, new))
+    if (V, d) != (W, e):
         raise InputError(
-            f"{before} has an embedding of {old.size} x {old.width}, {after} of {new.size} x {new.width}: rows can "
+            f"{before} has an embedding of {V} x {d}, {after} of {W} x {e}: rows can "
             "only be compared between checkpoints of one vocabulary and width"
         )
     return outlier_rows(embedding_values(old), embedding_values(new))

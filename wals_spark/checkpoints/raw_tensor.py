@@ -69,7 +69,7 @@ class RawTensor:
         return self.data.reshape(self.shape[0], -1)
 
     def values(self) -> np.ndarray:
-        """The numbers: float32 for F32, F16 and BF16 (exact), float64 for F64, a copy only where needed.
+        """The numbers: float32 for F32, F16 and BF16 (exact), float64 for F64; a copy only where needed.
 
         Raises
         ------
@@ -93,7 +93,13 @@ class RawTensor:
 
 
 def from_values(values: np.ndarray, dtype: str) -> RawTensor:
-    """Numbers stored as `dtype`, rounded to nearest even."""
+    """Numbers stored as `dtype`, rounded to nearest, ties to even.
+
+    Raises
+    ------
+    InputError
+        `dtype` is none of F64, F32, F16, BF16, I64, I32 and U64.
+    """
     if dtype == "BF16":
         wide = np.ascontiguousarray(values, np.float32).view(np.uint32)
         rounded = (wide + (0x7FFF + ((wide >> 16) & 1))) >> 16
@@ -106,11 +112,11 @@ def from_values(values: np.ndarray, dtype: str) -> RawTensor:
 
 
 def replace_rows(tensor: RawTensor, ids: np.ndarray, values: np.ndarray) -> RawTensor:
-    """A copy with the rows `ids` set to `values` (n, d); every other row keeps its bits."""
+    """A copy of `tensor` with the rows `ids` set to `values` (n, d); every other row keeps its bits."""
     data = tensor.data.copy()
     if len(ids):
-        fresh = from_values(values, tensor.dtype)
-        data.reshape(tensor.shape[0], -1)[ids] = fresh.data.reshape(len(ids), -1)
+        new = from_values(values, tensor.dtype)
+        data.reshape(tensor.shape[0], -1)[ids] = new.data.reshape(len(ids), -1)
     return RawTensor(tensor.dtype, tensor.shape, data)
 
 
@@ -134,7 +140,13 @@ def file_sha256(path: str | Path) -> str:
 
 
 def from_torch(state: Mapping[str, Any]) -> dict[str, RawTensor]:
-    """Raw tensors of a torch state dict."""
+    """Raw tensors of a torch state dict.
+
+    Raises
+    ------
+    InputError
+        A value that is no tensor, or of an unknown dtype.
+    """
     import torch
 
     names = {
@@ -161,7 +173,7 @@ def from_torch(state: Mapping[str, Any]) -> dict[str, RawTensor]:
 
 
 def from_numpy(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, RawTensor]:
-    """Arrays with their own dtypes as raw tensors."""
+    """Raw tensors of named arrays, in the arrays' own dtypes."""
     kinds = {np.dtype(spelled): name for name, spelled in _NUMPY.items()}
     result = {}
     for name, array in tensors:

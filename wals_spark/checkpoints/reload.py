@@ -1,7 +1,7 @@
-"""Load a checkpoint through the stock classes and say what came of it; run in a process of its own.
+"""Load a checkpoint through the stock classes and report missing keys, ties and hashes; run in a process of its own.
 
-``python -m wals_spark.checkpoints.reload DIRECTORY`` writes one JSON object to standard output. A fresh process
-has no patched class, no cached model and no weights in memory, so what loads here loads for anyone.
+``python -m wals_spark.checkpoints.reload DIRECTORY`` writes one JSON object to standard output. A new process
+has no patched class, no cached model and no weights in memory, so a checkpoint that loads here loads for anyone.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ def _digest(tensor: Any) -> str:
 
 
 def load_with_class(directory: str, name: str, variant: str | None = None) -> dict[str, Any]:
-    """What loading through one class of transformers gives.
+    """Load a checkpoint through one class of transformers.
 
     Parameters
     ----------
-    directory : of the checkpoint
-    name : of the class
-    variant : of the weights' file, as transformers has it: ``model.<variant>.safetensors``
+    directory : str
+        Of the checkpoint.
+    name : str
+        Of the class.
+    variant : str, optional
+        Of the weights' file, as transformers has it: ``model.<variant>.safetensors``.
 
     Returns
     -------
-    dict
+    dict of str to object
         ``class``, ``missing``, ``unexpected``, ``mismatched`` keys, ``dtype``, ``embedding`` (SHA-256 of the
         matrix in memory), ``padding_idx``, and for a masked-LM class ``tied`` (by identity) and
         ``head_bias`` (SHA-256); or ``error``.
@@ -74,7 +77,7 @@ def load_with_class(directory: str, name: str, variant: str | None = None) -> di
 
 
 def print_reload_report(arguments: list[str], variant: str | None = None) -> int:
-    """Load through every class of `CLASSES`."""
+    """Load through every class of `CLASSES` and print a JSON object of the results by class."""
     import transformers
 
     transformers.logging.set_verbosity_error()

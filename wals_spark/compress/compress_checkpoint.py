@@ -145,7 +145,7 @@ def compress_checkpoint(request: CompressionRequest) -> CompressionResult:
         target_bytes=request.target_bytes,
         default=settings.rank,
     )
-    if lowrank.parameter_count(opened.size, opened.width, rank) >= opened.size * opened.width:
+    if lowrank.parameter_count(opened.vocab_size, opened.hidden_size, rank) >= opened.vocab_size * opened.hidden_size:
         logger.warning("rank %d takes as many numbers as the matrix itself: it saves nothing", rank)
     solution = methods.factorise_embedding(problem, settings.method, rank, settings, form, request.seed)
     choices = list(comparison_rows(problem, forms, settings, solution, request.seed))
@@ -188,7 +188,7 @@ def _tokenizer(opened: ckpt.Checkpoint) -> LoadedTokenizer | None:
     if not (opened.directory / "tokenizer.json").is_file():
         return None
     tokenizer = load_tokenizer(str(opened.directory))
-    ckpt.check_tokenizer(tokenizer, opened.size, opened.source)
+    ckpt.check_tokenizer(tokenizer, opened.vocab_size, opened.source)
     return tokenizer
 
 

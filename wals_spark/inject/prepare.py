@@ -176,9 +176,9 @@ def _inject(
     source = checkpoint_source(config)
     opened = ckpt.open_checkpoint(source)
     tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
-    ckpt.check_tokenizer(tokenizer, opened.size, source)
+    ckpt.check_tokenizer(tokenizer, opened.vocab_size, source)
     check_same_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the factors table", source)
-    protected = ckpt.protected_ids(tokenizer, opened.config, opened.size)
+    protected = ckpt.protected_ids(tokenizer, opened.config, opened.vocab_size)
     E = ckpt.embedding_values(opened)
     seen = token_frequencies(config, factors, tokenizer, protected, text)
     proposal = propose_rows(factors, E, protected, seen, config.inject, config.seed, text.delta, sums)
@@ -202,7 +202,7 @@ def _trim(config: Config, vectors: Vectors) -> tuple[BaseCheckpoint, EmbeddingEd
     source = checkpoint_source(config)
     opened = ckpt.open_checkpoint(source)
     tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
-    ckpt.check_tokenizer(tokenizer, opened.size, source)
+    ckpt.check_tokenizer(tokenizer, opened.vocab_size, source)
     check_same_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the vocabulary table", source)
     special = ckpt.protected_ids(tokenizer, opened.config, len(tokenizer.tokens))
     special = special[np.isin(special, list(tokenizer.special_ids) + _config_ids(opened.config))]
@@ -220,7 +220,7 @@ def _trim(config: Config, vectors: Vectors) -> tuple[BaseCheckpoint, EmbeddingEd
         "min_count": config.inject.trim_min_count,
     }
     nothing = np.zeros(0, np.int64)
-    rows = np.zeros((0, opened.width), np.float32)
+    rows = np.zeros((0, opened.hidden_size), np.float32)
     share = np.zeros(len(kept), np.float32)
     return base, EmbeddingEdit(nothing, rows, None, share, {}, facts, None, kept)
 
@@ -233,15 +233,15 @@ def _extend(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Ba
     source = checkpoint_source(config)
     opened = ckpt.open_checkpoint(source)
     old = ckpt.checkpoint_tokenizer(opened.directory)
-    ckpt.check_tokenizer(old, opened.size, source)
+    ckpt.check_tokenizer(old, opened.vocab_size, source)
     new = extended_tokenizer(config, old, source)
     check_same_vocabulary(vocabulary_hash(vectors.tokens), new, "the factors table", str(config.vocabulary.tokenizer))
-    protected = ckpt.protected_ids(old, opened.config, opened.size)
+    protected = ckpt.protected_ids(old, opened.config, opened.vocab_size)
     protected = protected[protected < len(old.tokens)]
-    size = max(len(new.tokens), opened.size)
+    size = max(len(new.tokens), opened.vocab_size)
     ids = np.arange(len(old.tokens), len(new.tokens))
     origin = np.arange(size)
-    origin[(origin >= opened.size) | np.isin(origin, ids)] = -1
+    origin[(origin >= opened.vocab_size) | np.isin(origin, ids)] = -1
     E = ckpt.embedding_values(opened)
     bias = opened.tensors[opened.head_bias].values() if opened.head_bias is not None else None
     edit = modes.extension_edit(

@@ -147,7 +147,7 @@ def _check(config: Config) -> None:
         tokenizer = init_tokenizer(config, source)
     else:
         opened = ckpt.open_checkpoint(source)
-        rows = opened.size
+        rows = opened.vocab_size
         needs_head = "auto" in (config.inject.head_bias, config.inject.shift) or config.inject.head_bias != 0
         needs_head = needs_head or config.inject.strengths == "text"
         if needs_head and opened.head_bias is None:

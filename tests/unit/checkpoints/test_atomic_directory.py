@@ -45,7 +45,7 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 @pytest.mark.parametrize("exchange", [True, False])
 def test_replacing_swaps_whole_directories(tmp_path, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr("wals_spark.checkpoints.atomic_directory._exchange", lambda first, second: False)
+        monkeypatch.setattr("wals_spark.checkpoints.atomic_directory._swap_names", lambda first, second: False)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("1")
     with staged_directory(str(tmp_path / "out"), replace=True) as staging:

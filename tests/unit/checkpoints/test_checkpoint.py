@@ -51,7 +51,7 @@ def edit_weights(directory, change):
 def test_finds_embedding_and_head_bias_of_every_class(make_checkpoint, class_name, embedding, bias):
     found = open_checkpoint(str(make_checkpoint(class_name=class_name)))
     assert (found.architecture, found.embedding, found.head_bias) == (class_name, embedding, bias)
-    assert found.width == 16
+    assert found.hidden_size == 16
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("float16", "F16"), ("bfloat16", "BF16"), ("float32", "F32")])
@@ -154,7 +154,7 @@ def test_a_head_that_was_not_resized_is_refused(make_checkpoint):
 def test_more_tokens_than_rows_is_refused(make_checkpoint):
     directory = make_checkpoint(vocab_size=100)
     with pytest.raises(InputError, match="resize_token_embeddings"):
-        check_tokenizer(checkpoint_tokenizer(directory), open_checkpoint(str(directory)).size, "x")
+        check_tokenizer(checkpoint_tokenizer(directory), open_checkpoint(str(directory)).vocab_size, "x")
 
 
 def test_not_a_number_in_a_row_is_refused(make_checkpoint):

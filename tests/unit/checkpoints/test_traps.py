@@ -205,7 +205,7 @@ def test_without_any_change_the_tensors_are_the_same_to_the_bit(make_checkpoint,
     from wals_spark.checkpoints.edit import TokenFactors
 
     base = make_checkpoint()
-    size = open_checkpoint(str(base)).size
+    size = open_checkpoint(str(base)).vocab_size
     factors = TokenFactors(np.random.default_rng(0).standard_normal((size, 4)).astype(np.float32), np.full(size, 50))
     directory, manifest = inject(base, factors=factors, inject__force=True, inject__b_max=0.0)
     assert manifest["embedding"]["rows_changed"] == 0

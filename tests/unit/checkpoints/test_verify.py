@@ -182,7 +182,7 @@ def test_a_head_bias_moves_by_the_difference_of_log_frequencies(make_checkpoint,
     import pyarrow.parquet as pq
 
     base = make_checkpoint()
-    size = open_checkpoint(str(base)).size
+    size = open_checkpoint(str(base)).vocab_size
     general = np.random.default_rng(3).integers(1, 1000, size)
     pq.write_table(pa.table({"token_id": np.arange(size), "count": general}), tmp_path / "general.parquet")
     directory, manifest = inject(base, inject__head_bias=0.5, inject__exposure=str(tmp_path / "general.parquet"))
@@ -211,7 +211,7 @@ def test_a_stale_decoder_is_not_written_again(make_checkpoint, inject):
 
 def test_unrelated_factors_are_refused_and_force_records_it(make_checkpoint, inject):
     base = make_checkpoint()
-    size = open_checkpoint(str(base)).size
+    size = open_checkpoint(str(base)).vocab_size
     generator = np.random.default_rng(0)
     factors = TokenFactors(generator.standard_normal((size, 4)).astype(np.float32), np.full(size, 50))
     with pytest.raises(GateError, match="gate refused, nothing was written") as refused:

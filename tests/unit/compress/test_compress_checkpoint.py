@@ -99,7 +99,7 @@ def test_a_target_error_picks_the_least_rank(make_checkpoint, squeeze):
 
 def test_target_bytes_pick_the_greatest_rank_that_fits(make_checkpoint, squeeze):
     base = make_checkpoint()
-    V = open_checkpoint(str(base)).size
+    V = open_checkpoint(str(base)).vocab_size
     found = squeeze(base, target_bytes=((V + 16) * 5 + 16) * 4 + 30).choices[0]
     assert found.rank == 5
     assert found.bytes == ((V + 16) * 5 + 16) * 4
@@ -108,7 +108,7 @@ def test_target_bytes_pick_the_greatest_rank_that_fits(make_checkpoint, squeeze)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_bytes_are_those_of_the_checkpoints_dtype(make_checkpoint, squeeze, tmp_path, dtype):
     base = make_checkpoint(dtype=dtype)
-    V = open_checkpoint(str(base)).size
+    V = open_checkpoint(str(base)).vocab_size
     assert squeeze(base, rank=3).choices[0].bytes == ((V + 16) * 3 + 16) * 2
     kept = open_checkpoint(str(tmp_path / "out")).tensors[EMBEDDING].dtype
     assert kept == open_checkpoint(str(base)).tensors[EMBEDDING].dtype
@@ -178,7 +178,7 @@ def test_rows_that_are_not_numbers_are_refused(make_checkpoint, squeeze):
 
 def test_rows_beyond_the_tokenizer_are_compressed_too(make_checkpoint, corpus, squeeze, tmp_path):
     plain = make_checkpoint()
-    size = open_checkpoint(str(plain)).size
+    size = open_checkpoint(str(plain)).vocab_size
     base = make_checkpoint("padded", vocab_size=size + 8)
     squeeze(base, rank=3, method="kronecker", text=corpus, sequences=4, length=16)
     assert matrix(tmp_path / "out").shape == (size + 8, 16)

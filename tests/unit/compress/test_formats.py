@@ -108,7 +108,7 @@ def test_all_heads_give_the_logits_of_the_dense_checkpoint(make_checkpoint, comp
     base = make_checkpoint(class_name=class_name, edit=biased)
     folders = [(compressed(base, format_), format_) for format_ in ("dense", "factorised", "plugin")]
     dense, factorised, plugin = load(*folders)
-    size = open_checkpoint(str(base)).size
+    size = open_checkpoint(str(base)).vocab_size
     for head in HEADS:
         stock = dense[head]
         assert plugin[head]["class"] == stock["class"]

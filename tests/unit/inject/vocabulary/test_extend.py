@@ -79,7 +79,7 @@ def test_every_method_extends_and_verifies(extended, made, method):
     assert manifest["embedding"]["new_rows"] == manifest["embedding"]["rows_changed"] == len(added)
     assert verify_checkpoint(directory, str(base), reload=method == "factors").failures == []
     found = open_checkpoint(str(directory))
-    assert found.size == 400 + len(added) == found.config["vocab_size"]
+    assert found.vocab_size == 400 + len(added) == found.config["vocab_size"]
     old = open_checkpoint(str(base))
     assert np.array_equal(found.tensors[EMBEDDING].rows[:400], old.tensors[EMBEDDING].rows)
     assert np.array_equal(found.tensors["lm_head.bias"].values()[:400], old.tensors["lm_head.bias"].values())
