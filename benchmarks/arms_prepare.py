@@ -1,10 +1,10 @@
-"""What injection gains on a domain, step 1: count, factorise, inject every way; write what scoring needs.
+"""The gain of injection on a domain, step 1: count, factorise, inject in every mode; write the inputs of scoring.
 
     python benchmarks/arms_prepare.py --domain biomedical --work DIR --output DIR [--data DIR]
 
 The general corpus is the Wikipedia part that mini-roberta was trained on, the domain a corpus of the shared data; a
 share of the domain's documents is never counted. The strengths are those that the product chooses on counted text.
-`benchmarks/arms_score.py` reads the output on any machine with torch and transformers. In `--work` lie the
+`benchmarks/arms_score.py` reads the output on any machine with torch and transformers. `--work` holds the
 warehouses, which a second call continues.
 """
 

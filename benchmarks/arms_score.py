@@ -1,4 +1,4 @@
-"""What injection gains on a domain, step 2: masked-LM loss of every arm, zero-shot and along continued pretraining.
+"""The gain of injection on a domain, step 2: masked-LM loss of every arm, zero-shot and along continued pretraining.
 
     python benchmarks/arms_score.py --directory DIR --results DIR                                   zero-shot
     python benchmarks/arms_score.py --directory DIR --results DIR --steps 25,100 --seeds 1,2,3      after training

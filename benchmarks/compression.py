@@ -1,4 +1,4 @@
-"""What compression of an embedding costs, at equal bytes: one JSON line per case.
+"""The cost of compressing an embedding, at equal bytes: one JSON line per case.
 
     python benchmarks/compression.py loss --model DIR --corpus FILES [--ranks 32,64,128] [--sweeps 6]
     python benchmarks/compression.py speed [--rows 50265] [--width 768]

@@ -1,9 +1,9 @@
 """Injection measured: speed and memory at roberta-base size.
 
 ``python benchmarks/injection.py speed`` makes a random checkpoint of roberta-base's shape and factors of k = 128,
-aligns, replaces every row, writes and verifies (reload in a fresh process included).
+aligns, replaces every row, writes and verifies (reload in a new process included).
 
-One JSON line. What it gains on a domain's text is measured by `benchmarks/arms_prepare.py` and `arms_score.py`.
+One JSON line. The gain on a domain's text is measured by `benchmarks/arms_prepare.py` and `arms_score.py`.
 """
 
 from __future__ import annotations

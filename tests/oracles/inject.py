@@ -1,4 +1,4 @@
-"""Plain NumPy twins of the injection mathematics: a row at a time, no cleverness, for the tests."""
+"""Reference implementations of the injection mathematics in plain NumPy, a row at a time."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def cross_validate_reference(
     """Held-out weighted error per lambda_0, and that of the training mean, predicting row by row."""
     error, total = np.zeros(len(grid)), 0.0
     for number in np.unique(fold):
-        train, held = fold != number, np.flatnonzero(fold == number)
+        train, held_out = fold != number, np.flatnonzero(fold == number)
         for index, value in enumerate(grid):
             W, mu_u, mu_e = ridge_reference(U[train], E[train], weight[train], value)
-            for i in held:
+            for i in held_out:
                 residual = E[i].astype(np.float64) - mu_e - (U[i] - mu_u) @ W
                 error[index] += weight[i] * float(residual @ residual)
                 if index == 0:

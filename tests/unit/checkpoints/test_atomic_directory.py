@@ -42,9 +42,9 @@ def test_a_file_in_the_way_is_refused(tmp_path):
         raise AssertionError("the block ran")
 
 
-@pytest.mark.parametrize("exchange", [True, False])
-def test_replacing_swaps_whole_directories(tmp_path, monkeypatch, exchange):
-    if not exchange:
+@pytest.mark.parametrize("swaps", [True, False])
+def test_replacing_swaps_whole_directories(tmp_path, monkeypatch, swaps):
+    if not swaps:
         monkeypatch.setattr("wals_spark.checkpoints.atomic_directory._swap_names", lambda first, second: False)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("1")

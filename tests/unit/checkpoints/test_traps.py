@@ -1,7 +1,7 @@
 """Traps of transformers 5 that silently lose an injection: each pinned down, and our writer shown to avoid it.
 
 A test named ``trap_...`` states what transformers does today; when one fails after an upgrade, the trap has
-moved and the writer must be looked at again.
+changed and the writer must be reviewed.
 """
 
 from __future__ import annotations

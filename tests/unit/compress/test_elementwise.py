@@ -25,7 +25,7 @@ def run(X, weights, start, **settings):
     return elementwise.weighted_least_squares(X, weights, start, **options)
 
 
-def test_the_engine_does_what_its_twin_does_with_a_weight_per_entry(X, weights):
+def test_the_engine_equals_its_reference_with_a_weight_per_entry(X, weights):
     start = np.random.default_rng(2).standard_normal((R, D))
     problem = DenseProblem(X, weights, np.full(V, RIDGE), np.full(D, RIDGE), False)
     v, losses = start.T, []

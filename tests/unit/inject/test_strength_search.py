@@ -110,15 +110,15 @@ def test_a_head_bias_that_helps_is_chosen_on_text(prepared, target):
         inject__head_bias="auto", inject__head_bias_target=target, inject__gate=False
     )
     chosen = change.facts["strengths"]["head_bias"]
-    told = change.facts["strengths"]["head_bias_choice"]
+    choice = change.facts["strengths"]["head_bias_choice"]
     assert chosen > 0
-    assert told["gain"]["low"] > 0
+    assert choice["gain"]["low"] > 0
     goal = domain if target == "domain" else general + domain
     assert change.facts["strengths"]["head_bias_target"] == ("domain" if target == "domain" else "sum")
     expected = chosen * (frequency.log_unigram(goal) - frequency.log_unigram(general))
     old = base.tensors["lm_head.bias"].values()
     np.testing.assert_allclose((change.head_bias - old)[5:], expected[5:], atol=1e-5)
-    assert set(told["losses"]) == {"0", "0.25", "0.5", "0.75", "1"}
+    assert set(choice["losses"]) == {"0", "0.25", "0.5", "0.75", "1"}
 
 
 def test_rows_that_do_not_help_are_left_alone_and_the_gate_says_so(prepared):

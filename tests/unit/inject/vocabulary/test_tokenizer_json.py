@@ -22,7 +22,7 @@ from wals_spark.inject.vocabulary.trim import kept_ids, trim_tokenizer
         ({"vocab": {"a": 0}, "unk_token": "a"}, "WordLevel"),
     ],
 )
-def test_the_kind_is_told_where_the_file_does_not_name_it(model, kind):
+def test_the_model_type_follows_from_the_keys_where_the_file_does_not_name_it(model, kind):
     assert tokenizer_model_type({"model": model}) == kind
 
 
