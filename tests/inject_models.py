@@ -147,6 +147,17 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
     return run
 
 
+def alignment_problem(
+    n: int = 600, k: int = 6, d: int = 9, noise: float = 0.3, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Factors U, rows E that are a linear image of them with noise, and counts."""
+    generator = np.random.default_rng(seed)
+    U = generator.standard_normal((n, k)).astype(np.float32) + 2
+    E = (U @ generator.standard_normal((k, d)) + noise * generator.standard_normal((n, d)) - 1).astype(np.float32)
+    counts = generator.integers(1, 10_000, n)
+    return U, E, counts
+
+
 SIZE, K, UNIT = 40, 5, 10
 """Of `worlds`."""
 
