@@ -140,7 +140,7 @@ def masked_text(
 
     Returns
     -------
-    Masked
+    MaskedSequences
 
     Raises
     ------
