@@ -57,7 +57,7 @@ def _summed(hashes: Hashes, documents: npt.NDArray[np.int64]) -> tuple[Hashes, n
 
 
 def frequent_lines(payloads: Sequence[bytes], least: int) -> Hashes:
-    """Hashes of the lines that stand in at least so many documents."""
+    """Hashes of the lines that stand in at least `least` documents."""
     if not payloads:
         return np.zeros(0, np.uint64)
     table = pa.concat_tables([unpack_table(payload) for payload in payloads])

@@ -38,19 +38,29 @@ MAX_PIECES = 1 << 22
 """Distinct pieces remembered before starting afresh, about 200 MB."""
 
 
-def encodes_by_piece(serialized: str) -> bool:
-    """Whether a tokenizer's pieces can be encoded one by one as described above."""
+def is_byte_level(serialized: str) -> bool:
+    """Whether the tokens of a text are its bytes, one character of a token for each (GPT-2, RoBERTa and their kin)."""
     rules = json.loads(serialized)
     before, model = rules.get("pre_tokenizer") or {}, rules.get("model") or {}
     return (
         rules.get("normalizer") is None
         and before.get("type") == "ByteLevel"
         and not before.get("add_prefix_space")
-        and before.get("use_regex", True)
-        and model.get("type", "BPE") == "BPE"
-        and not model.get("dropout")
         and not model.get("continuing_subword_prefix")
         and not model.get("end_of_word_suffix")
+    )
+
+
+def encodes_by_piece(serialized: str) -> bool:
+    """Whether a tokenizer is byte-level BPE whose pieces can be encoded one by one, as the module describes."""
+    if not is_byte_level(serialized):
+        return False
+    rules = json.loads(serialized)
+    model = rules.get("model") or {}
+    return (
+        rules["pre_tokenizer"].get("use_regex", True)
+        and model.get("type", "BPE") == "BPE"
+        and not model.get("dropout")
         and len(rules.get("added_tokens", ())) <= MAX_ADDED_TOKENS
     )
 

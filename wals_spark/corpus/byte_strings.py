@@ -69,9 +69,24 @@ def _fill_slots(slots, hashes):  # type: ignore[no-untyped-def]
 
 @compiled()
 def find_string(key, used, length, slots, hashes, starts, heap):  # type: ignore[no-untyped-def]
-    """The string with the bytes ``heap[used:used + length]``, or ~slot where it is to be entered.
+    """The string with the bytes ``heap[used:used + length]``.
 
-    The arrays are those of a `StringTable`, one by one: to take them out of it costs a count of references each.
+    Parameters
+    ----------
+    key : uint64
+        Hash of the bytes.
+    used, length : int
+    slots : int32 array
+        This array and the next ones are those of a `StringTable`, passed one by one: to take them out of it costs a
+        count of references each.
+    hashes : uint64 array
+    starts : int64 array
+    heap : uint8 array
+
+    Returns
+    -------
+    int
+        Number of the string, or ``~slot`` where it is to be entered.
     """
     at = slot_of(key, len(slots))
     while slots[at] >= 0:

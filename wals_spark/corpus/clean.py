@@ -1,6 +1,6 @@
 """Bytes -> text that later stages can rely on: valid UTF-8, normalised, not empty.
 
-All of it works on the buffer of a batch; Python looks at single documents only where the buffer says so.
+All of it works on the buffer of a batch; single documents become Python strings only where their bytes require it.
 """
 
 from __future__ import annotations

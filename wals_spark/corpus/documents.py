@@ -230,7 +230,36 @@ def ingest_task(
     lines: Any,
     task: int,
 ) -> Iterator[ShuffleRecord]:
-    """Read, clean and write the splits of a task; yields its ids by bucket, and what was written."""
+    """Read, clean and write the splits of a task.
+
+    Parameters
+    ----------
+    tasks : list of list of InputSplit
+        Splits of every task.
+    config : CorpusConfig
+    seed : int
+        Of `is_held_out`.
+    directory : str
+        Where the files go.
+    work : str
+        Where the heartbeat goes.
+    reducers : int
+        Number of buckets.
+    lines : uint64 array or None
+        Sorted hashes of the lines to remove; see `boilerplate`.
+    task : int
+        Number of this task.
+
+    Yields
+    ------
+    ShuffleRecord
+        The ids of the documents by bucket, and one record of what was written.
+
+    Raises
+    ------
+    InputError
+        A file, a record or a document that the configuration refuses.
+    """
     counts: Counter[str] = Counter()
     writer = DocumentWriter(directory, f"part-{task:05d}")
     heartbeat = Heartbeat(work, str(task))

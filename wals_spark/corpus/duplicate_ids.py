@@ -41,7 +41,7 @@ class DuplicateIds:
         return DuplicateIds(data["count"], data["examples"], set(data["tasks"]))
 
     def message(self) -> str:
-        """What to tell a person."""
+        """The message of the error."""
         names = ", ".join(repr(name) for name in self.examples)
         return (
             f"{self.count:,} documents have an id that another document of the batch has (for example {names}); "
@@ -67,7 +67,7 @@ def find_duplicates(payloads: Sequence[bytes], work: str | None) -> DuplicateIds
     Parameters
     ----------
     work : str or None
-        Where to leave the rows to drop, per task, for `read_drop_lists`; None = count only.
+        Where to write the rows to drop, per task, for `read_drop_lists`; None = count only.
     """
     if not payloads:
         return DuplicateIds()
@@ -86,7 +86,19 @@ def find_duplicates(payloads: Sequence[bytes], work: str | None) -> DuplicateIds
 
 
 def write_drop_lists(work: str, tasks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], part: str) -> None:
-    """Leave the rows to drop for each task; `part` tells the reducers' files apart."""
+    """Write the rows to drop, a file per task.
+
+    Parameters
+    ----------
+    work : str
+        Directory that `read_drop_lists` reads.
+    tasks : int64 array of shape (n,)
+        Task of each document to drop.
+    rows : int64 array of shape (n,)
+        Its row among the task's documents.
+    part : str
+        Name of the files: another one for every reducer.
+    """
     for task in np.unique(tasks).tolist():
         content = rows[tasks == task].astype("<i8").tobytes()
         storage.write_bytes(storage.join(work, f"drop-{task:05d}", part), content)

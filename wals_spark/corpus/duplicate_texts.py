@@ -29,7 +29,26 @@ ROW_BITS = 40
 def pack_text_keys(
     written: dict[int, WrittenFiles], directory: str, work: str, config: CorpusConfig, reducers: int, task: int
 ) -> Iterator[ShuffleRecord]:
-    """Digests of the texts of a task, or the bands of their signatures, by bucket."""
+    """Digests of the texts of a task, or the bands of their signatures, by bucket.
+
+    Parameters
+    ----------
+    written : mapping of int to WrittenFiles
+        By task.
+    directory : str
+        Of the written files.
+    work : str
+        Where signatures and the heartbeat go.
+    config : CorpusConfig
+    reducers : int
+        Number of buckets.
+    task : int
+        Number of this task.
+
+    Yields
+    ------
+    ShuffleRecord
+    """
     parts: list[Any] = []
     index = WordEncoder(WORD, "lower")
     heartbeat = Heartbeat(work, str(task))

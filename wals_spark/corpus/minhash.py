@@ -5,6 +5,12 @@ all shingles the first one of A and of B is the same with probability J, so the 
 in which they agree estimates J, with standard deviation sqrt(J (1 - J) / 128) <= 0.044. Documents that agree in
 all rows of one of `BANDS` bands of the signature are candidates: a pair of similarity s is one with probability
 1 - (1 - s^8)^16, that is 0.02 at 0.43, 0.95 at 0.8 and 0.9999 at 0.9.
+
+References
+----------
+.. [1] A. Z. Broder, "On the resemblance and containment of documents", Compression and Complexity of Sequences, 1997.
+.. [2] P. Indyk and R. Motwani, "Approximate nearest neighbors: towards removing the curse of dimensionality", STOC,
+   1998.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ SHINGLE = 5
 PERMUTATIONS = 128
 BANDS = 16
 PAIRS_PER_GROUP = 64
-"""In a larger group of candidates, every document is compared with the first so many only."""
+"""In a larger group of candidates, every document is compared with the first ones only, this many."""
 
 Signatures = npt.NDArray[np.uint32]
 Hashes = npt.NDArray[np.uint64]
@@ -79,7 +85,7 @@ def band_keys(found: Signatures) -> Hashes:
 def similar_to_earlier(
     keys: Hashes, positions: npt.NDArray[np.int64], fetch: Any, similarity: float
 ) -> npt.NDArray[np.int64]:
-    """Positions of documents that are similar to one before them.
+    """Documents that are similar to an earlier one, ``|signature = signature'| / 128 >= similarity``.
 
     Parameters
     ----------
@@ -91,6 +97,11 @@ def similar_to_earlier(
         Positions -> signatures, uint32 of shape (len(positions), `PERMUTATIONS`).
     similarity : float
         Least estimated J.
+
+    Returns
+    -------
+    int64 array of shape (m,)
+        Positions of these documents, ascending.
     """
     order = np.lexsort((positions, keys))
     keys, positions = keys[order], positions[order]

@@ -138,14 +138,20 @@ def _lines(split: InputSplit, counts: Counter[str]) -> Iterator[tuple[bytes, int
         yield rest, position - len(rest)
 
 
-def _read_text(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> Iterator[DocumentBatch]:
-    """A document per line; its id is the file's name and the position of its first byte."""
+def _line_blocks(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> Iterator[tuple[bytes, int]]:
+    """As `_lines`, without the byte order mark of the file; nothing of a corrupt file that is skipped."""
     if not _intact(split.file, config, counts):
         return
-    for block, start in _lines(split, counts):
-        position, lines = start, block
+    for lines, position in _lines(split, counts):
         if position == 0 and lines.startswith(UTF8_BOM):
-            lines, position = lines[len(UTF8_BOM) :], len(UTF8_BOM)
+            yield lines[len(UTF8_BOM) :], len(UTF8_BOM)
+        else:
+            yield lines, position
+
+
+def _read_text(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> Iterator[DocumentBatch]:
+    """A document per line; its id is the file's name and the position of its first byte."""
+    for lines, position in _line_blocks(split, config, counts):
         data = np.frombuffer(lines if lines.endswith(b"\n") else lines + b"\n", np.uint8)
         ends = np.flatnonzero(data == _NEWLINE)
         starts = np.concatenate([[0], ends[:-1] + 1])
@@ -160,12 +166,8 @@ def _read_text(split: InputSplit, config: CorpusConfig, counts: Counter[str]) ->
 
 def _read_jsonl(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> Iterator[DocumentBatch]:
     """An object per line."""
-    if not _intact(split.file, config, counts):
-        return
-    for block, start in _lines(split, counts):
-        position, lines = start, block
-        if position == 0 and lines.startswith(UTF8_BOM):
-            lines, position = lines[len(UTF8_BOM) :], len(UTF8_BOM)
+    for lines, start in _line_blocks(split, config, counts):
+        position = start
         ids: list[str] = []
         texts: list[bytes] = []
         for line in lines.split(b"\n"):

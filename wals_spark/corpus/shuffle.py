@@ -1,7 +1,7 @@
 """One shuffle of records: tasks produce (bucket, record), reducers see all records of their buckets.
 
 Nothing crosses the JVM as a row per word or per document: a record is an Arrow table of thousands of them.
-These are jobs on RDDs: the JVM only hands bytes about, and Spark's SQL engine, which takes seconds to
+These are jobs on RDDs: the JVM only moves bytes, and Spark's SQL engine, which takes seconds to
 warm up in a new session, has no part in it.
 """
 
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
 
 class ShuffleRecord(NamedTuple):
-    """What travels: where it goes, what it is, and its bytes."""
+    """A record of a shuffle.
+
+    Attributes
+    ----------
+    bucket : int
+        The reducer that gets it.
+    kind : str
+        What the payload is.
+    payload : bytes
+    """
 
     bucket: int
     kind: str
@@ -45,19 +54,29 @@ def run_shuffle(
     merge: Callable[[Iterator[ShuffleRecord]], Iterable[ShuffleRecord]],
     partitions: int,
 ) -> list[ShuffleRecord]:
-    """Run ``produce(task)`` for every task, shuffle by bucket, ``merge`` per reducer; returns what merges yield.
+    """Run ``produce(task)`` for every task, shuffle its records by bucket, and ``merge`` those of each bucket.
 
     Parameters
     ----------
+    spark : SparkSession
+    tasks : int
+        Number of tasks.
     produce : callable
-        Bucket of a record: ``0 <= bucket < partitions``.
+        Task -> iterable of ShuffleRecord with ``0 <= bucket < partitions``.
     merge : callable
-        Gets all records of one bucket, from all tasks.
+        Iterator of the records of one bucket, from all tasks -> iterable of ShuffleRecord.
+    partitions : int
+        Number of buckets.
+
+    Returns
+    -------
+    list of ShuffleRecord
+        What `merge` gives for all buckets.
 
     Notes
     -----
     What is returned passes through the driver: callers keep it to statistics per task and to results that
-    the driver may hold.
+    fit into the driver's memory.
     """
     records = spark.sparkContext.parallelize(range(tasks), tasks).flatMap(produce)
     buckets = records.keyBy(lambda record: record.bucket).partitionBy(partitions, lambda bucket: bucket)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, encodes_by_piece
+from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, encodes_by_piece, is_byte_level
 from wals_spark.corpus.document_batch import DocumentBatch, EncodedDocuments, Ints, Longs
 from wals_spark.corpus.sentences import punctuation_flags, sentence_ends
 from wals_spark.corpus.word_rules import SENTENCE_END
@@ -38,19 +37,6 @@ def parse_tokenizer(serialized: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(serialized)
-
-
-def is_byte_level(serialized: str) -> bool:
-    """Whether the tokens of a text are its bytes, one character of a token for each (GPT-2, RoBERTa and their kin)."""
-    rules = json.loads(serialized)
-    before = rules.get("pre_tokenizer") or {}
-    return (
-        rules.get("normalizer") is None
-        and before.get("type") == "ByteLevel"
-        and not before.get("add_prefix_space")
-        and not rules["model"].get("continuing_subword_prefix")
-        and not rules["model"].get("end_of_word_suffix")
-    )
 
 
 class SubwordEncoder:

@@ -129,7 +129,26 @@ def summed_counts(context: Context, batches: Sequence[str], size: int) -> Any:
 def record_version(
     context: Context, others: Sequence[str], settings: Mapping[str, Any], size: int, vocabulary_hash: str, known: int
 ) -> VocabularyVersion:
-    """Append a version where the tokens changed; returns the current one."""
+    """Append a version of the vocabulary where its tokens changed.
+
+    Parameters
+    ----------
+    context : Context
+    others : sequence of str
+        Other encoded batches; without any, the history begins again.
+    settings : mapping of str to object
+        What a token is.
+    size : int
+        Number of tokens.
+    vocabulary_hash : str
+    known : int
+        Number of tokens that had an id before.
+
+    Returns
+    -------
+    VocabularyVersion
+        The current one.
+    """
     path = storage.join(encoded_directory(context), VERSIONS)
     history = storage.read_json(path)["versions"] if storage.exists(path) else []
     number = history[-1]["version"] if history else 0

@@ -120,7 +120,23 @@ class WordVocabulary:
 
 
 def assign_ids(table: pa.Table, known: Sequence[str], min_count: int, max_vocabulary: int | None) -> WordVocabulary:
-    """Give ids: `known` words keep theirs, new ones follow; `max_vocabulary` bounds all of them together."""
+    """Give ids to words: known ones keep theirs, new ones follow by descending count.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Words with their counts, of the schema `COUNTS`.
+    known : sequence of str
+        The words that have an id, by id.
+    min_count : int
+        New words that occur less often get none.
+    max_vocabulary : int or None
+        Largest number of ids, those of known words included.
+
+    Returns
+    -------
+    WordVocabulary
+    """
     order = pc.sort_indices(table, sort_keys=[("count", "descending"), ("token", "ascending")])
     table = table.take(order).combine_chunks()
     place = {token: index for index, token in enumerate(known)}
@@ -145,7 +161,20 @@ def assign_ids(table: pa.Table, known: Sequence[str], min_count: int, max_vocabu
 def vocabulary_rows(
     tokens: Sequence[str], counts: Any, document_counts: Any, special: frozenset[int] = frozenset()
 ) -> pa.Table:
-    """Rows of the table ``vocabulary``."""
+    """Rows of the table ``vocabulary``.
+
+    Parameters
+    ----------
+    tokens : sequence of str
+        By id.
+    counts, document_counts : int64 array of shape (tokens,)
+    special : frozenset of int
+        Ids of special tokens.
+
+    Returns
+    -------
+    pyarrow.Table
+    """
     is_special = np.zeros(len(tokens), bool)
     is_special[list(special)] = True
     return pa.table(

@@ -177,9 +177,9 @@ def _find_words(data, offsets, first, characters, table, count, out):  # type: i
             else:
                 # Word characters of ASCII that say nothing about sentences: nearly all there are.
                 run = position
-                room = min(stop, position + len(heap) - used - length)
+                limit = min(stop, position + len(heap) - used - length)
                 byte = np.uint8(0)
-                while position < room:
+                while position < limit:
                     byte = data[position]
                     if byte >= 128:
                         break
@@ -193,7 +193,7 @@ def _find_words(data, offsets, first, characters, table, count, out):  # type: i
                 if position > run:
                     terminated = False
                 if position < stop:
-                    if position == room:
+                    if position == limit:
                         return document, count, FULL
                     if byte < 128:
                         flag = flags[byte]

@@ -125,9 +125,24 @@ def remove_temporary(directory: str) -> None:
 def drop_rows(
     spark: SparkSession, written: dict[int, WrittenFiles], affected: list[int], directory: str, work: str
 ) -> int:
-    """Write the files of the tasks `affected` again without the rows of their drop lists; returns how many went.
+    """Write the files of some tasks again without the rows of their drop lists.
 
-    `written` then says what is there.
+    Parameters
+    ----------
+    spark : SparkSession
+    written : mapping of int to WrittenFiles
+        By task; updated.
+    affected : list of int
+        The tasks.
+    directory : str
+        Of the files.
+    work : str
+        Of the drop lists.
+
+    Returns
+    -------
+    int
+        Number of documents dropped.
     """
     before = sum(entry["documents"] for task in affected for entry in written[task].files)
     rewrite = partial(_without_rows, affected, written, directory, work)

@@ -220,7 +220,7 @@ def _checked(table: pa.Table, names: Sequence[str], path: str, shape: tuple[int,
 
 
 def _no_cells(paths: Sequence[str], names: Sequence[str]) -> Coo:
-    """Empty, of the dtypes of the files: what a rank without cells sends must look like what others send."""
+    """No cells, with the dtypes of the files: a rank without cells sends arrays of the same dtypes as all others."""
     exact = True
     if paths:
         with _opened(paths[0], names) as source:

@@ -69,6 +69,10 @@ def build_csr(
     weights : float64 array of shape (c,), optional
     duplicates : {"sum", "refuse", "keep"}
 
+    Returns
+    -------
+    Csr
+
     Raises
     ------
     InputError
@@ -79,7 +83,7 @@ def build_csr(
     if weights is not None:
         return _build_weighted(rows, cols, values, weights, n_rows, duplicates)
     counts = np.zeros(n_rows, np.int64)
-    kernels.count_rows(rows, counts)
+    kernels.count_per_row(rows, counts)
     indptr = np.zeros(n_rows + 1, np.int64)
     np.cumsum(counts, out=indptr[1:])
     out_cols, out_values = np.empty(len(cols), np.int32), np.empty(len(cols), values.dtype)

@@ -14,7 +14,7 @@ LARGEST, SMALLEST = 2**63 - 1, -(2**63)
 
 
 @compiled(nogil=True)
-def count_rows(rows, counts):  # type: ignore[no-untyped-def]  # numba infers the types
+def count_per_row(rows, counts):  # type: ignore[no-untyped-def]  # numba infers the types
     """``counts[r] += 1`` for every cell."""
     for t in range(len(rows)):
         counts[rows[t]] += 1
@@ -22,7 +22,20 @@ def count_rows(rows, counts):  # type: ignore[no-untyped-def]  # numba infers th
 
 @compiled(nogil=True)
 def scatter(rows, cols, values, cursor, out_cols, out_values):  # type: ignore[no-untyped-def]
-    """Append every cell to its row: a stable counting sort by row."""
+    """Append every cell to its row: a stable counting sort by row.
+
+    Parameters
+    ----------
+    rows : int array of shape (c,)
+    cols : int32 array of shape (c,)
+    values : int64 or float64 array of shape (c,)
+    cursor : int64 array of shape (n_rows,)
+        Where the next cell of each row goes; updated.
+    out_cols : int32 array of shape (c,)
+        Output.
+    out_values : array of shape (c,) and the dtype of `values`
+        Output.
+    """
     for t in range(len(rows)):
         at = cursor[rows[t]]
         out_cols[at] = cols[t]
@@ -62,7 +75,25 @@ def _wraps(a, b):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True)
 def merge_repeated(indptr, cols, values, new_indptr, checked):  # type: ignore[no-untyped-def]
-    """Sum repeated cells in place; returns the cells left, or `OVERFLOW` when an integer sum wraps."""
+    """Sum repeated cells in place.
+
+    Parameters
+    ----------
+    indptr : int64 array of shape (n_rows + 1,)
+    cols : int32 array of shape (c,)
+        Ascending within each row; updated.
+    values : int64 or float64 array of shape (c,)
+        Updated.
+    new_indptr : int64 array of shape (n_rows + 1,)
+        Output; its first entry is 0.
+    checked : bool
+        Whether the overflow of a sum is to be found: true for integers.
+
+    Returns
+    -------
+    int
+        Cells left, or `OVERFLOW` where an integer sum wraps.
+    """
     at = 0
     for i in range(len(indptr) - 1):
         begin = at
@@ -81,7 +112,22 @@ def merge_repeated(indptr, cols, values, new_indptr, checked):  # type: ignore[n
 
 @compiled(nogil=True)
 def add_at(index, values, sums, checked):  # type: ignore[no-untyped-def]
-    """``sums[index] += values``; False when an integer sum wraps."""
+    """``sums[index] += values``, one after another.
+
+    Parameters
+    ----------
+    index : int array of shape (n,)
+    values : int64 or float64 array of shape (n,)
+    sums : array of the dtype of `values`
+        Updated.
+    checked : bool
+        Whether the overflow of a sum is to be found: true for integers.
+
+    Returns
+    -------
+    bool
+        False where an integer sum wraps.
+    """
     for t in range(len(index)):
         if checked and _wraps(sums[index[t]], values[t]):
             return False
@@ -91,9 +137,21 @@ def add_at(index, values, sums, checked):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True)
 def distinct_bounds(indptr, indices, seen, most):  # type: ignore[no-untyped-def]
-    """First rows of consecutive pieces that name at most `most` distinct columns, or are one row.
+    """Cut rows into consecutive blocks with at most `most` distinct columns each.
 
-    `seen`, int32 of shape (columns,), starts at -1 and is written.
+    Parameters
+    ----------
+    indptr : int64 array of shape (rows + 1,)
+    indices : int32 array of shape (nnz,)
+    seen : int32 array of shape (columns,)
+        Work space, -1 everywhere.
+    most : int
+        Largest number of distinct columns of a block; a block of one row may have more.
+
+    Returns
+    -------
+    int64 array of shape (blocks + 1,)
+        First row of each block, then the number of rows.
     """
     rows = len(indptr) - 1
     bounds = [0]

@@ -43,7 +43,7 @@ class DataFile:
     values: Mapping[str, str]
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        """Some columns of the file, held in memory whole."""
+        """Some columns of the file, read into memory."""
         import pyarrow.parquet as pq
 
         fs, path = storage.filesystem(self.path)
@@ -76,16 +76,55 @@ class TableStore(ABC):
     def replace(
         self, table: Table, frame: DataFrame, where: Slice, *, rows_per_file: int = 0, instead_of: Sequence[Slice] = ()
     ) -> str:
-        """Replace a slice by `frame`, atomically; returns the version written.
+        """Replace a slice by a frame, atomically.
 
-        `frame` holds all columns of the table but those fixed by `where`. Its partitions are written as
-        they are; ``rows_per_file`` bounds the rows of a file (0 = no bound). The slices `instead_of` go in
-        the same step.
+        Parameters
+        ----------
+        table : Table
+        frame : DataFrame
+            All columns of the table but those that `where` fixes; its partitions are written as they are.
+        where : mapping of str to str
+            The slice to replace.
+        rows_per_file : int
+            Largest number of rows of a file; 0 = no bound.
+        instead_of : sequence of mapping of str to str
+            Other slices, removed in the same step.
+
+        Returns
+        -------
+        str
+            The version written.
+
+        Raises
+        ------
+        InputError
+            `where` does not name leading partition columns.
         """
 
     @abstractmethod
     def replace_rows(self, table: Table, rows: pa.Table, where: Slice, *, instead_of: Sequence[Slice] = ()) -> str:
-        """Replace a slice by a small Arrow table held by the driver."""
+        """Replace a slice by a small Arrow table in the driver's memory.
+
+        Parameters
+        ----------
+        table : Table
+        rows : pyarrow.Table
+            All columns of the table but its partition columns.
+        where : mapping of str to str
+            The slice to replace.
+        instead_of : sequence of mapping of str to str
+            Other slices, removed in the same step.
+
+        Returns
+        -------
+        str
+            The version written.
+
+        Raises
+        ------
+        InputError
+            `where` does not name leading partition columns, or not all of them.
+        """
 
     @contextmanager
     def staged_slice(self, table: Table, where: Slice, *, instead_of: Sequence[Slice] = ()) -> Iterator[str | None]:
@@ -133,7 +172,7 @@ class TableStore(ABC):
 
     @abstractmethod
     def maintain(self, table: Table, retain_hours: float) -> dict[str, int]:
-        """Tidy up: what nobody reads any more goes, after `retain_hours`; returns counts of what was done."""
+        """Remove files that no version needs and are older than `retain_hours`; returns counts of what was done."""
 
     @abstractmethod
     def version(self, table: Table, where: Slice | None = None) -> str | None:
@@ -148,5 +187,5 @@ class TableStore(ABC):
 
 
 def spark_path(path: str) -> str:
-    """A path as Spark must be given it: a local one with its scheme, or a cluster's default would be added."""
+    """A path for Spark: a local one gets its scheme, since Spark would add the default of the cluster."""
     return f"file://{path}" if storage.is_local(path) and not path.startswith("file:") else path

@@ -22,13 +22,13 @@ from wals_spark.tables.base import DataFile, Slice, TableStore, spark_path
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-RETENTION_FLOOR_HOURS = 168.0
-"""Delta's own: a reader or writer that takes longer than this would lose files under its hands."""
+LEAST_RETENTION_HOURS = 168.0
+"""Delta's own least retention: a reader or writer that takes longer than it would lose files in use."""
 OPEN_WRITERS = 16
 """Partition directories a task writes at a time before Spark would sort the rows by partition first."""
 
 
-def predicate(where: Slice) -> str:
+def slice_predicate(where: Slice) -> str:
     """A slice as a SQL condition. Values are directory names without quotes, checked by the configuration."""
     for value in where.values():
         if "'" in str(value) or "\\" in str(value):
@@ -37,7 +37,7 @@ def predicate(where: Slice) -> str:
 
 
 class DeltaTables(TableStore):
-    """See the module."""
+    """Delta tables; see the module."""
 
     format = "delta"
 
@@ -58,7 +58,7 @@ class DeltaTables(TableStore):
         if table.partitions:
             writer = writer.partitionBy(*table.partitions)
         if where and self._exists(table):
-            condition = " OR ".join(f"({predicate(part)})" for part in (where, *instead_of))
+            condition = " OR ".join(f"({slice_predicate(part)})" for part in (where, *instead_of))
             writer = writer.option("replaceWhere", condition)
         conf = self.session().conf
         key = "spark.sql.maxConcurrentOutputFileWriters"
@@ -87,7 +87,7 @@ class DeltaTables(TableStore):
         if version is not None:
             reader = reader.option("versionAsOf", version)
         frame = reader.load(spark_path(self.path(table)))
-        return (frame.where(predicate(where)) if where else frame).select(*table.names)
+        return (frame.where(slice_predicate(where)) if where else frame).select(*table.names)
 
     def files(self, table: Table, where: Slice | None = None, *, version: str | None = None) -> list[DataFile]:
         """See `TableStore.files`; `version` lists those of an older version of the table."""
@@ -101,7 +101,7 @@ class DeltaTables(TableStore):
             if all(entry.values.get(name) == str(value) for name, value in where.items())
         ]
         if not listed:
-            raise InputError(f"table {table.name} ({predicate(where)}) has no rows in {self.warehouse}")
+            raise InputError(f"table {table.name} ({slice_predicate(where)}) has no rows in {self.warehouse}")
         return [self._data_file(table, entry) for entry in listed]
 
     def _data_file(self, table: Table, entry: delta_log.LogFile) -> DataFile:
@@ -132,7 +132,7 @@ class DeltaTables(TableStore):
         listed = delta_log.active_files(self.path(table)) if self._exists(table) else []
         if not any(all(entry.values.get(name) == str(value) for name, value in where.items()) for entry in listed):
             return False
-        DeltaTable.forPath(self.session(), spark_path(self.path(table))).delete(predicate(where))
+        DeltaTable.forPath(self.session(), spark_path(self.path(table))).delete(slice_predicate(where))
         return True
 
     def maintain(self, table: Table, retain_hours: float) -> dict[str, int]:
@@ -141,13 +141,13 @@ class DeltaTables(TableStore):
         Raises
         ------
         ConfigError
-            `retain_hours` is below Delta's own floor.
+            `retain_hours` is below `LEAST_RETENTION_HOURS`.
         """
         from delta.tables import DeltaTable
 
-        if retain_hours < RETENTION_FLOOR_HOURS:
+        if retain_hours < LEAST_RETENTION_HOURS:
             raise ConfigError(
-                f"retain_hours is {retain_hours:g}, expected at least {RETENTION_FLOOR_HOURS:g}: files that a running "
+                f"retain_hours is {retain_hours:g}, expected at least {LEAST_RETENTION_HOURS:g}: files that a running "
                 "reader or writer needs must not be removed"
             )
         if not self._exists(table):

@@ -3,9 +3,9 @@
 ``<table>/<column>=<value>/...`` holds a slice, as every Parquet reader expects, with a ``_commit.json``
 that lists its files. A slice is first written to ``<table>/_staging/<slice>.<version>``, its
 ``_commit.json`` last; then the old directory is moved aside and the staged one takes its place. A staged
-directory with a ``_commit.json`` is a decision: whoever opens the table next finishes the move
-(`ParquetTables.recover`). One without is rubbish of a killed writer, which the next writer of the slice
-removes. The moves of one table happen under a lock.
+directory with a ``_commit.json`` is committed: the next use of the table finishes the move
+(`ParquetTables.recover`). One without was left by a killed writer; the next writer of the slice
+removes it. The moves of one table happen under a lock.
 
 The moves are renames of directories, which object stores do not have; there, use Delta.
 """
@@ -52,12 +52,12 @@ def partition_values(relative_path: str) -> dict[str, str]:
 
 
 class ParquetTables(TableStore):
-    """See the module."""
+    """Tables as directories of Parquet files; see the module."""
 
     format = "parquet"
 
     def directory(self, table: Table, where: Slice) -> str:
-        """Where a slice stands; a table without partitions is one slice, ``data``."""
+        """Directory of a slice; a table without partitions is one slice, ``data``."""
         return storage.join(self.path(table), partition_directory(where) or "data")
 
     @contextmanager
@@ -69,7 +69,7 @@ class ParquetTables(TableStore):
                 "renaming directories, which this store cannot; set table_format: delta"
             )
         self.recover(table)
-        self._remove_rubbish(table, where)
+        self._remove_unsealed(table, where)
         version = uuid.uuid4().hex[:16]
         staging = storage.join(self.path(table), STAGING, f"{_staging_name(where)}.{version}")
         storage.make_directory(staging)
@@ -81,8 +81,8 @@ class ParquetTables(TableStore):
             raise
         self.recover(table)
 
-    def _remove_rubbish(self, table: Table, where: Slice) -> None:
-        """Remove what killed writers of this slice have staged and not sealed."""
+    def _remove_unsealed(self, table: Table, where: Slice) -> None:
+        """Remove staged directories of this slice that killed writers have not committed."""
         for staging in self._staged(table):
             name = posixpath.basename(staging).rpartition(".")[0]
             if name == _staging_name(where) and not storage.exists(storage.join(staging, COMMIT)):
@@ -93,7 +93,7 @@ class ParquetTables(TableStore):
         return [storage.join(root, posixpath.basename(info.path)) for info in storage.list_files(root)]
 
     def _seal(self, table: Table, staging: str, where: Slice, version: str, instead_of: Sequence[Slice]) -> None:
-        """Write the ``_commit.json`` of a staged slice: from here on it counts."""
+        """Write the ``_commit.json`` of a staged slice, which commits it."""
         fs, root = storage.filesystem(staging)
         schema = table.arrow(partitions=False)
         found = []
@@ -127,7 +127,7 @@ class ParquetTables(TableStore):
         storage.write_json(storage.join(staging, COMMIT), commit)
 
     def recover(self, table: Table) -> None:
-        """Finish the moves that a writer, perhaps a killed one, has decided on."""
+        """Finish the moves of committed slices, whose writer may have been killed."""
         if not any(storage.exists(storage.join(staging, COMMIT)) for staging in self._staged(table)):
             return
         with storage.locked(storage.join(self.path(table), LOCK)):

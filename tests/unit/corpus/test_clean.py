@@ -21,7 +21,7 @@ def cleaned(texts, counts=None, **keys):
 
 
 def plainly(text):
-    """The twin: character by character."""
+    """The reference implementation: character by character."""
     text = text.replace("\r\n", "\n")
     out = []
     for character in text:

@@ -9,10 +9,10 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from wals_spark.corpus import byte_level_bpe, subword_encoder
-from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, encodes_by_piece
+from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, encodes_by_piece, is_byte_level
 from wals_spark.corpus.document_batch import DocumentBatch
 from wals_spark.corpus.sentences import punctuation_flags, sentence_ends
-from wals_spark.corpus.subword_encoder import SubwordEncoder, find_breaks, is_byte_level
+from wals_spark.corpus.subword_encoder import SubwordEncoder, find_breaks
 from wals_spark.corpus.word_rules import SENTENCE_END
 from wals_spark.corpus.words import RULES
 from wals_spark.token_shards import SPECIAL
