@@ -38,6 +38,14 @@ LEVELS = [
     {"cli"},
 ]
 PARTS = {
+    "cooccurrence": [
+        {"kernels", "semantics"},
+        {"merge"},
+        {"window"},
+        {"plan", "counting"},
+        {"explain", "batches", "count_matrix"},
+        {"stages"},
+    ],
     "objective": [
         {"keys", "marginals"},
         {"targets", "weights"},
