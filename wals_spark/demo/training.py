@@ -140,12 +140,9 @@ def train_arm(
     facts = {"arm": arm, "schedule": asdict(SCHEDULE), "seed": seed, "data": data.hash, "packages": packages}
     facts["initial"] = initial_hash if arm == FACTORS else ""
     expected = fingerprint(facts)
-    marker = os.path.join(directory, MARKER)
-    if storage.exists(marker) and storage.read_json(marker).get("fingerprint") == expected:
-        with np.load(os.path.join(directory, CURVE), allow_pickle=False) as stored:
-            return ArmResult(stored["steps"].tolist(), stored["nll"], float(stored["seconds"])), False
-    staging = f"{directory}.unfinished"
-    shutil.rmtree(staging, ignore_errors=True)
+    finished = _finished_arm(directory, expected)
+    if finished is not None:
+        return finished, False
     model = _model(arm, start, initial, counts, seed).to(best_device())
     found = pretrain(
         model,
@@ -157,16 +154,32 @@ def train_arm(
         eval_steps=evaluation_steps(SCHEDULE.steps, POINTS),
         label=f"training from {arm}",
     )
-    curve = ArmResult(found.steps, np.stack(found.nll).astype(np.float32), found.seconds)
+    result = ArmResult(found.steps, np.stack(found.nll).astype(np.float32), found.seconds)
+    _save_arm(directory, model, start, result, {"fingerprint": expected, **facts})
+    return result, True
+
+
+def _finished_arm(directory: str, expected: str) -> ArmResult | None:
+    """The result of an arm whose marker carries the expected fingerprint."""
+    marker = os.path.join(directory, MARKER)
+    if not storage.exists(marker) or storage.read_json(marker).get("fingerprint") != expected:
+        return None
+    with np.load(os.path.join(directory, CURVE), allow_pickle=False) as stored:
+        return ArmResult(stored["steps"].tolist(), stored["nll"], float(stored["seconds"]))
+
+
+def _save_arm(directory: str, model: Any, start: str, result: ArmResult, marker: Mapping[str, Any]) -> None:
+    """Write checkpoint, tokenizer, curve and marker beside `directory`, then put them in its place."""
+    staging = f"{directory}.unfinished"
+    shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging)
     for name in os.listdir(start):
         if name.startswith(("tokenizer", "special_tokens")):
             shutil.copy(os.path.join(start, name), staging)
-    np.savez(os.path.join(staging, CURVE), steps=curve.steps, nll=curve.nll, seconds=curve.seconds)
-    storage.write_json(os.path.join(staging, MARKER), {"fingerprint": expected, **facts})
+    np.savez(os.path.join(staging, CURVE), steps=result.steps, nll=result.nll, seconds=result.seconds)
+    storage.write_json(os.path.join(staging, MARKER), marker)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(staging, directory)
-    return curve, True
 
 
 def final_differences(

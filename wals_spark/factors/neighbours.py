@@ -52,15 +52,8 @@ def nearest_neighbours(
     InputError
         A query is not among the factors.
     """
-    from pyspark.sql import functions as F
-
     frame = _vectors(tables, run_id, how)
-    rows = frame.where(F.col("token_id").isin([int(index) for index in query_ids])).collect()
-    by_id = {row["token_id"]: np.asarray(row["vector"], np.float32) for row in rows}
-    lost = [int(index) for index in query_ids if int(index) not in by_id]
-    if lost:
-        raise InputError(f"token ids {lost[:8]} are not among the factors of run {run_id!r}")
-    queries = np.stack([by_id[int(index)] for index in query_ids])  # (q, k)
+    queries = _query_vectors(frame, query_ids, run_id)  # (q, k)
     shared = frame.sparkSession.sparkContext.broadcast((queries, np.asarray(query_ids)))
 
     def search(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -86,6 +79,18 @@ def nearest_neighbours(
             ids[number, place], cosine[number, place] = token_id, -negative
     shared.unpersist()
     return ids, cosine
+
+
+def _query_vectors(frame: Any, query_ids: np.ndarray, run_id: str) -> np.ndarray:
+    """The vectors of the queries, in their order."""
+    from pyspark.sql import functions as F
+
+    rows = frame.where(F.col("token_id").isin([int(index) for index in query_ids])).collect()
+    by_id = {row["token_id"]: np.asarray(row["vector"], np.float32) for row in rows}
+    lost = [int(index) for index in query_ids if int(index) not in by_id]
+    if lost:
+        raise InputError(f"token ids {lost[:8]} are not among the factors of run {run_id!r}")
+    return np.stack([by_id[int(index)] for index in query_ids])
 
 
 def _vectors(tables: TableStore, run_id: str, how: str) -> Any:
