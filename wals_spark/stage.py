@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from wals_spark import schemas, storage
@@ -255,21 +256,20 @@ def run_stage(context: Context, stage: Stage, *, force: bool = False) -> tuple[M
         logger.info("%s: already done by run %s at %s", stage.name, manifest.run_id, manifest.finished_at)
         return manifest, False
     with output_lock(context, stage.name, key):
-        return _run(context, stage, key, inputs, expected), True
+        return _run(stage, key, StageRun(context, MappingProxyType(inputs), expected)), True
 
 
-def _run(
-    context: Context, stage: Stage, key: str, inputs: Mapping[tuple[str, str], Manifest], expected: str
-) -> Manifest:
+def _run(stage: Stage, key: str, stage_run: StageRun) -> Manifest:
+    context = stage_run.context
     started = time.monotonic()
     manifest = Manifest(
         stage=stage.name,
         key=key,
         state="running",
-        fingerprint=expected,
+        fingerprint=stage_run.fingerprint,
         run_id=context.config.run_id,
         inputs={
-            **{f"{name}/{input_key}": found.fingerprint for (name, input_key), found in inputs.items()},
+            **{f"{name}/{input_key}": found.fingerprint for (name, input_key), found in stage_run.inputs.items()},
             "external": stage.identity(context.config),
         },
         config=stage.settings(context.config),
@@ -282,7 +282,7 @@ def _run(
     logger.info("%s: starting", stage.name)
     try:
         with translated(), storage.explained(stage.name):
-            outcome = stage.run(StageRun(context, inputs, expected))
+            outcome = stage.run(stage_run)
     except GateError as error:
         refused = {"refused": str(error), **error.details}
         context.manifests.write(replace(manifest, state="refused", outputs=refused))

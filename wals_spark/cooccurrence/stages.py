@@ -52,58 +52,54 @@ class CooccurrenceStage(Stage):
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Count the batch exactly and write its cells and marginals."""
-        return _run(stage_run)
+        from wals_spark.cooccurrence import counting
+        from wals_spark.cooccurrence.plan import blocks_by_rank, make_plan
+        from wals_spark.cooccurrence.semantics import semantics_of
 
-
-def _run(stage_run: StageRun) -> Outcome:
-    from wals_spark.cooccurrence import counting
-    from wals_spark.cooccurrence.plan import blocks_by_rank, make_plan
-    from wals_spark.cooccurrence.semantics import semantics_of
-
-    context = stage_run.context
-    config = context.config
-    settings = config.cooccurrence
-    encoded = stage_run.outputs(VocabularyOutputs)
-    vocabulary = read_vocabulary(context.tables)
-    semantics = semantics_of(settings, config.seed)
-    semantics.check_head_room(int(vocabulary.counts.max(initial=0)))
-    # As the table is now: it may have grown at its end since the batch was encoded.
-    counted: CountedVocabulary = {
-        "vocabulary_hash": vocabulary_hash(vocabulary.tokens),
-        "vocabulary_size": len(vocabulary.tokens),
-    }
-    refuse_other_meaning(context, semantics.facts(), counted, vocabulary)
-    spark = context.spark
-    plan = make_plan(
-        list_shards(encoded["encoded"]),
-        vocabulary.counts,
-        semantics,
-        slots=spark.sparkContext.defaultParallelism,
-        memory=settings.memory_per_task,
-        blocks=settings.blocks,
-    )
-    if not plan.tasks:
-        raise InputError(f"batch {config.corpus.batch_id!r} has no tokens to count")
-    where = {"batch_id": config.corpus.batch_id}
-    with (
-        context.scratch(f"cooccurrence.{config.corpus.batch_id}") as scratch,
-        _progress(scratch, plan, encoded.get("text_bytes")),
-    ):
-        job = counting.CountingJob(
+        context = stage_run.context
+        config = context.config
+        settings = config.cooccurrence
+        encoded = stage_run.outputs(VocabularyOutputs)
+        vocabulary = read_vocabulary(context.tables)
+        semantics = semantics_of(settings, config.seed)
+        semantics.check_head_room(int(vocabulary.counts.max(initial=0)))
+        # As the table is now: it may have grown at its end since the batch was encoded.
+        counted: CountedVocabulary = {
+            "vocabulary_hash": vocabulary_hash(vocabulary.tokens),
+            "vocabulary_size": len(vocabulary.tokens),
+        }
+        refuse_other_meaning(context, semantics.facts(), counted, vocabulary)
+        spark = context.spark
+        plan = make_plan(
+            list_shards(encoded["encoded"]),
+            vocabulary.counts,
             semantics,
-            blocks_by_rank(vocabulary.counts, plan.blocks),
-            settings.memory_per_task,
-            scratch,
-            vocabulary.counts if semantics.subsample is not None else None,
+            slots=spark.sparkContext.defaultParallelism,
+            memory=settings.memory_per_task,
+            blocks=settings.blocks,
         )
-        if plan.direct:
-            _count_directly(context, job, plan, where)
-        else:
-            _count_shuffled(context, job, plan, where)
-        blocks, row_units, col_units = counting.collect_facts(job, plan.blocks)
-    _write_marginals(context, row_units, col_units, where)
-    outputs = _outputs(context, semantics, counted, plan, blocks, row_units, where)
-    return Outcome(outputs, _metrics(outputs), _lines(outputs))
+        if not plan.tasks:
+            raise InputError(f"batch {config.corpus.batch_id!r} has no tokens to count")
+        where = {"batch_id": config.corpus.batch_id}
+        with (
+            context.scratch(f"cooccurrence.{config.corpus.batch_id}") as scratch,
+            _progress(scratch, plan, encoded.get("text_bytes")),
+        ):
+            job = counting.CountingJob(
+                semantics,
+                blocks_by_rank(vocabulary.counts, plan.blocks),
+                settings.memory_per_task,
+                scratch,
+                vocabulary.counts if semantics.subsample is not None else None,
+            )
+            if plan.direct:
+                _count_directly(context, job, plan, where)
+            else:
+                _count_shuffled(context, job, plan, where)
+            blocks, row_units, col_units = counting.collect_facts(job, plan.blocks)
+        _write_marginals(context, row_units, col_units, where)
+        outputs = _outputs(context, semantics, counted, plan, blocks, row_units, where)
+        return Outcome(outputs, _metrics(outputs), _lines(outputs))
 
 
 def _count_directly(context: Context, job: CountingJob, plan: CountingPlan, where: dict[str, str]) -> None:

@@ -21,7 +21,8 @@ from wals_spark.evaluate.number_format import (
     format_estimate,
     verdict,
 )
-from wals_spark.factors.stages import NEIGHBOURS_FILE, read_tokens
+from wals_spark.factors.stages import NEIGHBOURS_FILE
+from wals_spark.factors.store import read_tokens
 from wals_spark.mlm.statistics import Clusters, Interval
 from wals_spark.pipeline import run_stages
 from wals_spark.stage import Context

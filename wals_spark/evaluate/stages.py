@@ -47,7 +47,32 @@ class EvaluateStage(Stage):
 
     def check(self, config: Config) -> None:
         """Raise where a file cannot be read, or two checkpoints cannot be compared on held-out text."""
-        _check(config)
+        for path in config.evaluate.similarity:
+            read_pairs(path)
+        for path in config.evaluate.analogies:
+            read_questions(path)
+        if not compares_models(config):
+            return
+        reserved = {BEFORE, AFTER} & set(config.evaluate.checkpoints)
+        if reserved:
+            raise ConfigError(
+                f"evaluate.checkpoints: {', '.join(sorted(reserved))} is the name of an arm; take another"
+            )
+        for name, path in config.evaluate.checkpoints.items():
+            if path.startswith((".", "/", "~")) and not storage.exists(path):
+                raise InputError(f"evaluate.checkpoints.{name}: there is no checkpoint at {path}")
+        if config.vocabulary.kind != "tokenizer" or config.vocabulary.tokenizer is None:
+            raise ConfigError(
+                f"evaluate.masked_lm needs vocabulary.kind: tokenizer and vocabulary.tokenizer, found kind "
+                f"{config.vocabulary.kind!r}: masks are made with the tokenizer that was counted with; "
+                "or set evaluate.masked_lm to false"
+            )
+        if config.corpus.held_out_fraction == 0:
+            raise ConfigError(
+                "evaluate.masked_lm needs documents that were not counted, but corpus.held_out_fraction is 0; "
+                "set it to 0.02, or set evaluate.masked_lm to false"
+            )
+        special_ids(load_tokenizer(config.vocabulary.tokenizer))
 
     def identity(self, config: Config) -> Any:
         """Hashes of the rated files, and files of the further checkpoints."""
@@ -68,57 +93,26 @@ class EvaluateStage(Stage):
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Measure, write the report, and refuse a clear regression where ``evaluate.gate`` asks for it."""
-        return _run(stage_run, self.label(stage_run.context.config))
-
-
-def _check(config: Config) -> None:
-    for path in config.evaluate.similarity:
-        read_pairs(path)
-    for path in config.evaluate.analogies:
-        read_questions(path)
-    if not compares_models(config):
-        return
-    reserved = {BEFORE, AFTER} & set(config.evaluate.checkpoints)
-    if reserved:
-        raise ConfigError(f"evaluate.checkpoints: {', '.join(sorted(reserved))} is the name of an arm; take another")
-    for name, path in config.evaluate.checkpoints.items():
-        if path.startswith((".", "/", "~")) and not storage.exists(path):
-            raise InputError(f"evaluate.checkpoints.{name}: there is no checkpoint at {path}")
-    if config.vocabulary.kind != "tokenizer" or config.vocabulary.tokenizer is None:
-        raise ConfigError(
-            f"evaluate.masked_lm needs vocabulary.kind: tokenizer and vocabulary.tokenizer, found kind "
-            f"{config.vocabulary.kind!r}: masks are made with the tokenizer that was counted with; "
-            "or set evaluate.masked_lm to false"
-        )
-    if config.corpus.held_out_fraction == 0:
-        raise ConfigError(
-            "evaluate.masked_lm needs documents that were not counted, but corpus.held_out_fraction is 0; "
-            "set it to 0.02, or set evaluate.masked_lm to false"
-        )
-    special_ids(load_tokenizer(config.vocabulary.tokenizer))
-
-
-def _run(stage_run: StageRun, label: str) -> Outcome:
-    context = stage_run.context
-    config = context.config
-    vectors = read_vectors(context.tables, config.run_id, config.evaluate.combine)
-    controls = make_controls(context, stage_run.outputs(TrainOutputs), vectors)
-    scores = score_files(config, vectors, controls)
-    injected = stage_run.outputs(InjectOutputs)["directory"] if compares_models(config) else None
-    masked = compare_models(context, vectors.counts, injected) if injected else None
-    data = report_data(stage_run, vectors, scores, masked)
-    name = "report.html" if config.inject.mode == "none" else f"report-{config.inject.mode}.html"
-    path = context.run.path(name)
-    storage.write_bytes(path, render_report(data).encode())
-    metrics = [*vector_metrics(scores), *(masked_metrics(masked) if masked else [])]
-    summary = summary_lines(scores, masked)
-    worse = regressions(masked, config.evaluate.gate_margin) if masked and config.evaluate.gate else []
-    if worse:
-        write_metrics(context, label, metrics)
-        raise GateError(
-            f"evaluate: {injected} is worse than {config.inject.checkpoint}: {'; '.join(worse)}. "
-            f"Figures: {path}. Set evaluate.gate_margin to what is acceptable, or evaluate.gate to false",
-            details={"regressions": worse, "report": path},
-        )
-    outputs: EvaluateOutputs = {"paths": [path], "report": path, "summary": summary}
-    return Outcome(outputs, metrics, [*summary, f"report: {path}"])
+        context = stage_run.context
+        config = context.config
+        vectors = read_vectors(context.tables, config.run_id, config.evaluate.combine)
+        controls = make_controls(context, stage_run.outputs(TrainOutputs), vectors)
+        scores = score_files(config, vectors, controls)
+        injected = stage_run.outputs(InjectOutputs)["directory"] if compares_models(config) else None
+        masked = compare_models(context, vectors.counts, injected) if injected else None
+        data = report_data(stage_run, vectors, scores, masked)
+        name = "report.html" if config.inject.mode == "none" else f"report-{config.inject.mode}.html"
+        path = context.run.path(name)
+        storage.write_bytes(path, render_report(data).encode())
+        metrics = [*vector_metrics(scores), *(masked_metrics(masked) if masked else [])]
+        summary = summary_lines(scores, masked)
+        worse = regressions(masked, config.evaluate.gate_margin) if masked and config.evaluate.gate else []
+        if worse:
+            write_metrics(context, self.label(config), metrics)
+            raise GateError(
+                f"evaluate: {injected} is worse than {config.inject.checkpoint}: {'; '.join(worse)}. "
+                f"Figures: {path}. Set evaluate.gate_margin to what is acceptable, or evaluate.gate to false",
+                details={"regressions": worse, "report": path},
+            )
+        outputs: EvaluateOutputs = {"paths": [path], "report": path, "summary": summary}
+        return Outcome(outputs, metrics, [*summary, f"report: {path}"])

@@ -7,21 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark import schemas, storage
+from wals_spark import storage
 from wals_spark.config import Config
 from wals_spark.errors import InputError
 from wals_spark.factors.export import export_vectors, sha256
 from wals_spark.factors.neighbours import nearest_neighbours
-from wals_spark.factors.store import read_vectors
+from wals_spark.factors.query_tokens import middle_tokens, query_ids
+from wals_spark.factors.store import read_tokens, read_vectors
 from wals_spark.factors.top_k import top_k
 from wals_spark.factors.words import WordLookup, readable
 from wals_spark.runs import ManifestStore
-from wals_spark.stage import Context, Outcome, Stage, StageRun
+from wals_spark.stage import Outcome, Stage, StageRun
 from wals_spark.stage_outputs import ExportOutputs, NeighboursOutputs, TrainOutputs, outputs_of
-from wals_spark.tables import TableStore
 
 NEIGHBOURS_FILE = "neighbours.json"
-SHOWN_BY_DEFAULT = 10
 
 
 class ExportStage(Stage):
@@ -47,7 +46,34 @@ class ExportStage(Stage):
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Write the factors in every format that is named."""
-        return _run_export(stage_run)
+        context = stage_run.context
+        section = context.config.export
+        vectors = read_vectors(context.tables, context.config.run_id, section.combine)
+        train = stage_run.input("train")
+        metadata = {
+            "format": "wals_spark factors",
+            "run_id": context.config.run_id,
+            "combine": section.combine,
+            "vocabulary_hash": str(outputs_of(train, TrainOutputs).get("vocabulary_hash", "")),
+            "train_fingerprint": train.fingerprint,
+        }
+        directory = context.run.path("export")
+        paths = export_vectors(
+            directory,
+            f"vectors-{section.combine}",
+            vectors,
+            section.formats,
+            min_count=section.min_count,
+            white_space=section.white_space,
+            metadata=metadata,
+        )
+        digests = {path.rpartition("/")[2]: sha256(path) for path in paths}
+        rows, k = vectors.matrix.shape
+        outputs: ExportOutputs = {"paths": paths, "rows": rows, "k": k, "sha256": digests}
+        return Outcome(
+            outputs,
+            lines=[f"{rows:,} vectors of {k} as {', '.join(sorted(digests))} in {directory}"],
+        )
 
 
 class NeighboursStage(Stage):
@@ -66,123 +92,37 @@ class NeighboursStage(Stage):
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Write the neighbours of every query token to a file of the run."""
-        return _run_neighbours(stage_run.context)
-
-
-def _run_export(stage_run: StageRun) -> Outcome:
-    context = stage_run.context
-    section = context.config.export
-    vectors = read_vectors(context.tables, context.config.run_id, section.combine)
-    train = stage_run.input("train")
-    metadata = {
-        "format": "wals_spark factors",
-        "run_id": context.config.run_id,
-        "combine": section.combine,
-        "vocabulary_hash": str(outputs_of(train, TrainOutputs).get("vocabulary_hash", "")),
-        "train_fingerprint": train.fingerprint,
-    }
-    directory = context.run.path("export")
-    paths = export_vectors(
-        directory,
-        f"vectors-{section.combine}",
-        vectors,
-        section.formats,
-        min_count=section.min_count,
-        white_space=section.white_space,
-        metadata=metadata,
-    )
-    digests = {path.rpartition("/")[2]: sha256(path) for path in paths}
-    rows, k = vectors.matrix.shape
-    outputs: ExportOutputs = {"paths": paths, "rows": rows, "k": k, "sha256": digests}
-    return Outcome(
-        outputs,
-        lines=[f"{rows:,} vectors of {k} as {', '.join(sorted(digests))} in {directory}"],
-    )
-
-
-def read_tokens(tables: TableStore, run_id: str) -> tuple[list[str], np.ndarray]:
-    """Token strings and counts by id, without the vectors: about 60 bytes per token on the driver."""
-    parts = []
-    for data_file in tables.files(schemas.FACTORS, {"run_id": run_id}):
-        if data_file.values.get("side") == "row":
-            parts.append(data_file.read(["token_id", "token", "count"]))
-    if not parts:
-        raise InputError(f"run {run_id!r} has no factors in {tables.warehouse}; run `wals-spark train` first")
-    ids = np.concatenate([part["token_id"].to_numpy() for part in parts])
-    order = np.argsort(ids, kind="stable")
-    tokens = [token for part in parts for token in part["token"].to_pylist()]
-    counts = np.concatenate([part["count"].to_numpy() for part in parts])
-    return [tokens[i] for i in order], counts[order]
-
-
-def middle_tokens(tokens: Sequence[str], counts: np.ndarray, min_count: int) -> list[int]:
-    """Ten ids at even steps of log frequency rank, from the 1 % most frequent words to the 30 %.
-
-    Words of four letters or more in lower case come into question; any token where there are too few.
-    """
-    index = WordLookup(tokens)
-    order = np.argsort(-counts, kind="stable")
-    seen = [int(i) for i in order if counts[i] >= max(1, min_count)]
-    words = [i for i in seen if _is_plain_word(index, tokens[i])]
-    pool = words if len(words) >= SHOWN_BY_DEFAULT else seen
-    if not pool:
-        return []
-    low, high = max(1.0, 0.01 * len(pool)), max(1.0, 0.3 * len(pool))
-    ranks = np.unique(np.geomspace(low, high, SHOWN_BY_DEFAULT).astype(np.int64) - 1)
-    return [pool[rank] for rank in ranks]
-
-
-def _is_plain_word(index: WordLookup, token: str) -> bool:
-    shown = readable(token, index.style)
-    return index.starts_word(token) and len(shown) >= 4 and shown.isalpha() and shown == shown.lower()
-
-
-def _query_ids(index: WordLookup, wanted: Sequence[str]) -> list[int]:
-    found = []
-    for word in wanted:
-        number = index.token(word) if index.style == "words" else None
-        number = index.find(word) if number is None else number
-        number = index.token(word) if number is None else number
-        if number is None:
-            raise InputError(
-                f"neighbours.tokens: {word!r} is not among the tokens of this vocabulary; "
-                "give a whole word of it, or an exact token string"
+        context = stage_run.context
+        section, run_id = context.config.neighbours, context.config.run_id
+        tokens, counts = read_tokens(context.tables, run_id)
+        index = WordLookup(tokens)
+        wanted = query_ids(index, section.tokens) or middle_tokens(tokens, counts, section.min_count)
+        queries = np.asarray(wanted, np.int64)
+        if len(tokens) <= section.driver_vectors:
+            matrix = read_vectors(context.tables, run_id, section.combine).matrix
+            allowed = counts >= section.min_count
+            ids, cosine = top_k(matrix[queries], matrix, section.count, cosine=True, allowed=allowed, exclude=queries)
+        else:
+            ids, cosine = nearest_neighbours(
+                context.tables, run_id, section.combine, queries, section.count, min_count=section.min_count
             )
-        found.append(number)
-    return found
 
+        def entry(token_id: int) -> dict[str, Any]:
+            token = tokens[token_id]
+            shown = readable(token, index.style)
+            return {"token_id": token_id, "token": token, "shown": shown, "count": int(counts[token_id])}
 
-def _run_neighbours(context: Context) -> Outcome:
-    section, run_id = context.config.neighbours, context.config.run_id
-    tokens, counts = read_tokens(context.tables, run_id)
-    index = WordLookup(tokens)
-    wanted = _query_ids(index, section.tokens) or middle_tokens(tokens, counts, section.min_count)
-    queries = np.asarray(wanted, np.int64)
-    if len(tokens) <= section.driver_vectors:
-        matrix = read_vectors(context.tables, run_id, section.combine).matrix
-        allowed = counts >= section.min_count
-        ids, cosine = top_k(matrix[queries], matrix, section.count, cosine=True, allowed=allowed, exclude=queries)
-    else:
-        ids, cosine = nearest_neighbours(
-            context.tables, run_id, section.combine, queries, section.count, min_count=section.min_count
-        )
-
-    def entry(token_id: int) -> dict[str, Any]:
-        token = tokens[token_id]
-        shown = readable(token, index.style)
-        return {"token_id": token_id, "token": token, "shown": shown, "count": int(counts[token_id])}
-
-    lists = [
-        {
-            **entry(int(query)),
-            "neighbours": [
-                {**entry(int(i)), "cosine": round(float(c), 6)} for i, c in zip(row, values, strict=True) if i >= 0
-            ],
-        }
-        for query, row, values in zip(queries, ids, cosine, strict=True)
-    ]
-    path = context.run.path(NEIGHBOURS_FILE)
-    storage.write_json(path, {"run_id": run_id, "combine": section.combine, "style": index.style, "lists": lists})
-    lines = [f"{item['shown']}: {', '.join(n['shown'] for n in item['neighbours'])}" for item in lists]
-    outputs: NeighboursOutputs = {"paths": [path], "queries": len(lists)}
-    return Outcome(outputs, lines=lines)
+        lists = [
+            {
+                **entry(int(query)),
+                "neighbours": [
+                    {**entry(int(i)), "cosine": round(float(c), 6)} for i, c in zip(row, values, strict=True) if i >= 0
+                ],
+            }
+            for query, row, values in zip(queries, ids, cosine, strict=True)
+        ]
+        path = context.run.path(NEIGHBOURS_FILE)
+        storage.write_json(path, {"run_id": run_id, "combine": section.combine, "style": index.style, "lists": lists})
+        lines = [f"{item['shown']}: {', '.join(n['shown'] for n in item['neighbours'])}" for item in lists]
+        outputs: NeighboursOutputs = {"paths": [path], "queries": len(lists)}
+        return Outcome(outputs, lines=lines)

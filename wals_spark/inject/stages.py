@@ -99,11 +99,70 @@ class InjectStage(_StageOfInjection):
 
     def check(self, config: Config) -> None:
         """Raise where the checkpoint, its tokenizer and the keys of ``inject`` do not fit each other."""
-        _check(config)
+        source = checkpoint_source(config)
+        if config.vocabulary.kind != "tokenizer":
+            raise ConfigError(
+                "inject needs factors of a tokenizer's tokens, but vocabulary.kind is words: an embedding's rows are "
+                "of tokens. Set vocabulary.kind to tokenizer and vocabulary.tokenizer to the model's"
+            )
+        frequency.check_exposure(config.inject.exposure)
+        if config.inject.mode == "init":
+            rows = int(ckpt.read_config(ckpt.locate_checkpoint(source, weights=False)).get("vocab_size", 0))
+            tokenizer = init_tokenizer(config, source)
+        else:
+            opened = ckpt.open_checkpoint(source)
+            rows = opened.vocab_size
+            needs_head = "auto" in (config.inject.head_bias, config.inject.shift) or config.inject.head_bias != 0
+            needs_head = needs_head or config.inject.strengths == "text"
+            if needs_head and opened.head_bias is None:
+                raise InputError(
+                    f"inject.head_bias is {config.inject.head_bias}, shift {config.inject.shift}, strengths "
+                    f"{config.inject.strengths}, but {source} is a {opened.architecture} without a masked-LM head: set "
+                    "them to 0, 0 and fitted, or give the checkpoint with its head"
+                )
+            tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
+        ckpt.check_tokenizer(tokenizer, rows, source)
+        if config.inject.mode == "extend":
+            extended_tokenizer(config, tokenizer, source)
+        elif config.vocabulary.tokenizer is not None and config.inject.mode != "init":
+            check_same_vocabulary(
+                load_tokenizer(config.vocabulary.tokenizer).hash, tokenizer, config.vocabulary.tokenizer, source
+            )
+        atomic_directory.refuse_existing(output_directory(config), replace=_may_replace(config))
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Write the injected checkpoint."""
-        return _run(stage_run)
+        context = stage_run.context
+        config = context.config
+        described: dict[str, Any] = {
+            "mode": config.inject.mode,
+            "parameters": {"seed": config.seed, **config.inject.result_keys()},
+            "factors": None,
+            "run": {"run_id": config.run_id, "stage": config.injection, "fingerprint": stage_run.fingerprint},
+        }
+        if config.inject.mode == "trim":
+            base, change, factors = prepare_edit(config, _counted(context))
+        else:
+            train = stage_run.input("train")
+            vectors = read_vectors(context.tables, config.run_id, config.inject.combine)
+            found, recorded = vocabulary_hash(vectors.tokens), outputs_of(train, TrainOutputs).get("vocabulary_hash")
+            if found != recorded:
+                raise InputError(
+                    f"the factors of run {config.run_id!r} have tokens of the hash {found}, the train manifest says "
+                    f"{recorded}: run `wals-spark train --force`"
+                )
+            base, change, factors = prepare_edit(config, vectors, _text(stage_run), _sums(context, len(vectors.tokens)))
+            described["factors"] = {
+                "run_id": config.run_id,
+                "train_fingerprint": train.fingerprint,
+                "vocabulary_hash": found,
+                "k": int(vectors.matrix.shape[1]),
+                "combine": config.inject.combine,
+            }
+        output = output_directory(config)
+        with atomic_directory.staged_directory(output, replace=_may_replace(config)) as staging:
+            manifest = artifact.write_artifact(staging, base, change, factors, described)
+        return _outcome(output, manifest, change)
 
 
 class VerifyStage(_StageOfInjection):
@@ -124,7 +183,31 @@ class VerifyStage(_StageOfInjection):
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Check the injected checkpoint against the one before."""
-        return _run_verify(stage_run)
+        config = stage_run.context.config
+        directory = stage_run.outputs(InjectOutputs)["directory"]
+        with _local(directory) as local:
+            report = verify_checkpoint(local, checkpoint_source(config))
+        for line in report.lines():
+            logger.info("verify: %s", line)
+        if not report.passed:
+            raise GateError(
+                f"verify: {directory} failed {len(report.failures)} of {len(report.checks)} checks: "
+                f"{'; '.join(report.failures)}. Make it again with `wals-spark inject --force`",
+                details={"failures": report.failures},
+            )
+        outputs: VerifyOutputs = {
+            "directory": directory,
+            "checks": {check.name: check.detail for check in report.checks},
+            "rows_changed": report.facts["rows_changed"],
+            "displacement": report.facts["displacement"],
+        }
+        if "suspicious_rows" in report.facts:
+            outputs["suspicious_rows"] = report.facts["suspicious_rows"]
+        return Outcome(
+            outputs,
+            [Metric("checks_passed", len(report.checks)), Metric("rows_changed", outputs["rows_changed"])],
+            [f"all {len(report.checks)} checks passed, {outputs['rows_changed']:,} rows changed: {directory}"],
+        )
 
 
 def output_directory(config: Config) -> str:
@@ -132,39 +215,6 @@ def output_directory(config: Config) -> str:
     if config.inject.output is not None:
         return storage.absolute(config.inject.output)
     return Run(storage.absolute(config.warehouse), config.run_id).path(f"model-{config.inject.mode}")
-
-
-def _check(config: Config) -> None:
-    source = checkpoint_source(config)
-    if config.vocabulary.kind != "tokenizer":
-        raise ConfigError(
-            "inject needs factors of a tokenizer's tokens, but vocabulary.kind is words: an embedding's rows are of "
-            "tokens. Set vocabulary.kind to tokenizer and vocabulary.tokenizer to the model's"
-        )
-    frequency.check_exposure(config.inject.exposure)
-    if config.inject.mode == "init":
-        rows = int(ckpt.read_config(ckpt.locate_checkpoint(source, weights=False)).get("vocab_size", 0))
-        tokenizer = init_tokenizer(config, source)
-    else:
-        opened = ckpt.open_checkpoint(source)
-        rows = opened.vocab_size
-        needs_head = "auto" in (config.inject.head_bias, config.inject.shift) or config.inject.head_bias != 0
-        needs_head = needs_head or config.inject.strengths == "text"
-        if needs_head and opened.head_bias is None:
-            raise InputError(
-                f"inject.head_bias is {config.inject.head_bias}, shift {config.inject.shift}, strengths "
-                f"{config.inject.strengths}, but {source} is a {opened.architecture} without a masked-LM head: set "
-                "them to 0, 0 and fitted, or give the checkpoint with its head"
-            )
-        tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
-    ckpt.check_tokenizer(tokenizer, rows, source)
-    if config.inject.mode == "extend":
-        extended_tokenizer(config, tokenizer, source)
-    elif config.vocabulary.tokenizer is not None and config.inject.mode != "init":
-        check_same_vocabulary(
-            load_tokenizer(config.vocabulary.tokenizer).hash, tokenizer, config.vocabulary.tokenizer, source
-        )
-    atomic_directory.refuse_existing(output_directory(config), replace=_may_replace(config))
 
 
 def _may_replace(config: Config) -> bool:
@@ -181,40 +231,6 @@ def _may_replace(config: Config) -> bool:
             made.get("run", {}).get("run_id") == config.run_id and made.get("run", {}).get("stage") == config.injection
         )
     return False
-
-
-def _run(stage_run: StageRun) -> Outcome:
-    context = stage_run.context
-    config = context.config
-    described: dict[str, Any] = {
-        "mode": config.inject.mode,
-        "parameters": {"seed": config.seed, **config.inject.result_keys()},
-        "factors": None,
-        "run": {"run_id": config.run_id, "stage": config.injection, "fingerprint": stage_run.fingerprint},
-    }
-    if config.inject.mode == "trim":
-        base, change, factors = prepare_edit(config, _counted(context))
-    else:
-        train = stage_run.input("train")
-        vectors = read_vectors(context.tables, config.run_id, config.inject.combine)
-        found, recorded = vocabulary_hash(vectors.tokens), outputs_of(train, TrainOutputs).get("vocabulary_hash")
-        if found != recorded:
-            raise InputError(
-                f"the factors of run {config.run_id!r} have tokens of the hash {found}, the train manifest says "
-                f"{recorded}: run `wals-spark train --force`"
-            )
-        base, change, factors = prepare_edit(config, vectors, _text(stage_run), _sums(context, len(vectors.tokens)))
-        described["factors"] = {
-            "run_id": config.run_id,
-            "train_fingerprint": train.fingerprint,
-            "vocabulary_hash": found,
-            "k": int(vectors.matrix.shape[1]),
-            "combine": config.inject.combine,
-        }
-    output = output_directory(config)
-    with atomic_directory.staged_directory(output, replace=_may_replace(config)) as staging:
-        manifest = artifact.write_artifact(staging, base, change, factors, described)
-    return _outcome(output, manifest, change)
 
 
 def _sums(context: Context, rows: int) -> FoldSums | None:
@@ -310,31 +326,3 @@ def _local(directory: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="wals-spark-") as name:
         pafs.copy_files(path, name, source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
         yield Path(name)
-
-
-def _run_verify(stage_run: StageRun) -> Outcome:
-    config = stage_run.context.config
-    directory = stage_run.outputs(InjectOutputs)["directory"]
-    with _local(directory) as local:
-        report = verify_checkpoint(local, checkpoint_source(config))
-    for line in report.lines():
-        logger.info("verify: %s", line)
-    if not report.passed:
-        raise GateError(
-            f"verify: {directory} failed {len(report.failures)} of {len(report.checks)} checks: "
-            f"{'; '.join(report.failures)}. Make it again with `wals-spark inject --force`",
-            details={"failures": report.failures},
-        )
-    outputs: VerifyOutputs = {
-        "directory": directory,
-        "checks": {check.name: check.detail for check in report.checks},
-        "rows_changed": report.facts["rows_changed"],
-        "displacement": report.facts["displacement"],
-    }
-    if "suspicious_rows" in report.facts:
-        outputs["suspicious_rows"] = report.facts["suspicious_rows"]
-    return Outcome(
-        outputs,
-        [Metric("checks_passed", len(report.checks)), Metric("rows_changed", outputs["rows_changed"])],
-        [f"all {len(report.checks)} checks passed, {outputs['rows_changed']:,} rows changed: {directory}"],
-    )

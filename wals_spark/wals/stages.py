@@ -68,7 +68,47 @@ class TrainStage(Stage):
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Factorise the counts and write the factors."""
-        return _run(stage_run)
+        from wals_spark.cluster.preflight import preflight
+        from wals_spark.wals.engine.driver import train
+        from wals_spark.wals.engine.task import check_shape
+
+        context = stage_run.context
+        config = context.config.train
+        counts = agreed_facts(stage_run.inputs_of("cooccurrence"), read_vocabulary(context.tables))
+        size = counts.vocabulary_size
+        check_shape(config.k, (size, size))
+        batches = [manifest.key for manifest in stage_run.inputs_of("cooccurrence")]
+        matrix, cells = _matrix(context, batches, counts)
+        placement = preflight(context.spark, workers=config.workers, device=config.device)
+        task = _fit_memory(_rank_task(stage_run, matrix, size, placement.device), cells, placement)
+        logger.info(
+            "train: %s, %d x %d, about %s cells of %d batches, k=%d, %d ranks on %s",
+            config.objective, size, size, f"{cells:,}", len(batches), config.k, placement.ranks, placement.device,
+        )  # fmt: skip
+        result = train(context.spark, task, placement)
+        where = {"run_id": context.config.run_id}
+        context.tables.replace(schemas.FACTORS, factors_frame(context, result, size), where)
+        storage.remove(task.result)
+        outputs: TrainOutputs = {
+            "k": config.k,
+            "objective": task.objective.to_dict(),
+            "batches": batches,
+            "vocabulary_hash": counts.vocabulary_hash,
+            "vocabulary_size": size,
+            "sweeps": result["half_sweeps"] / 2,
+            "converged": result["converged"],
+            "loss": result["losses"][-1],
+            "nnz": result["nnz"],
+            "empty_rows": result["empty_rows"],
+            "empty_cols": result["empty_cols"],
+            "singular_values": result["singular_values"],
+            "ranks": result["ranks"],
+            "seconds": result["seconds"],
+            "exchange": result["exchange"],
+            "matrix": result["matrix"],
+            "tables": context.table_output(schemas.FACTORS, where),
+        }
+        return Outcome(outputs, _metrics(result), _lines(result, config.k))
 
 
 def cells_identity(config: Config) -> Any:
@@ -81,50 +121,6 @@ def cells_identity(config: Config) -> Any:
             raise ConfigError(f"train.cells: there is no file at {path}; expected Parquet files")
         found.append([path, info.size, info.mtime_ns])
     return found
-
-
-def _run(stage_run: StageRun) -> Outcome:
-    from wals_spark.cluster.preflight import preflight
-    from wals_spark.wals.engine.driver import train
-    from wals_spark.wals.engine.task import check_shape
-
-    context = stage_run.context
-    config = context.config.train
-    counts = agreed_facts(stage_run.inputs_of("cooccurrence"), read_vocabulary(context.tables))
-    size = counts.vocabulary_size
-    check_shape(config.k, (size, size))
-    batches = [manifest.key for manifest in stage_run.inputs_of("cooccurrence")]
-    matrix, cells = _matrix(context, batches, counts)
-    placement = preflight(context.spark, workers=config.workers, device=config.device)
-    task = _fit_memory(_rank_task(stage_run, matrix, size, placement.device), cells, placement)
-    logger.info(
-        "train: %s, %d x %d, about %s cells of %d batches, k=%d, %d ranks on %s",
-        config.objective, size, size, f"{cells:,}", len(batches), config.k, placement.ranks, placement.device,
-    )  # fmt: skip
-    result = train(context.spark, task, placement)
-    where = {"run_id": context.config.run_id}
-    context.tables.replace(schemas.FACTORS, factors_frame(context, result, size), where)
-    storage.remove(task.result)
-    outputs: TrainOutputs = {
-        "k": config.k,
-        "objective": task.objective.to_dict(),
-        "batches": batches,
-        "vocabulary_hash": counts.vocabulary_hash,
-        "vocabulary_size": size,
-        "sweeps": result["half_sweeps"] / 2,
-        "converged": result["converged"],
-        "loss": result["losses"][-1],
-        "nnz": result["nnz"],
-        "empty_rows": result["empty_rows"],
-        "empty_cols": result["empty_cols"],
-        "singular_values": result["singular_values"],
-        "ranks": result["ranks"],
-        "seconds": result["seconds"],
-        "exchange": result["exchange"],
-        "matrix": result["matrix"],
-        "tables": context.table_output(schemas.FACTORS, where),
-    }
-    return Outcome(outputs, _metrics(result), _lines(result, config.k))
 
 
 def _matrix(context: Context, batches: Sequence[str], counts: CountFacts) -> tuple[dict[str, Any], int]:

@@ -7,7 +7,8 @@ import pytest
 from wals_spark import schemas, storage
 from wals_spark.errors import InputError
 from wals_spark.factors.neighbours import nearest_neighbours
-from wals_spark.factors.stages import ExportStage, NeighboursStage, middle_tokens
+from wals_spark.factors.query_tokens import middle_tokens
+from wals_spark.factors.stages import ExportStage, NeighboursStage
 from wals_spark.factors.store import combine
 from wals_spark.factors.top_k import top_k
 from wals_spark.runs import Manifest
