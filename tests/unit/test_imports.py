@@ -46,6 +46,17 @@ PARTS = {
         {"explain", "batches", "count_matrix"},
         {"stages"},
     ],
+    "token_shards": [{"layout"}, {"local_ids", "writer"}, {"reader"}],
+    "matrix": [{"array_file", "coo", "kernels", "list_column", "placement", "scipy_matrix"}, {"csr"}],
+    "corpus": [
+        {"document_batch", "shuffle", "source", "utf8", "word_rules"},
+        {"byte_strings", "clean", "duplicate_ids", "read", "sentences", "token_counter", "versions"},
+        {"words", "writing"},
+        {"boilerplate", "byte_level_bpe", "minhash", "vocabulary"},
+        {"duplicate_texts", "subword_encoder"},
+        {"documents", "encoding"},
+        {"stages"},
+    ],
     "objective": [
         {"keys", "marginals"},
         {"targets", "weights"},

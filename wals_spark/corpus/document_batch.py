@@ -101,7 +101,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 @dataclass(frozen=True)
-class EncodedDocuments:
+class TokenizedDocuments:
     """Documents as token ids, with the ends of their paragraphs and sentences as `token_shards` codes them.
 
     Attributes

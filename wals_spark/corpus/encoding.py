@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from wals_spark import storage, token_shards
 from wals_spark.config import Config, VocabularyConfig, fingerprint
 from wals_spark.corpus import versions
-from wals_spark.corpus.document_batch import DocumentBatch, EncodedDocuments
+from wals_spark.corpus.document_batch import DocumentBatch, TokenizedDocuments
 from wals_spark.corpus.shuffle import ShuffleRecord, pack_table, run_shuffle, unpack_table
 from wals_spark.corpus.subword_encoder import SubwordEncoder
 from wals_spark.corpus.token_counter import TokenCounter
@@ -213,7 +213,7 @@ def _encode_task(
     job: EncodingJob,
     task: int,
     counter: TokenCounter,
-    encode: Callable[[DocumentBatch], EncodedDocuments],
+    encode: Callable[[DocumentBatch], TokenizedDocuments],
     size: Callable[[], int],
 ) -> tuple[TokenShard, int]:
     """Write the shard of a task; returns it and the bytes of text read."""

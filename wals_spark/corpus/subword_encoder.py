@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, encodes_by_piece, is_byte_level
-from wals_spark.corpus.document_batch import DocumentBatch, EncodedDocuments, Ints, Longs
+from wals_spark.corpus.document_batch import DocumentBatch, Ints, Longs, TokenizedDocuments
 from wals_spark.corpus.sentences import punctuation_flags, sentence_ends
 from wals_spark.corpus.word_rules import SENTENCE_END
 from wals_spark.token_shards import SPECIAL
@@ -59,7 +59,7 @@ class SubwordEncoder:
         for index, added in self.tokenizer.get_added_tokens_decoder().items():
             self._bytes[index] = len(added.content.encode())
 
-    def encode(self, batch: DocumentBatch) -> EncodedDocuments:
+    def encode(self, batch: DocumentBatch) -> TokenizedDocuments:
         """Token ids of documents, with the ends of paragraphs and sentences."""
         if self._compared < COMPARED_CHARACTERS:
             self._compare(batch)
@@ -78,7 +78,7 @@ class SubwordEncoder:
                 [find_breaks(batch.text(index).decode(), span) for index, span in enumerate(spans)]
             )
         tokens[self._special[tokens]] = SPECIAL
-        return EncodedDocuments(tokens, offsets, breaks, break_offsets)
+        return TokenizedDocuments(tokens, offsets, breaks, break_offsets)
 
     def _compare(self, batch: DocumentBatch) -> None:
         """Encode the first documents both ways; where they differ, do without the quick one from then on."""
@@ -168,7 +168,7 @@ def _joined(parts: list[Ints]) -> tuple[Ints, Longs]:
 
 
 def find_breaks(text: str, spans: Longs) -> Ints:
-    """Where paragraphs and sentences end, as `encoded` codes it.
+    """Where paragraphs and sentences end, as `token_shards` codes it.
 
     Parameters
     ----------

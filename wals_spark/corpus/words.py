@@ -16,7 +16,7 @@ import numpy as np
 
 from wals_spark.compiled import compiled
 from wals_spark.corpus.byte_strings import FNV_PRIME, FULL, ByteStringDictionary, find_string
-from wals_spark.corpus.document_batch import Bytes, DocumentBatch, EncodedDocuments, Ints, Longs
+from wals_spark.corpus.document_batch import Bytes, DocumentBatch, Ints, Longs, TokenizedDocuments
 from wals_spark.corpus.sentences import CLOSER, FULL_STOP, NEWLINE, SPACE, TERMINATOR, punctuation_flags
 from wals_spark.corpus.utf8 import decode_utf8
 from wals_spark.corpus.word_rules import CASES, words_and_breaks
@@ -27,8 +27,8 @@ _CASED_BELOW = 0x20000
 _SIGMA = 0x03A3
 
 SEPARATOR, PLAIN, MAPPED, RULES = 0, 1, 2, 3
-"""What a code point is to the kernel: no part of a word; part of one as it is; what `map_bytes` says; not for the
-kernel, because its case depends on its neighbours."""
+"""Kinds of code points: no part of a word; part of one as it is; part of one as `CharacterTables.mapped` says; left to
+`word_rules`, because its case depends on its neighbours."""
 
 
 class CharacterTables(NamedTuple):
@@ -107,7 +107,7 @@ def character_tables(pattern: str, case: str) -> CharacterTables | None:
 
 
 class WordArrays(NamedTuple):
-    """What the kernel fills: see `EncodedDocuments`; longer than what is filled in the end.
+    """What the kernel fills: see `TokenizedDocuments`; longer than what is filled in the end.
 
     Attributes
     ----------
@@ -287,7 +287,7 @@ class WordEncoder(ByteStringDictionary):
         self.pattern, self.case = re.compile(pattern), case
         self.characters = character_tables(pattern, case)
 
-    def encode(self, batch: DocumentBatch) -> EncodedDocuments:
+    def encode(self, batch: DocumentBatch) -> TokenizedDocuments:
         """The words of documents as local ids; `batch` holds valid UTF-8."""
         documents = len(batch)
         capacity = int(batch.offsets[-1]) + 1
@@ -306,7 +306,7 @@ class WordEncoder(ByteStringDictionary):
             self._encode_by_rules(batch.text(document).decode(), document, out)
             document += 1
         filled, broken = int(out.ends[-1]), int(out.break_ends[-1])
-        return EncodedDocuments(out.tokens[:filled].copy(), out.ends, out.breaks[:broken].copy(), out.break_ends)
+        return TokenizedDocuments(out.tokens[:filled].copy(), out.ends, out.breaks[:broken].copy(), out.break_ends)
 
     def _encode_by_rules(self, text: str, document: int, out: WordArrays) -> None:
         """Fill in the words of a document that the kernel leaves to `word_rules`."""

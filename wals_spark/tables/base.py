@@ -69,7 +69,7 @@ class TableStore(ABC):
         self.session = session
 
     def path(self, table: Table) -> str:
-        """Where the table stands."""
+        """Directory of the table."""
         return storage.join(self.warehouse, table.name)
 
     @abstractmethod
