@@ -333,9 +333,9 @@ def test_targets_and_weights_of_a_table_are_fitted_as_given(tmp_path, make_task,
     value[-2], heavy[-2], heavy[-1] = 5.0, 4.0, 0.0
     table = pa.table({"row_id": row.astype(np.int32), "col_id": col.astype(np.int32), "m": value, "w": heavy})
     pq.write_table(table, tmp_path / "cells.parquet")
-    task = replace(
-        make_task(np.ones((12, 9), int), "ppmi"), objective=PRESETS["custom"], weight="w", value="m", signed=True, k=3,
-        files=(str(tmp_path / "cells.parquet"),), precision="float64", gauge_power=None,
+    task = make_task(
+        np.ones((12, 9), int), objective=PRESETS["custom"], weight="w", value="m", signed=True, k=3,
+        files=(str(tmp_path / "cells.parquet"),), precision="float64", canonical=False,
     )  # fmt: skip
     losses = run(task, GROUP)["losses"]
     factors = result_of(task)
@@ -348,14 +348,14 @@ def test_targets_and_weights_of_a_table_are_fitted_as_given(tmp_path, make_task,
 
 def test_given_columns_are_where_the_training_starts(make_task, result_of, counts, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("wals_spark.wals.engine.rank.VECTORS_AT_ONCE", 7)
-    first = make_task(counts, "explicit", name="first", gauge_power=None)
+    first = make_task(counts, "explicit", name="first", canonical=False)
     run(first, GROUP)
     columns = result_of(first)["col"]
     path = str(tmp_path / "columns.parquet")
     some = np.flatnonzero(np.arange(70) != 9)  # an empty column, which starts at zero in any case
     pq.write_table(pa.table({"id": some.astype(np.int64), "vector": list(columns[some])}), path)
-    second = make_task(counts, "explicit", name="second", gauge_power=None, initial=path, sweeps=5)
-    whole = make_task(counts, "explicit", name="whole", gauge_power=None, sweeps=9)
+    second = make_task(counts, "explicit", name="second", canonical=False, initial=path, sweeps=5)
+    whole = make_task(counts, "explicit", name="whole", canonical=False, sweeps=9)
     assert run(second, GROUP)["losses"] == pytest.approx(run(whole, GROUP)["losses"][8:], rel=1e-5)
 
 
