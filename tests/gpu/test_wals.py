@@ -23,7 +23,7 @@ from wals_spark.config import TrainConfig  # noqa: E402
 from wals_spark.errors import InputError  # noqa: E402
 from wals_spark.matrix.coo import Coo  # noqa: E402
 from wals_spark.objective import PRESETS, Objective  # noqa: E402
-from wals_spark.wals.engine.factors import Coordinates  # noqa: E402
+from wals_spark.wals.engine.factors import FactorLayout  # noqa: E402
 from wals_spark.wals.engine.rank import run  # noqa: E402
 from wals_spark.wals.engine.task import RankTask  # noqa: E402
 from wals_spark.wals.partition.build import build_sides  # noqa: E402
@@ -62,16 +62,16 @@ def half_step(solver: Solver, counts: np.ndarray, objective: Objective, k: int) 
     row, col = build_sides(
         GROUP, cells, counts.shape, objective, symmetric=False, unit=1, k=k, dtype=np.dtype("float32")
     )
-    coordinates = Coordinates(k, objective.bias)
-    x = np.random.default_rng(1).standard_normal((col.size, coordinates.width)).astype(np.float32)
+    layout = FactorLayout(k, objective.bias)
+    x = np.random.default_rng(1).standard_normal((col.size, layout.width)).astype(np.float32)
     x[col.cell_counts == 0] = 0
-    z = coordinates.features(x)
-    own = np.zeros((len(row.ids), coordinates.width), np.float32)
+    z = layout.features(x)
+    own = np.zeros((len(row.ids), layout.width), np.float32)
     gramian = (z.T.astype(np.float64) * col.popularity) @ z
     system = System(
         FixedFactors(z, col.popularity, gramian, objective.rho),
-        coordinates.held(own),
-        coordinates.ridge(row.ridge[row.ids]),
+        layout.known(own),
+        layout.ridge(row.ridge[row.ids]),
     )
     solved, losses = solver.solve(next(iter(row.blocks)).rows, system)
     problem = oracle.dense_problem(objective, counts)

@@ -33,7 +33,7 @@ RECORDS_WAIT_S = 6.0
 
 @dataclass(frozen=True)
 class RankContext:
-    """What a rank knows of its place.
+    """The rank of a barrier task, and what Spark gave it.
 
     Attributes
     ----------
@@ -86,6 +86,11 @@ def run_barrier(
         For every rank.
     records : str
         An empty directory for the records of this attempt, reachable by all.
+
+    Returns
+    -------
+    list of str
+        One text per rank.
 
     Raises
     ------

@@ -129,7 +129,7 @@ def available_slots(spark: SparkSession, profile: Any, wanted: int) -> int:
 
 
 def _java_profile(spark: SparkSession, profile: Any) -> Any:
-    # The Java twin of a profile that was built before the session is made on first use.
+    # The Java counterpart of a profile that was built before the session is made on first use.
     from pyspark.resource import ExecutorResourceRequests, TaskResourceRequests
 
     jvm = spark.sparkContext._jvm

@@ -39,9 +39,9 @@ DELTA = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 DELTA_TUNING = {
-    # A table's log is read in so many tasks; 50 by default, for tables of millions of files.
+    # Tasks that read a table's log; 50 by default, for tables of millions of files.
     "spark.databricks.delta.snapshotPartitions": "2",
-    # VACUUM lists directories in so many tasks; by default in 10,000, which take two cores 48 s for an empty table.
+    # Tasks in which VACUUM lists directories; by default 10,000, which take two cores 48 s for an empty table.
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "64",
 }
 SHIPPED_WITH_SPARK = (

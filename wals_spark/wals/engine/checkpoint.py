@@ -5,7 +5,7 @@
     <directory>/half-00007/row-00000-000.parquet ...   id, vector: the side solved in half-sweep 7
     <directory>/half-00007/_manifest.json              written when every shard of every rank is there
 
-A manifest names the shards of both sides; those of the side that was held fixed stand in the directory of the
+A manifest names the shards of both sides; those of the side that was fixed stand in the directory of the
 half-sweep before. A directory without a manifest does not exist for a resume. Nothing depends on the number of
 ranks, so a training may resume with another one.
 """
@@ -106,7 +106,8 @@ def save(
     group : Group
     directory : str
         Of all checkpoints of this training.
-    half, losses
+    half : int
+    losses : sequence of float
         See `State`.
     solved : mapping of side to rows
         The sides that have changed since the checkpoint before; of each what this rank writes.
@@ -114,6 +115,10 @@ def save(
         Rows of all ranks.
     facts : mapping
         What must be equal for a resume, and is compared: see `load`.
+
+    Returns
+    -------
+    None
     """
     here = directory_of(directory, half)
     entries: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The factors of both sides as the ranks hold them: every row on every rank, or each on its owner alone.
+"""The factors of both sides over the ranks: every row on every rank, or each on its owner alone.
 
 ::
 
@@ -25,15 +25,15 @@ from wals_spark.wals.solvers import cache_lines
 from wals_spark.wals.solvers.system import FixedFactors
 
 Part = Callable[[np.ndarray, np.ndarray], np.ndarray]
-CHUNK_BYTES = 1 << 26
+BATCH_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
-class Coordinates:
+class FactorLayout:
     """What a row of factors is made of, on its own side and seen from the other.
 
     A row is ``[u_i]``, or ``[u_i, b_i]`` with biases. Seen from the other side it becomes ``[u_i, 1, b_i]``: its
-    last coordinate meets a held 1, and the one before it b_j, which is solved for (free) or held too (fixed).
+    last coordinate meets a known 1, and the one before it b_j, which is solved for (free) or known too (fixed).
     """
 
     k: int
@@ -45,7 +45,7 @@ class Coordinates:
         return self.k + int(self.bias != "none")
 
     @property
-    def free(self) -> int:
+    def unknowns(self) -> int:
         """Numbers of a row that are solved for."""
         return self.k + int(self.bias == "free")
 
@@ -55,8 +55,8 @@ class Coordinates:
             return x
         return np.hstack([x[:, : self.k], np.ones((len(x), 1), x.dtype), x[:, self.k :]])
 
-    def held(self, x: np.ndarray) -> np.ndarray:
-        """The values of the held coordinates of some rows; shape (rows, 0), (rows, 1) for free, (rows, 2) for fixed."""
+    def known(self, x: np.ndarray) -> np.ndarray:
+        """Values of the known coordinates of some rows; shape (rows, 0), (rows, 1) for free, (rows, 2) for fixed."""
         ones = np.ones((len(x), 0 if self.bias == "none" else 1))
         return np.hstack([x[:, self.k :].astype(np.float64), ones]) if self.bias == "fixed" else ones
 
@@ -64,60 +64,89 @@ class Coordinates:
         """The added diagonal: lambda_i for factors, nothing for a bias; shape (rows, free), not to be written."""
         if self.bias != "free":
             return np.broadcast_to(lambdas[:, None], (len(lambdas), self.k))
-        ridge = np.repeat(lambdas[:, None], self.free, axis=1)
+        ridge = np.repeat(lambdas[:, None], self.unknowns, axis=1)
         ridge[:, self.k :] = 0.0
         return ridge
 
 
-class Model(ABC):
+class FactorStore(ABC):
     """Factors of both sides.
 
     Parameters
     ----------
     group : Group
     sides : mapping of "row" and "col" to Side
-    coordinates : Coordinates
+    layout : FactorLayout
     dtype : dtype
 
     Attributes
     ----------
-    arrays : dict of side to array of shape (held rows, width)
-        The rows that this rank holds, see `ids`.
+    arrays : dict of side to array of shape (local rows, width)
+        The rows that this rank has, see `local_ids`.
     """
 
-    def __init__(self, group: Group, sides: Mapping[str, Side], coordinates: Coordinates, dtype: np.dtype) -> None:
-        self.group, self.sides, self.coordinates = group, sides, coordinates
-        self.arrays = {side: cache_lines.aligned_zeros(len(self.ids(side)), coordinates.width, dtype) for side in SIDES}
+    def __init__(self, group: Group, sides: Mapping[str, Side], layout: FactorLayout, dtype: np.dtype) -> None:
+        self.group, self.sides, self.layout = group, sides, layout
+        self.arrays = {
+            side: cache_lines.aligned_zeros(len(self.local_ids(side)), layout.width, dtype) for side in SIDES
+        }
 
     @abstractmethod
-    def ids(self, side: str) -> np.ndarray:
-        """Ids of the rows that this rank holds, rising."""
+    def local_ids(self, side: str) -> np.ndarray:
+        """Ids of the rows that this rank has, rising."""
 
     @abstractmethod
-    def own(self, side: str) -> np.ndarray:
+    def own_rows(self, side: str) -> np.ndarray:
         """The rows that this rank solves; shape (r, width)."""
 
     @abstractmethod
-    def put(self, side: str, solved: np.ndarray) -> None:
-        """Replace them, on every rank that holds them."""
+    def set_own_rows(self, side: str, solved: np.ndarray) -> None:
+        """Replace them, on every rank that has them."""
 
     @abstractmethod
-    def mine(self, side: str) -> tuple[np.ndarray, np.ndarray]:
+    def rows_to_write(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids and rows that this rank writes: those of all ranks are all rows, once."""
 
     @abstractmethod
     def blocks(
         self, side: str, fixed: str, gramian: np.ndarray, rho: float
     ) -> Iterator[tuple[SideBlock, FixedFactors]]:
-        """The own rows of a side in pieces, each with the factors of the rows of `fixed` that its indices name."""
+        """The own rows of a side in blocks, each with the factors of the rows of `fixed` that its indices name.
+
+        Parameters
+        ----------
+        side, fixed : {"row", "col"}
+        gramian : float64 array of shape (K, K)
+            Of the fixed side.
+        rho : float
+
+        Yields
+        ------
+        block : SideBlock
+        factors : FixedFactors
+        """
 
     @abstractmethod
-    def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
-        """``part(rows, ids)``, a float64 array of `shape`, of pieces that together are all rows of a side."""
+    def map_chunks(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
+        """``part(rows, ids)`` of chunks that together are all rows of a side, on every rank.
+
+        Parameters
+        ----------
+        side : {"row", "col"}
+        shape : tuple of int
+            Of what `part` returns, as float64.
+        part : callable
+            Of rows of factors and their ids.
+        threads : int
+
+        Returns
+        -------
+        list of float64 array
+        """
 
     def gramian(self, side: str, threads: int = 1, device: str = "cpu") -> np.ndarray:
         """``G = sum_j h_j z_j z_j^T`` in float64, its products on the device; shape (K, K)."""
-        h, features = self.sides[side].popularity, self.coordinates.features
+        h, features = self.sides[side].popularity, self.layout.features
         width = features(self.arrays[side][:0]).shape[1]
 
         def part(x: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -126,26 +155,26 @@ class Model(ABC):
             wide = features(x.astype(np.float64))
             return (wide.T * h[ids]) @ wide
 
-        return self._sum(side, (width, width), part, threads)
+        return self._chunked_sum(side, (width, width), part, threads)
 
     def regularization(self, side: str) -> float:
         """``sum_i lambda_i |u_i|^2`` in float64."""
         lambdas = self.sides[side].ridge
 
         def part(x: np.ndarray, ids: np.ndarray) -> np.ndarray:
-            return lambdas[ids] @ (x[:, : self.coordinates.k].astype(np.float64) ** 2).sum(1)
+            return lambdas[ids] @ (x[:, : self.layout.k].astype(np.float64) ** 2).sum(1)
 
-        return float(self._sum(side, (), part))
+        return float(self._chunked_sum(side, (), part))
 
-    def _sum(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> np.ndarray:
-        """The parts of all rows, added; `part` never sees more than `CHUNK_BYTES` of float64."""
-        at_once = max(1, CHUNK_BYTES // (8 * self.coordinates.width))
+    def _chunked_sum(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> np.ndarray:
+        """The parts of all rows, added; `part` never sees more than `BATCH_BYTES` of float64."""
+        at_once = max(1, BATCH_BYTES // (8 * self.layout.width))
 
         def chunked(x: np.ndarray, ids: np.ndarray) -> np.ndarray:
             chunks = [slice(start, start + at_once) for start in range(0, len(x), at_once)]
             return sum((part(x[chunk], ids[chunk]) for chunk in chunks), np.zeros(shape))
 
-        return np.sum(self.over(side, shape, chunked, threads), axis=0)
+        return np.sum(self.map_chunks(side, shape, chunked, threads), axis=0)
 
 
 def _gramian_on_gpu(z: np.ndarray, h: np.ndarray) -> np.ndarray:
@@ -155,19 +184,19 @@ def _gramian_on_gpu(z: np.ndarray, h: np.ndarray) -> np.ndarray:
     return ((wide.T * torch.from_numpy(h).to("cuda")) @ wide).cpu().numpy()
 
 
-class Replicated(Model):
-    """Every rank holds every row."""
+class ReplicatedFactors(FactorStore):
+    """Every rank has every row."""
 
-    def ids(self, side: str) -> np.ndarray:
+    def local_ids(self, side: str) -> np.ndarray:
         return np.arange(self.sides[side].size)
 
-    def own(self, side: str) -> np.ndarray:
+    def own_rows(self, side: str) -> np.ndarray:
         return self.arrays[side][self.sides[side].ids]
 
-    def put(self, side: str, solved: np.ndarray) -> None:
+    def set_own_rows(self, side: str, solved: np.ndarray) -> None:
         all_gather_rows(self.group, self.sides[side].owner, self.sides[side].ids, solved, self.arrays[side])
 
-    def mine(self, side: str) -> tuple[np.ndarray, np.ndarray]:
+    def rows_to_write(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         x = self.arrays[side]
         ids = slice(len(x) * self.group.rank // self.group.size, len(x) * (self.group.rank + 1) // self.group.size)
         return np.arange(ids.start, ids.stop), x[ids]
@@ -175,12 +204,12 @@ class Replicated(Model):
     def blocks(
         self, side: str, fixed: str, gramian: np.ndarray, rho: float
     ) -> Iterator[tuple[SideBlock, FixedFactors]]:
-        z = self.coordinates.features(self.arrays[fixed])
+        z = self.layout.features(self.arrays[fixed])
         factors = FixedFactors(z, self.sides[fixed].popularity, gramian, rho)
         for block in self.sides[side].blocks:
             yield block, factors
 
-    def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
+    def map_chunks(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
         x = self.arrays[side]
 
         def chunk(where: slice) -> np.ndarray:
@@ -190,19 +219,19 @@ class Replicated(Model):
         return all_gather_chunks(self.group, own, shape, chunk, threads)[:SUM_CHUNKS]
 
 
-class Sharded(Model):
-    """Every rank holds the rows that it solves, and fetches others a block at a time."""
+class ShardedFactors(FactorStore):
+    """Every rank has the rows that it solves, and fetches ghost rows a block at a time."""
 
-    def ids(self, side: str) -> np.ndarray:
+    def local_ids(self, side: str) -> np.ndarray:
         return self.sides[side].ids
 
-    def own(self, side: str) -> np.ndarray:
+    def own_rows(self, side: str) -> np.ndarray:
         return self.arrays[side]
 
-    def put(self, side: str, solved: np.ndarray) -> None:
+    def set_own_rows(self, side: str, solved: np.ndarray) -> None:
         self.arrays[side][:] = solved
 
-    def mine(self, side: str) -> tuple[np.ndarray, np.ndarray]:
+    def rows_to_write(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         return self.sides[side].ids, self.arrays[side]
 
     def blocks(
@@ -220,10 +249,10 @@ class Sharded(Model):
             received = self.group.all_to_all(halo.split(x))
             fetched = cache_lines.aligned_zeros(len(halo.ghost_ids), x.shape[1], x.dtype)
             np.concatenate(received, out=fetched)
-            z = self.coordinates.features(fetched)
+            z = self.layout.features(fetched)
             yield block, FixedFactors(z, weights[halo.ghost_ids], gramian, rho)
 
-    def over(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
+    def map_chunks(self, side: str, shape: tuple[int, ...], part: Part, threads: int = 1) -> list[np.ndarray]:
         x, ids = self.arrays[side], self.sides[side].ids
 
         def chunk(where: slice) -> np.ndarray:

@@ -18,7 +18,8 @@ from wals_spark.cluster.process_group import LocalGroup
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.objective import PRESETS
 from wals_spark.wals.engine import checkpoint
-from wals_spark.wals.engine.rank import DivergedError, run
+from wals_spark.wals.engine.convergence import DivergedError
+from wals_spark.wals.engine.rank import run
 from wals_spark.wals.solvers.cpu import CpuSolver
 
 GROUP = LocalGroup()
@@ -347,7 +348,7 @@ def test_targets_and_weights_of_a_table_are_fitted_as_given(tmp_path, make_task,
 
 
 def test_given_columns_are_where_the_training_starts(make_task, result_of, counts, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("wals_spark.wals.engine.rank.VECTORS_AT_ONCE", 7)
+    monkeypatch.setattr("wals_spark.wals.engine.start.VECTORS_AT_ONCE", 7)
     first = make_task(counts, "explicit", name="first", canonical=False)
     run(first, GROUP)
     columns = result_of(first)["col"]

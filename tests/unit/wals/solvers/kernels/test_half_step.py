@@ -12,7 +12,7 @@ from wals_spark.cluster.process_group import LocalGroup
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.matrix.coo import Coo
 from wals_spark.objective import PRESETS, Objective
-from wals_spark.wals.engine.factors import Coordinates
+from wals_spark.wals.engine.factors import FactorLayout
 from wals_spark.wals.partition.build import build_sides
 from wals_spark.wals.partition.side import Side
 from wals_spark.wals.solvers.cpu import CpuSolver, Solver
@@ -49,14 +49,14 @@ def sides_of(counts: np.ndarray, objective: Objective, dtype: str, symmetric: bo
 
 
 def solve(
-    solver: Solver, side: Side, h: np.ndarray, z: np.ndarray, model: Coordinates, rho: float
+    solver: Solver, side: Side, h: np.ndarray, z: np.ndarray, model: FactorLayout, rho: float
 ) -> tuple[np.ndarray, np.ndarray]:
     x = np.zeros((len(side.ids), model.width))
     if model.bias == "fixed":
         x[:, model.k] = side.offsets[side.ids]
     system = System(
-        FixedFactors(z, h, (z.T.astype(np.float64) * h) @ z, rho), model.held(x), model.ridge(side.ridge[side.ids]),
-        biases=model.free - model.k,
+        FixedFactors(z, h, (z.T.astype(np.float64) * h) @ z, rho), model.known(x), model.ridge(side.ridge[side.ids]),
+        biases=model.unknowns - model.k,
     )  # fmt: skip
     (block,) = side.blocks
     return solver.solve(block.rows, system)
@@ -77,7 +77,7 @@ def test_a_half_step_solves_the_reference_problem(
     problem = problem.transposed if transposed else problem
     rng = np.random.default_rng(1)
     biased = objective.bias == "free"
-    model = Coordinates(k, objective.bias)
+    model = FactorLayout(k, objective.bias)
     x = rng.standard_normal((fixed.size, model.width)).astype(dtype)
     if objective.bias == "fixed":
         x[:, k] = fixed.offsets
@@ -96,7 +96,7 @@ def test_a_half_step_solves_the_reference_problem(
 def test_cells_beyond_one_tile_are_all_counted(counts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     row, col = sides_of(counts, PRESETS["ppmi"], "float64")
     z = np.random.default_rng(2).standard_normal((col.size, 6))
-    model = Coordinates(6, "none")
+    model = FactorLayout(6, "none")
     whole, _ = solve(CpuSolver(1), row, col.popularity, z, model, 0.005)
     monkeypatch.setattr("wals_spark.wals.solvers.cpu.TILE", 3)
     pieces, _ = solve(CpuSolver(1), row, col.popularity, z, model, 0.005)
@@ -109,7 +109,7 @@ def test_wide_rows_are_solved_as_narrow_ones_are(counts: np.ndarray) -> None:
         row, col = sides_of(counts, objective, "float64")
         z = np.random.default_rng(2).standard_normal((col.size, k))
         z[col.cell_counts == 0] = 0
-        solved, _ = solve(CpuSolver(1), row, col.popularity, z, Coordinates(k, "none"), objective.rho)
+        solved, _ = solve(CpuSolver(1), row, col.popularity, z, FactorLayout(k, "none"), objective.rho)
         u, _ = oracle.half_step(oracle.dense_problem(objective, counts), z, np.zeros(col.size))
         assert np.allclose(solved, u, atol=1e-9)
 
@@ -117,7 +117,7 @@ def test_wide_rows_are_solved_as_narrow_ones_are(counts: np.ndarray) -> None:
 def test_threads_change_no_bit(counts: np.ndarray) -> None:
     row, col = sides_of(counts, PRESETS["ppmi"], "float32")
     z = np.random.default_rng(2).standard_normal((col.size, 6)).astype(np.float32)
-    model = Coordinates(6, "none")
+    model = FactorLayout(6, "none")
     one, _ = solve(CpuSolver(1), row, col.popularity, z, model, 0.005)
     four, _ = solve(CpuSolver(4), row, col.popularity, z, model, 0.005)
     assert one.tobytes() == four.tobytes()
@@ -146,7 +146,7 @@ def test_a_singular_row_is_named(kernel: str) -> None:
     row, col = sides_of(counts, objective, "float32")
     z = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
     with pytest.raises(InputError, match=r"2 rows have no unique solution \(ids 2, 3\)"):
-        solve(solvers()[kernel], row, col.popularity, z, Coordinates(6, "none"), 0.0)
+        solve(solvers()[kernel], row, col.popularity, z, FactorLayout(6, "none"), 0.0)
 
 
 def test_no_regularisation_at_all_is_refused() -> None:
