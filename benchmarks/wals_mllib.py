@@ -95,8 +95,8 @@ def main() -> None:
             model, whole = fit(estimator, ratings, arguments.k, sweeps)
             factors = (vectors(f, x.shape[0], arguments.k) for f in (model.userFactors, model.itemFactors))
             per_sweep[name] = (whole - one) / (sweeps - 1)
-            told = {"k": arguments.k, "nnz": x.nnz, "sweeps": sweeps, "s_per_sweep": per_sweep[name], "fit_s": whole}
-            emit(name, **told, loss=loss(x, *factors))
+            facts = {"k": arguments.k, "nnz": x.nnz, "sweeps": sweeps, "s_per_sweep": per_sweep[name], "fit_s": whole}
+            emit(name, **facts, loss=loss(x, *factors))
         emit("ratio", mllib_over_wals_per_sweep=per_sweep["mllib"] / per_sweep["wals"])
     spark.stop()
 

@@ -40,7 +40,7 @@ def test_a_bug_is_left_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    ("reason", "message"),
     [
         ("ModuleNotFoundError: No module named 'pyarrow'", "No module named 'pyarrow'"),
         (
@@ -49,8 +49,8 @@ def test_a_bug_is_left_as_it_is():
         ),
     ],
 )
-def test_another_python_on_the_workers_is_a_matter_of_configuration(reason, told):
+def test_another_python_on_the_workers_is_a_matter_of_configuration(reason, message):
     found = translate(RuntimeError(f"An exception was thrown from the Python worker: Traceback:\n{reason}\n\tat a.b"))
     assert isinstance(found, ConfigError)
-    assert told in str(found)
+    assert message in str(found)
     assert "PYSPARK_PYTHON" in str(found)
