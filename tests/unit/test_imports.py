@@ -207,6 +207,16 @@ def test_mathematics_imports_no_pyspark(module):
     assert done.returncode == 0, done.stderr
 
 
+def test_no_two_public_names_mean_different_things():
+    """`main` is what `python -m` calls; any other name of a module's public class or function stands for one thing."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: found for name, found in places.items() if len(found) > 1 and name != "main"} == {}
+
+
 def test_nothing_is_unpickled_and_no_remote_code_is_trusted():
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
