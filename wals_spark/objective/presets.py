@@ -1,6 +1,6 @@
 """Presets: objectives by name, with their published defaults and where these are from.
 
-A new objective is one more call of `register` here. Where its target or weight is new, so is a subclass of
+A new objective is one more call of `register_preset` here. Where its target or weight is new, so is a subclass of
 `wals_spark.objective.targets.Target` or `wals_spark.objective.weights.Weight`, in any module that is imported with
 this package. The configuration, its error texts and docs/objectives.md follow (``make docs``).
 """
@@ -24,7 +24,7 @@ DEPENDENT: dict[str, Mapping[str, Callable[[Any], dict[str, Any]]]] = {}
 """Name -> key -> the fields that follow from a value of that key."""
 
 
-def register(
+def register_preset(
     objective: Objective,
     source: str,
     dependent: Mapping[str, Callable[[Any], dict[str, Any]]] | None = None,
@@ -44,7 +44,7 @@ def register(
     DEPENDENT[objective.name] = dependent or {}
 
 
-register(
+register_preset(
     Objective(
         "ppmi",
         target="pmi",
@@ -59,7 +59,7 @@ register(
     ),
     source="`benchmarks/vectors.py` on half of the pairs and questions, see below",
 )
-register(
+register_preset(
     Objective(
         "sppmi",
         target="pmi",
@@ -73,7 +73,7 @@ register(
     ),
     source="Levy and Goldberg 2014: truncated SVD of the shifted PPMI, here with a trace of ridge",
 )
-register(
+register_preset(
     Objective(
         "pu",
         target="pmi",
@@ -92,7 +92,7 @@ register(
     ),
     source="Jiang, Yu, Hsieh and Chang 2018, their code (rho 1/16, ridge 2^-11 per cell)",
 )
-register(
+register_preset(
     Objective(
         "glove",
         target="log",
@@ -107,7 +107,7 @@ register(
     source="Pennington, Socher and Manning 2014; x_max of their demo; no ridge there, which leaves short rows without "
     "a solution",
 )
-register(
+register_preset(
     Objective(
         "log_conditional",
         target="log_conditional",
@@ -121,7 +121,7 @@ register(
     ),
     source="optimum of skip-gram with a softmax; weights near x are its second-order expansion",
 )
-register(
+register_preset(
     Objective(
         "log_conditional_smoothed",
         target="smoothed_conditional",
@@ -133,7 +133,7 @@ register(
     ),
     source="the same with Laplace smoothing, which gives unobserved cells a target too",
 )
-register(
+register_preset(
     Objective(
         "swivel_like",
         target="pmi",
@@ -145,7 +145,7 @@ register(
     ),
     source="Shazeer et al. 2016, separable surrogate: **not** Swivel's own loss",
 )
-register(
+register_preset(
     Objective(
         "swivel",
         target="pmi",
@@ -159,7 +159,7 @@ register(
     ),
     source="Shazeer et al. 2016 and their code (no ridge there)",
 )
-register(
+register_preset(
     Objective(
         "squared_norm",
         target="log",
@@ -174,7 +174,7 @@ register(
     ),
     source="Arora et al. 2016 and their code (one table, no ridge there)",
 )
-register(
+register_preset(
     Objective(
         "implicit",
         target="one",
@@ -186,7 +186,7 @@ register(
     ),
     source="Hu, Koren and Volinsky 2008, with the confidence of MLlib",
 )
-register(
+register_preset(
     # sum_observed (s - 1)^2 + rho sum_all s^2 + lambda (n_i + rho n)^nu |u|^2, up to a constant
     Objective(
         "ials",
@@ -202,7 +202,7 @@ register(
     source="Rendle et al. 2022; the target is 1/(1 + rho)",
     dependent={"rho": lambda rho: {"scale": 1.0 / (1.0 + rho)}},
 )
-register(
+register_preset(
     Objective(
         "explicit",
         target="value",
@@ -216,7 +216,7 @@ register(
     ),
     source="Zhou et al. 2008 (ALS-WR); MLlib's explicit preferences",
 )
-register(
+register_preset(
     Objective(
         "custom", target="value", weight="column", additive=False, rho=0.0, popularity_exponent=0.0, regularization=0.1
     ),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from wals_spark.objective.keys import key
 from wals_spark.objective.objective import Objective
-from wals_spark.objective.presets import register
+from wals_spark.objective.presets import register_preset
 from wals_spark.objective.targets import Target
 from wals_spark.objective.weights import Weight
 
@@ -33,7 +33,7 @@ class Bounded(Weight, name="bounded"):
     def __call__(self, x):
         return x / (x + self.half)
 
-register(
+register_preset(
     Objective("box_cox", "box_cox", "bounded", False, rho=0.0, popularity_exponent=0.0, regularization=0.1,
               parameters={"half": 3.0}),
     source="a test",
