@@ -34,7 +34,7 @@ from wals_spark.cooccurrence.kernels.token_cleaning import (
     HOLD,
     REMOVE,
     CleaningRules,
-    TokenizedDocuments,
+    DocumentTokens,
     clean_tokens,
 )
 from wals_spark.cooccurrence.merge import (
@@ -201,16 +201,14 @@ class WindowCounter:
 
     def _clean(self, chunk: TokenChunk) -> tuple[np.ndarray, np.ndarray, int]:
         """Ids that hold a place, segment bounds, and how many ids at the start are context only."""
-        ids, bounds = self._cleaned(
-            TokenizedDocuments(chunk.tokens, chunk.offsets, chunk.keys, chunk.first), count=True
-        )
+        ids, bounds = self._cleaned(DocumentTokens(chunk.tokens, chunk.offsets, chunk.keys, chunk.first), count=True)
         self.totals.documents += int(chunk.first == 0) + len(chunk.keys) - 1
         self.totals.tokens += len(chunk.tokens) - chunk.overlap
         if not chunk.overlap:
             return ids, bounds, 0
         offsets = np.array([0, chunk.overlap], np.int64)
         context, cuts = self._cleaned(
-            TokenizedDocuments(chunk.tokens[: chunk.overlap], offsets, chunk.keys[:1], chunk.first), count=False
+            DocumentTokens(chunk.tokens[: chunk.overlap], offsets, chunk.keys[:1], chunk.first), count=False
         )
         if (
             self.semantics.oov == "close_gap"
@@ -225,7 +223,7 @@ class WindowCounter:
             )
         return ids, bounds, len(context)
 
-    def _cleaned(self, documents: TokenizedDocuments, *, count: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _cleaned(self, documents: DocumentTokens, *, count: bool) -> tuple[np.ndarray, np.ndarray]:
         tokens = documents.tokens
         breaking = [-code for code in range(1, 5) if self._rules.actions[code] == BREAK]
         breaks = sum(int(np.count_nonzero(tokens == marker)) for marker in breaking)

@@ -17,7 +17,7 @@ HOLD, REMOVE, BREAK = 0, 1, 2
 _mix64 = loop(mix64)
 
 
-class TokenizedDocuments(NamedTuple):
+class DocumentTokens(NamedTuple):
     """Documents as they are stored.
 
     Attributes
@@ -68,7 +68,7 @@ def clean_tokens(documents, rules, out, bounds):
 
     Parameters
     ----------
-    documents : TokenizedDocuments
+    documents : DocumentTokens
     rules : CleaningRules
     out : uint32 array of shape (n,)
         Receives the ids; V where something holds a place.

@@ -17,7 +17,7 @@ from wals_spark.cluster.process_group import Group
 SUM_CHUNKS = 16
 
 
-def row_chunks(size: int, ranks: int = 1) -> list[slice]:
+def sum_ranges(size: int, ranks: int = 1) -> list[slice]:
     """Ranges that cover 0 .. size - 1: ``ceil(SUM_CHUNKS / ranks)`` of them, what one of `ranks` ranks adds up."""
     bounds = np.linspace(0, size, -(-SUM_CHUNKS // ranks) + 1).astype(np.int64)
     return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
@@ -32,7 +32,7 @@ def all_gather_chunks(
 ) -> list[np.ndarray]:
     """``function(chunk)`` of the chunks of all ranks, in turn: first the first chunk of each rank, then the second.
 
-    With the chunks of one list dealt to the ranks (``own = row_chunks(n)[rank::size]``) the list does not depend on
+    With the chunks of one list dealt to the ranks (``own = sum_ranges(n)[rank::size]``) the list does not depend on
     the number of ranks.
 
     Parameters

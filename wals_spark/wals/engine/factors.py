@@ -19,7 +19,7 @@ import numpy as np
 
 from wals_spark.cluster.process_group import Group
 from wals_spark.matrix.array_file import read_ahead
-from wals_spark.wals.engine.collectives import SUM_CHUNKS, all_gather_chunks, all_gather_rows, row_chunks
+from wals_spark.wals.engine.collectives import SUM_CHUNKS, all_gather_chunks, all_gather_rows, sum_ranges
 from wals_spark.wals.partition.side import SIDES, Side, SideBlock
 from wals_spark.wals.solvers import cache_lines
 from wals_spark.wals.solvers.system import FixedFactors
@@ -215,7 +215,7 @@ class ReplicatedFactors(FactorStore):
         def chunk(where: slice) -> np.ndarray:
             return part(x[where], np.arange(where.start, where.stop))
 
-        own = row_chunks(len(x))[self.group.rank :: self.group.size]
+        own = sum_ranges(len(x))[self.group.rank :: self.group.size]
         return all_gather_chunks(self.group, own, shape, chunk, threads)[:SUM_CHUNKS]
 
 
@@ -258,4 +258,4 @@ class ShardedFactors(FactorStore):
         def chunk(where: slice) -> np.ndarray:
             return part(x[where], ids[where])
 
-        return all_gather_chunks(self.group, row_chunks(len(x), self.group.size), shape, chunk, threads)
+        return all_gather_chunks(self.group, sum_ranges(len(x), self.group.size), shape, chunk, threads)

@@ -56,12 +56,12 @@ def _start_columns(task: RankTask, store: FactorStore) -> None:
     if task.initial is not None:
         place = np.full(store.sides["col"].size, -1)
         place[ids] = np.where(filled, np.arange(len(ids)), -1)
-        for given, vectors in read_vectors(task.initial, task.config.k, store.sides["col"].size):
+        for given, vectors in read_initial_columns(task.initial, task.config.k, store.sides["col"].size):
             here = place[given] >= 0
             x[place[given[here]], : task.config.k] = vectors[here]
 
 
-def read_vectors(path: str, k: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def read_initial_columns(path: str, k: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids and vectors of a Parquet file or directory of (id, vector), some at a time.
 
     Raises

@@ -11,7 +11,7 @@ from wals_spark.cooccurrence.kernels.token_cleaning import (
     HOLD,
     REMOVE,
     CleaningRules,
-    TokenizedDocuments,
+    DocumentTokens,
     clean_tokens,
 )
 
@@ -19,7 +19,7 @@ from wals_spark.cooccurrence.kernels.token_cleaning import (
 def cleaned(tokens, unknown, thresholds=(), dropped=HOLD):
     actions = np.array([0, unknown, BREAK, REMOVE, BREAK], np.int64)
     rules = CleaningRules(actions, 3, np.array(thresholds, np.uint64), 5, dropped)
-    documents = TokenizedDocuments(np.array(tokens, np.int32), np.array([0, len(tokens)]), np.array([9], np.uint64), 0)
+    documents = DocumentTokens(np.array(tokens, np.int32), np.array([0, len(tokens)]), np.array([9], np.uint64), 0)
     out, bounds = np.empty(20, np.uint32), np.empty(20, np.int64)
     ids, segments, kept, subsampled, bad = clean_tokens(documents, rules, out, bounds)
     return out[: int(ids)].tolist(), bounds[: int(segments)].tolist(), kept, subsampled, bad
