@@ -14,6 +14,7 @@ import numpy as np
 
 from wals_spark import storage
 from wals_spark.cluster.process_group import Group
+from wals_spark.factors.foldin import log_mean
 from wals_spark.matrix.coo import Coo, list_row_groups, read_coo, read_coo_batches
 from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.engine.collectives import all_gather_rows
@@ -58,16 +59,20 @@ def run(task: RankTask, group: Group, after_half: Callable[[int], None] | None =
         with phases("start"):
             half, losses = start_factors(task, store)
         resumed_at = half
-        half, losses = _alternate(task, store, half, losses, phases, after_half)
+        row_update = make_row_update(task.objective, task.threads)
+        half, losses = _alternate(task, store, row_update, half, losses, phases, after_half)
         with phases("write"):
             written, singular = write_result(task, store)
     empty = {f"empty_{side}s": int((sides[side].cell_counts == 0).sum()) for side in SIDES}
     return {
         "half_sweeps": half,
         "losses": losses,
+        "constant": row_update.constant if row_update is not None else 0.0,
         "converged": half < 2 * config.sweeps or has_converged(losses, config.tolerance),
         "resumed_at": resumed_at,
         "nnz": int(row.cell_counts.sum()),
+        "total": float(row.sums.sum()),
+        "log_means": {side: log_mean(sides[side].sums, sides[side].cell_counts) for side in SIDES},
         **empty,
         "singular_values": singular,
         "files": written,
@@ -120,6 +125,7 @@ def _build_sides(task: RankTask, plan: MemoryPlan, group: Group, phases: PhaseTi
 def _alternate(
     task: RankTask,
     store: FactorStore,
+    row_update: RowUpdate | None,
     half: int,
     losses: Sequence[float],
     phases: PhaseTimer,
@@ -127,7 +133,6 @@ def _alternate(
 ) -> tuple[int, list[float]]:
     """Half-sweeps until the loss stands still or the sweeps are used up."""
     solver: Solver = make_solver(task)
-    row_update = make_row_update(task.objective, task.threads)
     config, group, losses = task.config, store.group, list(losses)
     saved = half
     magnitude = loss_magnitude(store, task.objective.rho)

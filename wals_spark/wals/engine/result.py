@@ -38,8 +38,10 @@ def _write_sides(task: RankTask, store: FactorStore, t_u: np.ndarray, t_v: np.nd
             if not np.isfinite(vectors).all():
                 raise DivergedError(f"factors of side {side} are not finite after the change of gauge")
             bias = x[part, k] if store.layout.width > k else np.zeros(len(vectors), np.float32)
+            of_side = store.sides[side]
+            marginals = of_side.sums[ids[part]], of_side.cell_counts[ids[part]]
             path = storage.join(task.result, f"{side}-{rank:05d}-{number:03d}.parquet")
-            storage.write_bytes(path, encode_result(ids[part], vectors, bias.astype(np.float32)))
+            storage.write_bytes(path, encode_result(ids[part], vectors, bias.astype(np.float32), marginals))
             entries.append({"side": side, "path": path, "rows": len(vectors)})
     return [entry for part in store.group.all_gather_object(entries) for entry in part]
 
@@ -50,13 +52,38 @@ def _triangular_factor(store: FactorStore, side: str, threads: int) -> np.ndarra
     return gauge.stack_factors(parts, k)
 
 
-def encode_result(ids: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> bytes:
-    """Rows of the result as a Parquet file of (token_id int32, vector list<float>, bias float)."""
+def encode_result(
+    ids: np.ndarray, vectors: np.ndarray, bias: np.ndarray, marginals: tuple[np.ndarray, np.ndarray]
+) -> bytes:
+    """Rows of the result as a Parquet file.
+
+    Parameters
+    ----------
+    ids : int array of shape (r,)
+    vectors : array of shape (r, k)
+    bias : float32 array of shape (r,)
+    marginals : (float64 array of shape (r,), int64 array of shape (r,))
+        Sums of the rows and their observed cells.
+
+    Returns
+    -------
+    bytes
+        Columns (token_id int32, vector list<float>, bias float, sum double, cells int64).
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     lists = matrix_to_lists(vectors.astype(np.float32, copy=False))
     sink = pa.BufferOutputStream()
-    table = pa.table({"token_id": pa.array(ids.astype(np.int32)), "vector": lists, "bias": pa.array(bias)})
+    sums, cells = marginals
+    table = pa.table(
+        {
+            "token_id": ids.astype(np.int32),
+            "vector": lists,
+            "bias": bias,
+            "sum": sums.astype(np.float64),
+            "cells": cells,
+        }
+    )
     pq.write_table(table, sink, compression="none", use_dictionary=False)
     return sink.getvalue().to_pybytes()

@@ -146,7 +146,7 @@ class _SideBuilder:
             offsets = objective.offsets(seen.rows, seen.row_cells, (seen.total, int(seen.row_cells.sum())))
         cells = self._weighted(own, transposed=transposed)
         blocks = self._blocks(cells, fixed, BlockBuilder(own.rows, popularity))
-        return Side(own.owner, own.rows, popularity, ridge, seen.row_cells, offsets, blocks)
+        return Side(own.owner, own.rows, popularity, ridge, seen.row_cells, seen.rows, offsets, blocks)
 
     def _blocks(self, cells: Iterator[BlockCells], fixed: OwnRows, build: BlockBuilder) -> Iterable[SideBlock]:
         blocks: Iterator[tuple[BlockCells, Halo | None]] = ((block, None) for block in cells)

@@ -57,6 +57,8 @@ class Side:
         lambda_i of all rows.
     cell_counts : int64 array of shape (size,)
         Observed cells of all rows.
+    sums : float64 array of shape (size,)
+        r_i of all rows, see `wals_spark.objective.Marginals`.
     offsets : float64 array of shape (size,)
         What the marginals give to the predictions of all rows, see `Objective.offsets`; zeros where nothing asks.
     blocks : iterable of SideBlock
@@ -68,6 +70,7 @@ class Side:
     popularity: np.ndarray
     ridge: np.ndarray
     cell_counts: np.ndarray
+    sums: np.ndarray
     offsets: np.ndarray
     blocks: Iterable[SideBlock]
 

@@ -26,8 +26,6 @@ class SquaredNormGaussNewton(RowUpdate):
         z, from the last `loss`.
     """
 
-    constant = 0.0
-
     def evaluate(self, block: RowBlock, start: np.ndarray, z: np.ndarray, offsets: Offsets) -> np.ndarray:
         """Sums of w, w e and w e^2 of every row, see `RowUpdate.evaluate`.
 

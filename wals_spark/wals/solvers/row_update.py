@@ -36,7 +36,14 @@ class RowUpdate(ABC):
     Parameters
     ----------
     threads : int
+
+    Attributes
+    ----------
+    constant : float
+        A number that is part of every prediction, from the last `loss`; 0 where the objective has none.
     """
+
+    constant = 0.0
 
     def __init__(self, threads: int) -> None:
         self.threads = threads

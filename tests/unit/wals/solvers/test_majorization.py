@@ -41,7 +41,7 @@ def sides_of(counts: np.ndarray, preset: str, dtype: str) -> tuple[Side, Side, o
         sides.append(
             Side(
                 np.zeros(size, np.int32), np.arange(size), g, objective.regularizers(seen.row_cells, len(seen.cols)),
-                seen.row_cells, offsets, [SideBlock(rows)],
+                seen.row_cells, seen.rows, offsets, [SideBlock(rows)],
             )
         )  # fmt: skip
     return sides[0], sides[1], oracle.dense_problem(objective, counts)
