@@ -134,19 +134,20 @@ def imported_modules(path: Path) -> set[str]:
     return names
 
 
-def level(room: str) -> int:
-    return next(index for index, rooms in enumerate(LEVELS) if room in rooms)
+def level(package: str) -> int:
+    """Of a package, or of a module that stands beside the packages."""
+    return next(index for index, packages in enumerate(LEVELS) if package in packages)
 
 
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
+def imported_packages(path: Path) -> set[str]:
+    packages = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "wals_spark":
             parts = node.module.split(".")
-            rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+            packages |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("wals_spark.")}
-    return {room for room in rooms if (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file()}
+            packages |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("wals_spark.")}
+    return {name for name in packages if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
 
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -155,13 +156,13 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_downward(path):
     relative = path.relative_to(PACKAGE)
-    room = relative.parts[0].removesuffix(".py")
-    for other in imported_rooms(path) - {room}:
-        same = level(other) == level(room)
-        if same and level(room) == 0:
-            assert BASE_ORDER.index(other) < BASE_ORDER.index(room), f"{relative} imports {other}"
+    own = relative.parts[0].removesuffix(".py")
+    for other in imported_packages(path) - {own}:
+        same = level(other) == level(own)
+        if same and level(own) == 0:
+            assert BASE_ORDER.index(other) < BASE_ORDER.index(own), f"{relative} imports {other}"
         else:
-            assert level(other) < level(room), f"{relative} imports {other}, which is not below it"
+            assert level(other) < level(own), f"{relative} imports {other}, which is not below it"
 
 
 @pytest.mark.parametrize("package", PARTS)

@@ -96,10 +96,10 @@ def nearest_centroids(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
     codes = np.empty(len(rows), np.int64)
     half = torch.from_numpy((centroids**2).sum(axis=1) / 2)
-    turned = torch.from_numpy(np.ascontiguousarray(centroids.T))
+    transposed = torch.from_numpy(np.ascontiguousarray(centroids.T))
     for start in range(0, len(rows), CHUNK_ROWS):
         part = torch.from_numpy(rows[start : start + CHUNK_ROWS])
-        codes[start : start + CHUNK_ROWS] = (part @ turned - half).argmax(dim=1).numpy()
+        codes[start : start + CHUNK_ROWS] = (part @ transposed - half).argmax(dim=1).numpy()
     return codes
 
 

@@ -1,4 +1,4 @@
-"""Load a folder of format ``plugin`` through the stock classes in a fresh process.
+"""Load a folder of format ``plugin`` through the stock classes in a new process.
 
 See `wals_spark.checkpoints.reload`.
 """

@@ -241,7 +241,7 @@ def maintain(context: Context, retain_hours: float = 168.0) -> dict[str, dict[st
     Raises
     ------
     ConfigError
-        On Delta, fewer hours than its floor.
+        On Delta, `retain_hours` is below Delta's least retention of 168.
     """
     done = {}
     for table in schemas.TABLES.values():

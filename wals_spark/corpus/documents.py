@@ -73,7 +73,9 @@ def run_corpus(context: Context) -> Outcome:
             records = run_shuffle(context.spark, len(tasks), job, partial(_merge_ids, work, config), reducers)
         written = {record.bucket: WrittenFiles.load(record.payload) for record in records if record.kind == "written"}
         counts: Counter[str] = sum((Counter(part.counts) for part in written.values()), Counter())
-        duplicates = sum((DuplicateIds.load(b.payload) for b in records if b.kind == "duplicates"), DuplicateIds())
+        duplicates = sum(
+            (DuplicateIds.load(record.payload) for record in records if record.kind == "duplicates"), DuplicateIds()
+        )
         if duplicates.count:
             if config.duplicate_ids == "refuse":
                 raise InputError(duplicates.message())
@@ -116,7 +118,9 @@ def _boilerplate(context: Context, tasks: list[list[InputSplit]], reducers: int,
     count = partial(_count_lines, tasks, context.config.corpus, work, reducers)
     with text_progress("corpus lines", work, _planned_bytes(tasks)):
         records = run_shuffle(context.spark, len(tasks), count, partial(_merge_lines, least), reducers)
-    return np.sort(np.concatenate([np.zeros(0, np.uint64), *(np.frombuffer(b.payload, "<u8") for b in records)]))
+    return np.sort(
+        np.concatenate([np.zeros(0, np.uint64), *(np.frombuffer(record.payload, "<u8") for record in records)])
+    )
 
 
 def _count_lines(
@@ -181,7 +185,7 @@ def _nothing_left(files: list[SourceFile], counts: Counter[str]) -> str:
 
 
 def plan_ingest_tasks(files: list[SourceFile], config: CorpusConfig, slots: int) -> list[list[InputSplit]]:
-    """Units of every task."""
+    """Input splits of every task."""
     total = sum(estimated_text_bytes(file) for file in files)
     low, high = TASK_BYTES
     target = min(max(total // (2 * slots), low), high)

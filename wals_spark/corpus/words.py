@@ -1,7 +1,7 @@
 r"""Words of text as integers: a byte kernel for patterns of one character class, `re` for all others.
 
 The meaning is that of `word_rules`: ``re.finditer(pattern, case(text))``. Where the
-pattern is one class repeated, such as ``[a-z]+`` or ``[^\\W\\d_]+``, a word is a maximal run of class
+pattern is one class repeated, such as ``[a-z]+`` or ``[^\W\d_]+``, a word is a maximal run of class
 characters, and the kernel finds it in the UTF-8 bytes, folds its case and looks it up in a hash table of
 byte strings, without a Python object per word. Local ids are given in the order of first appearance.
 """

@@ -18,10 +18,10 @@ DIFFERENCE_PREFIX = "difference."
 
 
 def _metric(name: str, interval: Interval) -> Metric:
-    def format_number(value: float) -> float | None:
-        return value if np.isfinite(value) else None
+    def finite_or_none(bound: float) -> float | None:
+        return bound if np.isfinite(bound) else None
 
-    return Metric(name, interval.value, format_number(interval.low), format_number(interval.high))
+    return Metric(name, interval.value, finite_or_none(interval.low), finite_or_none(interval.high))
 
 
 def vector_metrics(scores: VectorScores) -> list[Metric]:

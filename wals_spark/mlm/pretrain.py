@@ -121,7 +121,7 @@ def pretrain(
     schedule : Schedule
     seed : int
         Of order, masks and dropout.
-    unseen : Masked or None
+    unseen : MaskedSequences or None
         Fixed masks of documents that are not in `packed`.
     eval_steps : tuple of int
         Steps after which the loss on `unseen` is measured.

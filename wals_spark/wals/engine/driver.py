@@ -112,13 +112,13 @@ def _watch(task: RankTask, done: threading.Event) -> None:
     shown = _reached(task)
     with Progress("train", 2 * task.config.sweeps, "half-sweeps") as progress:
         while True:
-            last_look = done.wait(POLL_S)
+            last_time = done.wait(POLL_S)
             if storage.exists(task.status_path):
                 status = storage.read_json(task.status_path)
                 if status["half_sweep"] != shown:
                     shown = status["half_sweep"]
                     progress.update(shown, line=True, **_shown(status))
-            if last_look:
+            if last_time:
                 return
 
 

@@ -43,7 +43,7 @@ def build_halos(
 ) -> Iterator[tuple[BlockCells, Halo]]:
     """Number the columns of every block by its ghost rows, and let their owners know.
 
-    As many blocks on every rank: those that have fewer get empty ones.
+    Every rank yields the same number of blocks: those that have fewer get empty ones.
 
     Parameters
     ----------

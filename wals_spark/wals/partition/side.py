@@ -62,7 +62,7 @@ class Side:
     offsets : float64 array of shape (size,)
         What the marginals give to the predictions of all rows, see `Objective.offsets`; zeros where nothing asks.
     blocks : iterable of SideBlock
-        The own rows in pieces, in order; as many on every rank. It can be iterated again.
+        The own rows in pieces, in order; the same number of blocks on every rank. It can be iterated again.
     """
 
     owner: np.ndarray

@@ -6,7 +6,7 @@
 
 in the eigenbasis of the Gramian, where D = rho g_i Lambda + lambda_i I is diagonal. Predictions of the row's cells are
 kept up to date, so a row costs ``n k b + k b^2 / 3 + 6 n k`` instead of ``n k^2 + k^3 / 3``. Every block lowers the
-loss. Here one side is fixed meanwhile. Importing this module imports numba.
+loss. The other side stays fixed throughout. Importing this module imports numba.
 
 References
 ----------
