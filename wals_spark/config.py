@@ -421,7 +421,9 @@ class InjectConfig(Section):
     gate: bool = Field(True, description="blend, replace: refuse (exit 3) when alignment is no better than controls.")
     gate_margin: float = Field(0.01, ge=0, lt=1, description="Gain in held-out R^2 over the controls that is needed.")
     force: bool = Field(False, description="Write in spite of the gate; recorded in injection.json.")
-    overwrite: bool = Field(False, description="Replace an output directory that exists, atomically.")
+    overwrite: bool = Field(
+        False, description="Replace an output directory that is empty or an earlier result, atomically."
+    )
 
     @model_validator(mode="after")
     def _shift_has_what_it_needs(self) -> InjectConfig:

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
+import logging
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from wals_spark import storage
+from wals_spark.checkpoints.artifact import MANIFEST
+from wals_spark.checkpoints.output_check import (
+    INJECTION,
+    UNFINISHED,
+    OutputOption,
+    check_output,
+    foreign_entries,
+    list_entries,
+    read_file_list,
+)
+from wals_spark.checkpoints.raw_tensor import file_sha256
 from wals_spark.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_COMPLETION_MARKER = "injection.json"
 
 
 @contextmanager
-def staged_directory(output: str, *, replace: bool) -> Iterator[Path]:
+def staged_directory(
+    output: str, *, replace: bool, inputs: Sequence[str] = (), option: OutputOption = INJECTION
+) -> Iterator[Path]:
     """A directory to write into; moved to `output` when the block ends well, removed when it does not.
 
     Parameters
@@ -31,23 +47,29 @@ def staged_directory(output: str, *, replace: bool) -> Iterator[Path]:
     output : str
         Local path, or URI of a directory.
     replace : bool
-        Replace an existing directory; without it one that exists is refused.
+        Replace an existing directory where `check_output` lets it go; without it one that exists is refused.
+    inputs : sequence of str
+        Directories that are read, which are never replaced.
+    option : OutputOption
+        Names for messages.
 
     Raises
     ------
-    InputError
-        `output` exists and `replace` is false, or it is a file.
+    ConfigError, InputError
+        See `wals_spark.checkpoints.output_check.check_output`, which runs before the block and again after it.
 
     Notes
     -----
-    On Linux a new local directory and an old one swap names in one system call; elsewhere the old one
-    is renamed away first. Object stores have no rename: files are copied, ``injection.json`` last, so a
-    directory without it is unfinished.
+    A directory that is replaced lies beside the new one, as ``<output>.old``, until the new one is complete. On Linux
+    the two swap names in one system call; elsewhere the old one is renamed away first, and comes back when the second
+    rename fails. Object stores have no rename: files are copied, ``injection.json`` last, so a directory without it is
+    unfinished.
     """
-    refuse_existing(output, replace=replace)
+    check_output(output, replace=replace, inputs=inputs, option=option)
     if not storage.is_local(output):
         with tempfile.TemporaryDirectory(prefix="wals-spark-") as name:
             yield Path(name)
+            check_output(output, replace=replace, inputs=inputs, option=option)
             _upload(Path(name), output)
         return
     target = Path(storage.absolute(output))
@@ -58,39 +80,51 @@ def staged_directory(output: str, *, replace: bool) -> Iterator[Path]:
     try:
         with storage.explained(f"cannot write {target}"):
             yield staging
-            _publish_directory(staging, target, replace=replace)
+            if os.path.lexists(target) and not replace:
+                raise InputError(
+                    f"{option.output}: {target} appeared while the result was being made; it was left alone"
+                )
+            check_output(output, replace=replace, inputs=inputs, option=option)
+            _publish_directory(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def refuse_existing(output: str, *, replace: bool) -> None:
-    """Raise `InputError` where `output` is a file, or exists and may not be replaced."""
-    fs, path = storage.filesystem(output)
-    kind = fs.get_file_info(path).type
-    if kind == pafs.FileType.File:
-        raise InputError(f"inject.output: {output} is a file, expected a directory that does not exist yet")
-    if kind == pafs.FileType.Directory and not replace:
-        raise InputError(
-            f"inject.output: {output} exists; choose another, or replace it with --set inject.overwrite=true"
-        )
-
-
-def _publish_directory(staging: Path, target: Path, *, replace: bool) -> None:
-    """Rename `staging` to `target`, swapping names with an existing directory."""
-    if not target.exists():
+def _publish_directory(staging: Path, target: Path) -> None:
+    """Rename `staging` to `target`; an existing directory is called ``<target>.old`` until that is done."""
+    if not os.path.lexists(target):
         os.rename(staging, target)
         return
-    if not replace:
-        raise InputError(f"inject.output: {target} appeared while the model was being made; it was left alone")
-    if not _swap_names(staging, target):
-        aside = staging.with_suffix(".old")
+    aside = Path(_free_name(str(target)))
+    os.rename(staging, aside)
+    try:
+        swapped = _swap_names(aside, target)
+    except OSError:
+        os.rename(aside, staging)
+        raise
+    if not swapped:
+        os.rename(aside, staging)
         os.rename(target, aside)
         try:
             os.rename(staging, target)
         except OSError:
             os.rename(aside, target)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+    entries = list_entries(str(aside))
+    if foreign_entries(entries, read_file_list(str(aside), entries)[1] or {}):
+        logger.warning("%s got files while it was replaced: it was kept as %s", target, aside)
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _free_name(output: str) -> str:
+    """``<output>.old``, or with a number behind it where an interrupted run left one."""
+    name, number = f"{output}.old", 1
+    while os.path.lexists(name) if storage.is_local(output) else storage.exists(name):
+        logger.warning("%s is there already: an interrupted run replaced it; remove it when it is not needed", name)
+        number += 1
+        name = f"{output}.old.{number}"
+    return name
 
 
 def _swap_names(first: Path, second: Path) -> bool:
@@ -108,12 +142,41 @@ def _swap_names(first: Path, second: Path) -> bool:
 
 
 def _upload(staging: Path, output: str) -> None:
-    """Copy the files of `staging` to an object store, the completion marker last."""
-    storage.remove(output)
-    names = sorted((path.name for path in staging.iterdir()), key=lambda name: name == _COMPLETION_MARKER)
+    """Copy the files of `staging` to an object store; what was there is copied aside first, and back on failure."""
+    old = None
+    if storage.exists(output):
+        old = _free_name(storage.absolute(output))
+        _copy_remote(output, old)
+        storage.remove(output)
+    try:
+        _copy_files(staging, output)
+    except BaseException:
+        storage.remove(output)
+        if old is not None:
+            _copy_remote(old, output)
+            storage.remove(old)
+        raise
+    if old is not None:
+        storage.remove(old)
+
+
+def _copy_files(staging: Path, output: str) -> None:
+    """Copy files to an object store: a list of them first, the completion marker last."""
+    names = sorted((path.name for path in staging.iterdir()), key=lambda name: name == MANIFEST)
     fs, base = storage.filesystem(output)
     fs.create_dir(base, recursive=True)
+    listed = {"format": "wals_spark upload", "files": {name: file_sha256(staging / name) for name in names}}
+    storage.write_bytes(storage.join(output, UNFINISHED), json.dumps(listed).encode())
     for name in names:
         pafs.copy_files(
             str(staging / name), f"{base}/{name}", source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs
         )
+    storage.remove(storage.join(output, UNFINISHED))
+
+
+def _copy_remote(source: str, target: str) -> None:
+    """Copy a directory within an object store."""
+    fs, path = storage.filesystem(source)
+    to, base = storage.filesystem(target)
+    to.create_dir(base, recursive=True)
+    pafs.copy_files(path, base, source_filesystem=fs, destination_filesystem=to)

@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--sequences", type=int, default=512, metavar="N", help="of 128 tokens of --text to measure on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that is empty or an earlier result")
 
 
 def run_compress(options: argparse.Namespace) -> int:

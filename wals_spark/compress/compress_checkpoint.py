@@ -10,6 +10,7 @@ from typing import Any
 from wals_spark import storage
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.atomic_directory import staged_directory
+from wals_spark.checkpoints.output_check import OutputOption, check_output
 from wals_spark.checkpoints.raw_tensor import file_sha256
 from wals_spark.compress import artifact, lowrank, methods, text_statistics
 from wals_spark.compress.comparison import ComparisonRow, comparison_rows
@@ -19,6 +20,8 @@ from wals_spark.errors import ConfigError, InputError
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
+
+_OPTION = OutputOption("--output", "--overwrite", "--checkpoint")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class CompressionRequest:
     length : int
         Tokens of a sequence.
     overwrite : bool
-        Replace an output that exists.
+        Replace an output that exists and is empty or an earlier result.
     seed : int
     """
 
@@ -77,8 +80,8 @@ class CompressionRequest:
         Raises
         ------
         ConfigError
-            An unknown name, a method without the text or the frequencies that it needs, or an output that is the
-            checkpoint itself.
+            An unknown name, a method without the text or the frequencies that it needs, or an output that is or holds
+            the checkpoint or the working directory.
         InputError
             The output exists and may not be replaced.
         """
@@ -99,7 +102,7 @@ class CompressionRequest:
                 "--target-mse with --method fisher: which rank reaches it shows only after training each; give --rank "
                 "or --target-bytes, or use a method with a closed form"
             )
-        _check_output(self.checkpoint, self.output, overwrite=self.overwrite)
+        check_output(self.output, replace=self.overwrite, inputs=[self.checkpoint], option=_OPTION)
         return settings
 
 
@@ -151,7 +154,9 @@ def compress_checkpoint(request: CompressionRequest) -> CompressionResult:
     choices = list(comparison_rows(problem, forms, settings, solution, request.seed))
     parameters = {**asdict(settings), "preset": request.preset, "rank": rank, "seed": request.seed, **_sources(request)}
     facts = {**solution.facts, "table": [choice.to_json() for choice in choices]}
-    with staged_directory(request.output, replace=request.overwrite) as staging:
+    with staged_directory(
+        request.output, replace=request.overwrite, inputs=[request.checkpoint], option=_OPTION
+    ) as staging:
         manifest = artifact.write_compressed(staging, opened, solution.factors, request.format, parameters, facts)
     return CompressionResult(choices, manifest)
 
@@ -172,15 +177,6 @@ def read_problem(request: CompressionRequest, opened: ckpt.Checkpoint) -> Compre
         )
     frequencies = text_statistics.read_frequencies(counted, len(E), tokenizer) if counted is not None else None
     return CompressionProblem(E, opened.tensors[opened.embedding].dtype, frequencies, sensitivity)
-
-
-def _check_output(checkpoint: str, output: str, *, overwrite: bool) -> None:
-    if not storage.exists(output):
-        return
-    if Path(checkpoint).expanduser().resolve() == Path(storage.absolute(output)).resolve():
-        raise ConfigError(f"--output {output} is the checkpoint itself: choose another directory")
-    if not overwrite:
-        raise InputError(f"--output: {output} exists; choose another, or replace it with --overwrite")
 
 
 def _tokenizer(opened: ckpt.Checkpoint) -> LoadedTokenizer | None:

@@ -16,6 +16,7 @@ from wals_spark import storage
 from wals_spark.checkpoints import artifact, atomic_directory
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.edit import EmbeddingEdit
+from wals_spark.checkpoints.output_check import check_output
 from wals_spark.checkpoints.verify import read_manifest, verify_checkpoint
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, GateError, InputError
@@ -128,12 +129,20 @@ class InjectStage(_StageOfInjection):
             check_same_vocabulary(
                 load_tokenizer(config.vocabulary.tokenizer).hash, tokenizer, config.vocabulary.tokenizer, source
             )
-        atomic_directory.refuse_existing(output_directory(config), replace=_may_replace(config))
+        # A directory of this run may be the finished output, with whatever was put there since: `run` looks into it.
+        check_output(
+            output_directory(config),
+            replace=_may_replace(config),
+            inputs=[source],
+            contents=not _is_own(config),
+        )
 
     def run(self, stage_run: StageRun) -> Outcome:
         """Write the injected checkpoint."""
         context = stage_run.context
         config = context.config
+        output, inputs = output_directory(config), [checkpoint_source(config)]
+        check_output(output, replace=_may_replace(config), inputs=inputs)
         described: dict[str, Any] = {
             "mode": config.inject.mode,
             "parameters": {"seed": config.seed, **config.inject.result_keys()},
@@ -159,8 +168,7 @@ class InjectStage(_StageOfInjection):
                 "k": int(vectors.matrix.shape[1]),
                 "combine": config.inject.combine,
             }
-        output = output_directory(config)
-        with atomic_directory.staged_directory(output, replace=_may_replace(config)) as staging:
+        with atomic_directory.staged_directory(output, replace=_may_replace(config), inputs=inputs) as staging:
             manifest = artifact.write_artifact(staging, base, change, factors, described)
         return _outcome(output, manifest, change)
 
@@ -219,17 +227,19 @@ def output_directory(config: Config) -> str:
 
 def _may_replace(config: Config) -> bool:
     """Whether an existing output may be replaced: on demand, or because it is this run's own."""
+    return config.inject.overwrite or config.inject.output is None or _is_own(config)
+
+
+def _is_own(config: Config) -> bool:
+    """Whether the output holds an earlier result of this run and mode."""
     output = output_directory(config)
-    if config.inject.overwrite or config.inject.output is None:
-        return True
     if storage.is_local(output) and ckpt.has_manifest(output):
         try:
             made = read_manifest(Path(output))
         except InputError:
             return False
-        return bool(
-            made.get("run", {}).get("run_id") == config.run_id and made.get("run", {}).get("stage") == config.injection
-        )
+        run = made.get("run")
+        return isinstance(run, dict) and (run.get("run_id"), run.get("stage")) == (config.run_id, config.injection)
     return False
 
 

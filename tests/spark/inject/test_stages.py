@@ -66,6 +66,31 @@ def test_an_output_that_exists_is_refused_in_check_unless_overwrite(context, tmp
     assert manifest.outputs["directory"] == str(tmp_path / "mine")
 
 
+def test_a_checkpoint_that_is_the_default_output_is_refused_before_anything_runs(context, tmp_path):
+    made = context()
+    default = Path(made.run.path("model-blend"))
+    run_stage(made, InjectStage())
+    own = context(checkpoint=default)
+    before = {path.name: path.read_bytes() for path in default.iterdir()}
+    with pytest.raises(ConfigError, match=r"inject\.output: .* is the checkpoint itself \(inject\.checkpoint\)"):
+        InjectStage().check(own.config)
+    with pytest.raises(ConfigError, match="is the checkpoint itself"):
+        run_stage(own, InjectStage())
+    assert {path.name: path.read_bytes() for path in default.iterdir()} == before
+
+
+def test_a_file_put_into_the_output_is_kept_and_a_second_identical_call_still_does_nothing(context):
+    manifest, _ = run_stage(context(), InjectStage())
+    notes = Path(manifest.outputs["directory"]) / "notes.txt"
+    notes.write_text("mine")
+    again = context()
+    InjectStage().check(again.config)
+    assert run_stage(again, InjectStage())[1] is False
+    with pytest.raises(InputError, match=r"inject\.output: .*notes\.txt not written by wals_spark"):
+        run_stage(context(inject__b_max=0.1), InjectStage())
+    assert notes.read_text() == "mine"
+
+
 def test_a_tampered_checkpoint_fails_the_verify_stage(context):
     made = context()
     manifest, _ = run_stage(made, InjectStage())

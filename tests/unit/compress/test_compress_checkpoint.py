@@ -153,6 +153,28 @@ def test_an_output_that_exists_is_kept_unless_overwritten(make_checkpoint, squee
         compress_checkpoint(CompressionRequest(str(base), str(base), rank=3, overwrite=True))
 
 
+@pytest.mark.parametrize("place", ["working directory", "parent of the checkpoint", "notes", "notes beside a result"])
+def test_overwrite_deletes_nothing_of_others(make_checkpoint, squeeze, tmp_path, monkeypatch, place):
+    base = make_checkpoint("models/base")
+    work, notes = tmp_path / "work", tmp_path / "notes"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    if place == "notes beside a result":
+        squeeze(base, "notes", rank=3)
+    notes.mkdir(exist_ok=True)
+    (notes / "notes.txt").write_text("mine")
+    output, message = {
+        "working directory": (".", "is the working directory"),
+        "parent of the checkpoint": (str(base.parent), r"of the checkpoint \(--checkpoint\)"),
+    }.get(place, (str(notes), r"notes\.txt"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(methods, "factorise_embedding", None)  # refused before any work
+    assert main(["compress", "--checkpoint", str(base), "--output", output, "--rank", "3", "--overwrite"]) == 2
+    with pytest.raises((ConfigError, InputError), match=f"--output: .*{message}"):
+        compress_checkpoint(CompressionRequest(str(base), output, rank=3, overwrite=True))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_a_checkpoint_without_a_masked_lm_head_has_no_hidden_states(make_checkpoint, corpus, squeeze):
     base = make_checkpoint(class_name="RobertaForSequenceClassification")
     with pytest.raises(InputError, match="no masked-LM head"):

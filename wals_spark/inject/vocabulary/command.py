@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from wals_spark import storage
 from wals_spark.checkpoints import atomic_directory
 from wals_spark.checkpoints import checkpoint as ckpt
+from wals_spark.checkpoints.output_check import OutputOption, check_output
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.inject.vocabulary.candidates import (
@@ -26,6 +26,8 @@ from wals_spark.stage import Context
 from wals_spark.tokenizer import LoadedTokenizer
 
 logger = logging.getLogger(__name__)
+
+_OPTION = OutputOption("--output", None, "--checkpoint")
 
 
 def write_tokenizer(
@@ -54,11 +56,10 @@ def write_tokenizer(
     InputError
         `output` exists, or the tokenizer cannot be extended.
     """
-    if storage.exists(output):
-        raise InputError(f"--output: {output} exists; choose another or remove it")
+    check_output(output, replace=False, option=_OPTION)
     content = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
     extended, added = extend_tokenizer(content, [[tokenizer.tokens[index] for index in word.pieces] for word in words])
-    with atomic_directory.staged_directory(output, replace=False) as staging:
+    with atomic_directory.staged_directory(output, replace=False, option=_OPTION) as staging:
         (staging / "tokenizer.json").write_text(json.dumps(extended, ensure_ascii=False), encoding="utf-8")
         described = checkpoint / "tokenizer_config.json"
         if described.is_file():
@@ -112,6 +113,7 @@ def run_extend_tokenizer(
     """
     if config.inject.checkpoint is None:
         raise ConfigError("extend-tokenizer: which model? Give --checkpoint, or inject.checkpoint in the configuration")
+    check_output(output, replace=False, inputs=[config.inject.checkpoint], option=_OPTION)
     directory = ckpt.locate_checkpoint(config.inject.checkpoint, weights=False)
     tokenizer = ckpt.checkpoint_tokenizer(directory)
     left: list[str] = []
