@@ -35,6 +35,7 @@ lint:
 	@$(RUN) ruff format --check .
 	@$(RUN) ruff check .
 	@$(RUN) mypy
+	@$(RUN) python scripts/check_docstrings.py
 
 format:
 	@scripts/install.sh dev

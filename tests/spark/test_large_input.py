@@ -40,7 +40,7 @@ def test_nothing_but_a_million_empty_documents_is_refused_with_their_number(make
 
 
 def cyclic_pairs(tokens, window):
-    """Units of a text of so many tokens that goes round and round through `WORDS`."""
+    """Units of a text of that many tokens that repeats `WORDS`."""
     size = len(WORDS)
     pairs = np.zeros((size, size), np.int64)
     unit = int(np.lcm.reduce(np.arange(1, window + 1)))

@@ -38,6 +38,36 @@ LEVELS = [
     {"cli"},
 ]
 PARTS = {
+    "cluster": [{"class_archive", "failures", "process_group", "profile"}, {"preflight", "session"}, {"barrier"}],
+    "tables": [{"base", "delta_log"}, {"delta", "parquet", "vocabulary"}],
+    "factors": [{"foldin", "gauge", "store", "top_k", "words"}, {"export", "neighbours", "query_tokens"}, {"stages"}],
+    "mlm": [{"data", "statistics"}, {"loss", "rare"}, {"pretrain"}],
+    "checkpoints": [
+        {"model_card", "raw_tensor", "reload", "verification_report"},
+        {"from_scratch", "row_comparison", "safetensors_file"},
+        {"checkpoint"},
+        {"edit", "outliers", "reload_check"},
+        {"artifact"},
+        {"output_check", "verify"},
+        {"atomic_directory"},
+    ],
+    "evaluate": [
+        {"controls", "intrinsic", "masked_lm"},
+        {"before_after", "number_format", "vector_scores"},
+        {"charts", "metrics", "summary"},
+        {"report_content"},
+        {"report", "report_data"},
+        {"stages"},
+    ],
+    "compress": [
+        {"alternating", "elementwise", "lowrank", "model_card", "modeling_factorised", "plugin", "quantise"},
+        {"artifact", "closed_form", "reload", "text_statistics"},
+        {"methods", "rank_choice", "verify"},
+        {"comparison"},
+        {"compress_checkpoint"},
+        {"command"},
+    ],
+    "demo": [{"corpus", "model", "settings", "training"}, {"run"}, {"__main__"}],
     "cooccurrence": [
         {"kernels", "semantics"},
         {"merge"},

@@ -1,1 +1,1 @@
-"""Compression of a model's own token embedding: low rank by five objectives, with quantisation as the control."""
+"""Compression of a model's own token embedding: low rank by six methods, with quantisation as the control."""

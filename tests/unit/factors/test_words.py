@@ -7,7 +7,7 @@ from wals_spark.factors.words import WordLookup, readable, style_of, to_byte_lev
 BYTE_LEVEL = ["Ġcat", "cat", "ing", "Ġthe", "ĠParis", "Ġ", "ĊĊ", "ĠÃ©tÃ©", "Ã", "<s>"]
 
 
-def test_styles_are_told_by_their_marks():
+def test_the_marks_of_tokens_give_the_style():
     assert style_of(BYTE_LEVEL) == "byte_level"
     assert style_of(["▁cat", "s", "▁the"]) == "sentencepiece"
     assert style_of(["cat", "##s", "the"]) == "wordpiece"

@@ -37,7 +37,6 @@ from wals_spark.errors import InputError
 from wals_spark.inject.vocabulary.tokenizer_json import bpe_merges, token_ids, tokenizer_model_type
 from wals_spark.tokenizer import LoadedTokenizer
 
-METHODS = ("factors", "subtokens", "mean", "overlap")
 _CHUNK = 512
 _AHEAD = 1e-4
 """By how much a Unigram word's score exceeds that of its pieces."""

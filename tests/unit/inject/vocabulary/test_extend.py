@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
 from wals_spark.checkpoints.raw_tensor import replace_rows
 from wals_spark.checkpoints.safetensors_file import read_raw_tensors, write_raw_tensors
 from wals_spark.checkpoints.verify import verify_checkpoint
+from wals_spark.config import InjectConfig
 from wals_spark.errors import InputError
 from wals_spark.factors.store import Vectors
 from wals_spark.inject.prepare import prepare_edit
@@ -72,7 +74,7 @@ def test_a_new_word_is_one_token_and_old_text_segments_as_before(extended):
     assert new.tokenizer.encode(TEXT).tokens == old.tokenizer.encode(TEXT).tokens
 
 
-@pytest.mark.parametrize("method", extend.METHODS)
+@pytest.mark.parametrize("method", get_args(InjectConfig.model_fields["extend_rows"].annotation))
 def test_every_method_extends_and_verifies(extended, made, method):
     base, tokenizer, counts, matrix, added = extended
     directory, manifest, _ = made(base, "extend", tokenizer, counts, matrix, inject__extend_rows=method)

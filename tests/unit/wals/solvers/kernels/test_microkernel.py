@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_square_is_turned_and_scaled(dtype: str) -> None:
+def test_a_square_is_transposed_and_scaled(dtype: str) -> None:
     from numba import njit
 
     from wals_spark.wals.solvers.cache_lines import LINE_BYTES

@@ -74,7 +74,7 @@ def test_a_system_is_factorised_and_solved(dtype: str, width: int) -> None:
 
 @pytest.mark.parametrize("at", [0, 5, 20])
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
-def test_a_matrix_that_is_not_positive_definite_is_told(at: int, value: float) -> None:
+def test_a_matrix_that_is_not_positive_definite_is_reported(at: int, value: float) -> None:
     a = np.eye(21)
     a[at, at] = value
     assert not factorised(a)[0]

@@ -1,49 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from wals_spark.config import load_config
-from wals_spark.demo import model, training
-from wals_spark.demo.run import table
-from wals_spark.demo.settings import demo_config
-from wals_spark.mlm.data import encode, mask_tokens, pack_sequences, special_ids
+from wals_spark.demo import training
+from wals_spark.mlm.data import encode, mask_tokens, pack_sequences
 from wals_spark.mlm.pretrain import Schedule
 from wals_spark.mlm.statistics import Clusters
-from wals_spark.tokenizer import load_tokenizer
 
-ROOT = Path(__file__).resolve().parents[3]
 TEXT = "the cat sat on a mat while the dog ran to the old house and a bird sang by the red river"
-
-
-def test_the_shown_configuration_is_the_one_that_runs():
-    assert load_config(ROOT / "conf" / "demo.yaml").dump() == demo_config("demo").dump()
-
-
-def test_overrides_reach_their_section():
-    assert demo_config("d", inject__mode="blend").inject.mode == "blend"
-
-
-def test_the_tokenizer_has_robertas_special_ids_and_survives_transformers(tmp_path):
-    from transformers import AutoTokenizer
-
-    model.train_tokenizer([TEXT] * 20, str(tmp_path), 300)
-    special = special_ids(load_tokenizer(str(tmp_path)))
-    assert (special.start, special.end, special.mask) == (0, 2, 4)
-    again = AutoTokenizer.from_pretrained(str(tmp_path))
-    assert again("the cat")["input_ids"] == [
-        0,
-        *load_tokenizer(str(tmp_path)).tokenizer.encode("the cat", add_special_tokens=False).ids,
-        2,
-    ]
-    assert again.mask_token_id == 4
-
-
-def test_a_table_is_aligned():
-    shown = table(["a", "number"], [["first", "1"], ["x", "22"]])
-    assert shown.splitlines() == ["a      number", "-----  ------", "first       1", "x          22"]
 
 
 @pytest.fixture
