@@ -108,14 +108,81 @@ def test_recommendations_are_the_largest_products(spark: Any, implicit_model: An
     assert [row["user"] for row in implicit_model.recommendForUserSubset(subset, 2).collect()] == [100]
 
 
-def test_a_folded_in_user_gets_the_vector_of_one_more_half_step(spark: Any, ratings: Any) -> None:
+def test_folded_in_rows_of_the_training_get_the_vectors_of_one_more_half_step(spark: Any, ratings: Any) -> None:
     from wals_spark import WALS
 
     model = WALS(rank=4, maxIter=40, regParam=0.1, alpha=2.0, implicitPrefs=True, numWorkers=1).fit(ratings)
-    trained = vectors(model.userFactors)
-    folded = vectors(model.foldInUsers(ratings.where("user < 110")))
-    assert sorted(folded) == list(range(100, 110))
-    assert max(np.abs(folded[u] - trained[u]).max() for u in folded) < 2e-2
+    for fold_in, factors, own in (
+        (model.foldInUsers, model.userFactors, "user"),
+        (model.foldInItems, model.itemFactors, "item"),
+    ):
+        trained, folded = vectors(factors), vectors(fold_in(ratings))
+        assert sorted(folded) == sorted(row[own] for row in ratings.select(own).distinct().collect())
+        assert max(np.abs(folded[x] - trained[x]).max() for x in folded) < 2e-2
+
+
+@pytest.mark.parametrize(("bias", "duplicates"), [("fixed", "sum"), ("free", "keep")])
+def test_folded_in_rows_have_the_biases_of_the_training(
+    tmp_path: Path, ratings: Any, bias: str, duplicates: str
+) -> None:
+    """Also after a save, and in the types of the training."""
+    from wals_spark import WALS, WALSModel
+
+    wals = WALS(
+        rank=2, maxIter=60, regParam=0.3, numWorkers=1, objective="explicit", objectiveParams={"bias": bias},
+        duplicates=duplicates, precision="float64",
+    )  # fmt: skip
+    wals.fit(ratings.selectExpr("cast(user as smallint) as user", "item", "rating")).save(str(tmp_path / "model"))
+    model = WALSModel.load(str(tmp_path / "model"))
+    for side, folded in (("row", model.foldInUsers(ratings)), ("col", model.foldInItems(ratings))):
+        assert folded.dtypes[1:] == [("features", "array<float>"), ("bias", "float")]
+        assert dict(folded.dtypes)["id"] == ("smallint" if side == "row" else "int")
+        trained = {row["id"]: row for row in model.side_factors(side).collect()}
+        for row in folded.collect():
+            assert row["bias"] == pytest.approx(trained[row["id"]]["bias"], abs=1e-2 if bias == "free" else 1e-5)
+            assert row["features"] == pytest.approx(trained[row["id"]]["features"], abs=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1 as user, 7 as item, cast(null as double) as rating", "rating holds null"),
+        ("1 as user, 7 as item, double('nan') as rating", "rating holds NaN"),
+        ("1 as user, 7 as item, '1' as rating", "column rating is string, expected numbers"),
+        ("1.5 as user, 7 as item, 1.0 as rating", "user holds 1.5, expected whole numbers"),
+        ("10000000000 as user, 7 as item, 1.0 as rating", "user holds 10000000000, expected int"),
+        ("1 as user, 7 as item", "no column rating"),
+    ],
+    ids=["null", "nan", "string", "fraction", "wide", "missing"],
+)
+def test_bad_values_to_fold_in_are_named(spark: Any, implicit_model: Any, row: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        implicit_model.foldInUsers(spark.sql(f"select {row}"))
+
+
+def test_predictions_of_squared_norms_are_those_that_were_trained(tmp_path: Path, ratings: Any) -> None:
+    from wals_spark import WALS, WALSModel
+
+    single = ratings.dropDuplicates(["user", "item"])
+    trained = WALS(rank=3, maxIter=5, regParam=0.01, objective="squared_norm", numWorkers=1, precision="float64").fit(
+        single
+    )
+    trained.save(str(tmp_path / "model"))
+    model = WALSModel.load(str(tmp_path / "model"))
+    users, items, z = vectors(model.userFactors), vectors(model.itemFactors), model.training_facts["constant"]
+    weight = {row["rating"]: min(row["rating"] / 100, 1) ** 0.75 for row in single.collect()}
+    loss = 0.01 * sum(float(x @ x) for side in (users, items) for x in side.values())
+    for row in model.transform(single).collect():
+        u, v = users[row["user"]], items[row["item"]]
+        assert row["prediction"] == pytest.approx(z + ((u + v) ** 2).sum(), rel=1e-5, abs=1e-5)
+        loss += weight[row["rating"]] * (np.log(row["rating"]) - row["prediction"]) ** 2
+    assert loss == pytest.approx(model.losses[-1], rel=1e-4)
+    for row in model.recommendForAllUsers(4).collect():
+        scores = {item: float(z + ((users[row["user"]] + x) ** 2).sum()) for item, x in items.items()}
+        expected = sorted(scores.values(), reverse=True)[:4]
+        assert [pair["rating"] for pair in row["recommendations"]] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    with pytest.raises(InputError, match="fold-in with the objective squared_norm is not available"):
+        model.foldInUsers(single)
 
 
 def test_a_saved_model_loads_as_it_was(tmp_path: Path, implicit_model: Any) -> None:
@@ -136,6 +203,23 @@ def test_a_warm_start_begins_where_the_model_ended(ratings: Any, implicit_model:
 
     warm = WALS(rank=5, maxIter=1, regParam=0.05, alpha=2.0, implicitPrefs=True, numWorkers=1).warmStart(implicit_model)
     assert warm.fit(ratings).losses[0] <= implicit_model.losses[-1] * (1 + 1e-6)
+
+
+def test_a_saved_estimator_keeps_the_model_that_it_starts_from(tmp_path: Path, implicit_model: Any) -> None:
+    from wals_spark import WALS
+
+    path = str(tmp_path / "estimator")
+    wals = WALS(rank=5, maxIter=1).warmStart(implicit_model)
+    wals.save(path)
+    loaded = WALS.load(path)
+    assert (loaded.uid, loaded.getRank()) == (wals.uid, 5)
+    loaded.setMaxIter(2).write().overwrite().save(path)
+    again = WALS.load(path)
+    assert again.getMaxIter() == 2
+    before, after = vectors(implicit_model.itemFactors), vectors(again.initialModel.itemFactors)
+    assert all(np.array_equal(before[item], after[item]) for item in before)
+    again.warmStart(None).write().overwrite().save(path)
+    assert WALS.load(path).initialModel is None
 
 
 def test_it_works_in_a_pipeline_and_a_cross_validator(ratings: Any) -> None:

@@ -20,7 +20,7 @@ import uuid
 from typing import Any
 
 from pyspark.ml import Estimator
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -34,13 +34,15 @@ from wals_spark.wals.engine.task import RankTask
 from wals_spark.wals.estimator.factor_files import FACTS
 from wals_spark.wals.estimator.model import WALSModel
 from wals_spark.wals.estimator.params import PARAMETER_NAMES, EstimatorParams
+from wals_spark.wals.estimator.persistence import EstimatorReader, EstimatorWriter
 from wals_spark.wals.estimator.ratings import matrix_files, training_facts, write_matrix
 from wals_spark.wals.estimator.setters import EstimatorSetters
 
+RESULT_SCHEMA = "token_id int, vector array<float>, bias float, sum double, cells bigint"
+"""Of the files that the ranks write."""
 
-class WALS(
-    Estimator["WALSModel"], EstimatorParams, EstimatorSetters, DefaultParamsReadable["WALS"], DefaultParamsWritable
-):
+
+class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable["WALS"], MLWritable):
     """Weighted alternating least squares; see the module for the objectives.
 
     Parameters
@@ -93,6 +95,18 @@ class WALS(
         self._initial = model
         return self
 
+    @property
+    def initialModel(self) -> WALSModel | None:
+        """The model of `warmStart`; saved and loaded with the estimator."""
+        return self._initial
+
+    def write(self) -> MLWriter:
+        return EstimatorWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader[WALS]:
+        return EstimatorReader(cls)
+
     def copy(self, extra: Any = None) -> WALS:
         copied = super().copy(extra)
         copied._initial = self._initial
@@ -131,12 +145,15 @@ class WALS(
         result = train(spark, task, placement)
         for side, ids in (("row", users), ("col", items)):
             paths = [entry["path"] for entry in result["files"] if entry["side"] == side]
-            vectors = spark.read.schema("token_id int, vector array<float>, bias float").parquet(*paths)
+            vectors = spark.read.schema(RESULT_SCHEMA).parquet(*paths)
             named = vectors.join(ids, vectors["token_id"] == ids["number"])
-            named.select("id", F.col("vector").alias("features"), "bias").write.parquet(storage.join(directory, side))
+            columns = ["id", F.col("vector").alias("features"), "bias", "sum", "cells"]
+            named.select(*columns).write.parquet(storage.join(directory, side))
         for name in ("training", "matrix", "initial"):
             storage.remove(storage.join(directory, name))
-        storage.write_json(storage.join(directory, FACTS), training_facts(self, dataset))
+        facts = {"duplicates": task.duplicates, "observed": result["nnz"]}
+        facts |= {name: result[name] for name in ("constant", "total", "log_means")}
+        storage.write_json(storage.join(directory, FACTS), {**training_facts(self, dataset), **facts})
         model = WALSModel(directory, self.getRank(), objective, result["losses"])
         model._resetUid(self.uid)
         return self._copyValues(model)

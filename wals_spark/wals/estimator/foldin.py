@@ -1,31 +1,40 @@
-"""Exact factors of users from their ratings, as a function over Arrow batches."""
+"""Exact factors of users or items from their ratings, as a function over Arrow batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from wals_spark.factors.foldin import fold_in
+from wals_spark.factors.foldin import FixedMarginals, fold_in
 from wals_spark.matrix.csr import build_csr
 from wals_spark.matrix.list_column import matrix_to_lists
-from wals_spark.objective import Marginals, Objective
-from wals_spark.wals.estimator.factor_files import read_factors
+from wals_spark.objective import Objective
+from wals_spark.wals.estimator.factor_files import read_fixed_side
 from wals_spark.wals.estimator.recommend import BatchFunction
 
-FOLD_IN_SCHEMA = "id bigint, features array<float>"
+FOLD_IN_SCHEMA = "id bigint, features array<float>, bias float"
 
 
-def user_folder(path: str, objective: Objective) -> BatchFunction:
-    """Rows (user, item, value), all of a user in one partition, to (id, features).
+def folder(path: str, objective: Objective, facts: Mapping[str, Any], side: str) -> BatchFunction:
+    """Cells (own, other, value), all of an own id in one partition, to (id, features, bias).
 
     Parameters
     ----------
     path : str
-        Factors of the items.
+        Factors of the other side; cells of others than these are left out.
     objective : Objective
-        That does not depend on marginals.
+    facts : mapping
+        Of the training, see `wals_spark.wals.estimator.ratings.training_facts`.
+    side : {"row", "col"}
+        The own side.
+
+    Returns
+    -------
+    callable
+        For ``mapInArrow``.
     """
 
     def solve(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -33,24 +42,21 @@ def user_folder(path: str, objective: Objective) -> BatchFunction:
         if not tables:
             return
         table = pa.concat_tables(tables)
-        ids, vectors, bias = read_factors(path)
-        order = np.argsort(ids)
-        ids, vectors, bias = ids[order], vectors[order], bias[order]
-        items = table["item"].to_numpy()
-        at = np.clip(np.searchsorted(ids, items), 0, len(ids) - 1)
-        known = ids[at] == items
-        users, number = np.unique(table["user"].to_numpy(), return_inverse=True)
+        fixed, sums, cells = read_fixed_side(path)
+        others = table["other"].to_numpy()
+        at = np.clip(np.searchsorted(fixed.ids, others), 0, len(fixed.ids) - 1)
+        known = fixed.ids[at] == others
+        ids, number = np.unique(table["own"].to_numpy(), return_inverse=True)
         rows = build_csr(
             number[known].astype(np.int32),
             at[known].astype(np.int32),
             table["value"].to_numpy()[known],
-            len(users),
-            duplicates="keep",
+            len(ids),
+            duplicates=facts["duplicates"],
         )
-        ones = np.ones(len(ids))
-        marginals = Marginals(ones, ones, ones.astype(np.int64), ones.astype(np.int64))
-        u, _ = fold_in(rows, vectors, objective, marginals, c=bias)
-        columns = [pa.array(users), matrix_to_lists(u.astype(np.float32))]
-        yield pa.RecordBatch.from_arrays(columns, ["id", "features"])
+        marginals = FixedMarginals(sums, cells, facts["total"], facts["observed"], facts["log_means"][side])
+        x, bias = fold_in(rows, fixed.vectors, objective, marginals, c=fixed.bias)
+        arrays = [pa.array(ids), matrix_to_lists(x.astype(np.float32)), pa.array(bias.astype(np.float32))]
+        yield pa.RecordBatch.from_arrays(arrays, ["id", "features", "bias"])
 
     return solve

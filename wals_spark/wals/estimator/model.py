@@ -1,4 +1,4 @@
-"""The model: predictions, recommendations, fold-in of users, on factors that lie in Parquet."""
+"""The model: predictions, recommendations, fold-in of users and items, on factors that lie in Parquet."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from pyspark.sql import types as T
 
 from wals_spark import storage
 from wals_spark.errors import ConfigError, InputError
+from wals_spark.factors.foldin import refuse_without_half_step
 from wals_spark.objective import Objective
-from wals_spark.wals.estimator.factor_files import FACTS, SCHEMA
-from wals_spark.wals.estimator.foldin import FOLD_IN_SCHEMA, user_folder
+from wals_spark.wals.estimator.factor_files import FACTOR_COLUMNS, FACTS, SCHEMA
+from wals_spark.wals.estimator.foldin import FOLD_IN_SCHEMA, folder
 from wals_spark.wals.estimator.params import ModelParams, check_cold_start
 from wals_spark.wals.estimator.persistence import ModelReader, ModelWriter
-from wals_spark.wals.estimator.ratings import id_column, known_id, quoted
+from wals_spark.wals.estimator.ratings import fold_in_cells, known_id, quoted
 from wals_spark.wals.estimator.recommend import recommendation_schema, recommender
 from wals_spark.wals.estimator.setters import ModelSetters
-
-FACTOR_COLUMNS = ("id", "features", "bias")
 
 
 class WALSModel(Model, ModelParams, ModelSetters, MLReadable["WALSModel"], MLWritable):
@@ -49,7 +48,7 @@ class WALSModel(Model, ModelParams, ModelSetters, MLReadable["WALSModel"], MLWri
         self.losses = list(losses)
 
     def side_factors(self, side: str) -> DataFrame:
-        """Columns ``id``, ``features`` and ``bias`` of the side "row" (users) or "col" (items)."""
+        """Columns ``id``, ``features``, ``bias``, ``sum`` and ``cells`` of the side "row" (users) or "col" (items)."""
         return SparkSession.active().read.schema(SCHEMA).parquet(storage.join(self.directory, side))
 
     @property
@@ -75,8 +74,11 @@ class WALSModel(Model, ModelParams, ModelSetters, MLReadable["WALSModel"], MLWri
         )
         user, item = known_id(self.getUserCol(), dataset), known_id(self.getItemCol(), dataset)
         u, v = f"{mark}row_features", f"{mark}col_features"
-        products = F.zip_with(u, v, lambda u, v: u.cast("double") * v)
-        score = F.aggregate(products, F.lit(0.0), lambda total, product: total + product)
+        constant = self._constant
+        terms = F.zip_with(
+            u, v, lambda u, v: u.cast("double") * v if constant is None else F.pow(u.cast("double") + v, 2)
+        )
+        score = F.aggregate(terms, F.lit(constant or 0.0), lambda total, term: total + term)
         score = score + F.col(f"{mark}row_bias") + F.col(f"{mark}col_bias")
         keyed = dataset.withColumns({f"{mark}user": user, f"{mark}item": item})
         joined = keyed.join(left, F.col(f"{mark}user") == F.col(f"{mark}row_id"), "left")
@@ -114,46 +116,93 @@ class WALSModel(Model, ModelParams, ModelSetters, MLReadable["WALSModel"], MLWri
         names = (self.getUserCol(), self.getItemCol())
         own, other = names if side == "row" else names[::-1]
         path = storage.join(self.directory, "col" if side == "row" else "row")
-        recommend = recommender(path, own, other, count, self.getOrDefault(self.blockSize))
-        rows = queries.select("id", "features", "bias").mapInArrow(recommend, recommendation_schema(own, other))
+        recommend = recommender(path, own, other, count, self.getOrDefault(self.blockSize), self._constant)
+        rows = queries.select(*FACTOR_COLUMNS).mapInArrow(recommend, recommendation_schema(own, other))
         mine, theirs = self._id_types if side == "row" else self._id_types[::-1]
         pairs = T.StructType([T.StructField(other, theirs), T.StructField("rating", T.FloatType())])
         return rows.select(F.col(quoted(own)).cast(mine).alias(own), rows["recommendations"].cast(T.ArrayType(pairs)))
 
     def foldInUsers(self, dataset: DataFrame) -> DataFrame:
-        """Exact factors of users, old or new, from their *whole* history: (id, features).
+        """Exact factors of users, old or new, from their *whole* history: (id, features), and ``bias`` with biases.
 
         Parameters
         ----------
         dataset : DataFrame
-            The columns of the training; items that the model does not know are left out.
-        """
-        user, item, rating = self.getUserCol(), self.getItemCol(), self.rating_column
-        value = F.col(rating).cast("double") if rating else F.lit(1.0)
-        cells = dataset.select(
-            id_column(user, dataset).alias("user"), id_column(item, dataset).alias("item"), value.alias("value")
-        ).repartition("user")
-        solve = user_folder(storage.join(self.directory, "col"), self._objective_without_marginals())
-        return cells.mapInArrow(solve, FOLD_IN_SCHEMA)
+            The columns of the training; items that the model does not know are left out. Repeated pairs are treated
+            as they were in the training. It is read twice: for a check, and when the result is asked for.
 
-    def _objective_without_marginals(self) -> Objective:
-        assert self.objective is not None
-        if self.objective.popularity_exponent != 0 or self.objective.target == "pmi":
-            raise ConfigError(
-                f"fold-in with the objective {self.objective.name!r} needs the marginals of the training; "
-                "use wals_spark.factors.foldin.fold_in with them"
+        Raises
+        ------
+        InputError
+            The objective has no exact solution of a row, or an id, a rating or a column is not as in the training.
+        """
+        return self._fold_in("row", dataset)
+
+    def foldInItems(self, dataset: DataFrame) -> DataFrame:
+        """Exact factors of items from their *whole* history; as `foldInUsers`, with users and items swapped.
+
+        Parameters
+        ----------
+        dataset : DataFrame
+
+        Raises
+        ------
+        InputError
+            As `foldInUsers`; also for an objective that is not symmetric in rows and columns.
+        """
+        return self._fold_in("col", dataset)
+
+    def _fold_in(self, side: str, dataset: DataFrame) -> DataFrame:
+        objective, facts = self.objective, self.training_facts
+        assert objective is not None
+        refuse_without_half_step(objective)
+        if side == "col" and not objective.symmetric:
+            raise InputError(
+                f"the objective {objective.name} is not symmetric in rows and columns, so its columns have no fold-in; "
+                "train again with the new items"
             )
-        return self.objective
+        if "total" not in facts:
+            raise InputError("the model was saved by a version that kept no marginals of the training; train again")
+        columns, types, other_side = (self.getUserCol(), self.getItemCol()), self._id_types, "col"
+        if side == "col":
+            columns, types, other_side = columns[::-1], types[::-1], "row"
+        cells = fold_in_cells(dataset, (columns[0], types[0]), columns[1], self.rating_column, facts["duplicates"])
+        solve = folder(storage.join(self.directory, other_side), objective, facts, side)
+        rows = cells.repartition("own").mapInArrow(solve, FOLD_IN_SCHEMA)
+        biases = ["bias"] if objective.bias != "none" else []
+        return rows.select(F.col("id").cast(types[0]), "features", *biases)
 
     @property
-    def training_facts(self) -> dict[str, str]:
-        """See `wals_spark.wals.estimator.ratings.training_facts`."""
+    def _constant(self) -> float | None:
+        """The z of predictions ``z + |u + v|^2``; None where they are products.
+
+        Raises
+        ------
+        InputError
+            The model was saved without it.
+        """
+        if self.objective is None or self.objective.prediction == "product":
+            return None
+        if "constant" not in self.training_facts:
+            raise InputError(
+                f"the model was saved by a version that kept no constant of the objective {self.objective.name}; train "
+                "again"
+            )
+        return float(self.training_facts["constant"])
+
+    @property
+    def training_facts(self) -> dict[str, Any]:
+        """What the model remembers of its training.
+
+        The column of ratings, types of ids ("row", "col"), `duplicates`; of the matrix: `total` and `observed`, sum and
+        number of all cells, and `log_means` of the sums of both sides; `constant`, z of the objective squared_norm.
+        """
         return dict(storage.read_json(storage.join(self.directory, FACTS)))
 
     @property
     def rating_column(self) -> str:
         """The column of ratings of the training."""
-        return self.training_facts["ratingCol"]
+        return str(self.training_facts["ratingCol"])
 
     @property
     def _id_types(self) -> tuple[T.DataType, T.DataType]:

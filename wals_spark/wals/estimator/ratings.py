@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from wals_spark import storage
 from wals_spark.errors import InputError
@@ -68,11 +71,64 @@ def known_id(column: str, dataset: DataFrame) -> Column:
     return F.when(number == F.floor(number), value.try_cast("decimal(38, 9)")).try_cast("bigint")
 
 
-def training_facts(params: EstimatorParams, dataset: DataFrame) -> dict[str, str]:
-    """What a model remembers of its training beside the parameters: the rating's column and the types of the ids."""
+def training_facts(params: EstimatorParams, dataset: DataFrame) -> dict[str, Any]:
+    """What a model remembers of its training's data: the rating's column, and the types of the ids ("row", "col")."""
     kinds = dict(dataset.dtypes)
     types = {side: kinds[name] for side, name in (("row", params.getUserCol()), ("col", params.getItemCol()))}
     return {"ratingCol": params.getRatingCol(), **types}
+
+
+def fold_in_cells(
+    dataset: DataFrame, own: tuple[str, T.DataType], other: str, rating: str, duplicates: str
+) -> DataFrame:
+    """Checked ratings of rows to fold in.
+
+    Parameters
+    ----------
+    dataset : DataFrame
+    own : (str, DataType)
+        The column of the ids to fold in, and their type in the training.
+    other : str
+        The column of ids of the other side.
+    rating : str
+        The column of ratings; empty = all are 1.
+    duplicates : {"keep", "sum", "refuse"}
+
+    Returns
+    -------
+    DataFrame
+        Columns (own bigint, other bigint, value double).
+
+    Raises
+    ------
+    InputError
+        A column is missing, an id is not a whole number or beyond its type in the training, a rating is not a finite
+        number, or a pair is repeated under "refuse". The data is read once to find these.
+    """
+    column, kind = own
+    number = id_column(column, dataset)
+    beyond = F.concat(
+        F.lit(f"WALS: {column} holds "),
+        number.cast("string"),
+        F.lit(f", expected {kind.simpleString()} as in training"),
+    )
+    fits = number.try_cast(kind).try_cast("bigint") == number
+    cells = dataset.select(
+        F.when(fits, number).otherwise(F.raise_error(beyond).cast("bigint")).alias("own"),
+        id_column(other, dataset).alias("other"),
+        rating_values(rating, dataset).alias("value"),
+    )
+    with input_errors():
+        if duplicates == "refuse":
+            repeated = cells.groupBy("own", "other").count().where("count > 1").head()
+            if repeated is not None:
+                raise InputError(
+                    f"{column} {repeated['own']} and {other} {repeated['other']} have {repeated['count']} ratings, and "
+                    "the training refused repeated pairs (duplicates)"
+                )
+        else:
+            cells.write.format("noop").mode("overwrite").save()
+    return cells
 
 
 def write_matrix(params: EstimatorParams, dataset: DataFrame, directory: str) -> tuple[DataFrame, DataFrame]:
@@ -103,7 +159,8 @@ def write_matrix(params: EstimatorParams, dataset: DataFrame, directory: str) ->
         *(column.alias(name) for name, column in columns.items()),
     )
     raw = storage.join(directory, "raw")
-    _write_checked(cells, raw)
+    with input_errors():
+        cells.write.parquet(raw)
     schema = ", ".join(["user bigint, item bigint", *(f"{name} double" for name in columns)])
     cells = spark.read.schema(schema).parquet(raw)
     users, items = (_number(spark, cells, name, directory) for name in ("user", "item"))
@@ -126,21 +183,34 @@ def matrix_files(directory: str) -> tuple[str, ...]:
 
 def _value_columns(params: EstimatorParams, dataset: DataFrame) -> Mapping[str, Column]:
     """The columns ``value`` and, where asked for, ``weight``."""
-    rating = params.getRatingCol()
-    if rating and rating not in dataset.columns:
-        raise InputError(
-            f"the data has no column {rating}; it has {', '.join(dataset.columns)} (ratingCol='' = all are 1)"
-        )
-    columns = {"value": _finite(rating, dataset) if rating else F.lit(1.0)}
+    columns = {"value": rating_values(params.getRatingCol(), dataset)}
     if params.isSet(params.weightCol):
         columns["weight"] = _finite(params.getWeightCol(), dataset, least=0.0)
     return columns
 
 
-def _write_checked(cells: DataFrame, path: str) -> None:
-    """Write, and raise what `raise_error` says as an `InputError`."""
+def rating_values(rating: str, dataset: DataFrame) -> Column:
+    """A column of ratings as double; 1 where its name is empty. A value that is not finite stops the job with it.
+
+    Raises
+    ------
+    InputError
+        No such column, or one that is not of numbers.
+    """
+    if rating and rating not in dataset.columns:
+        raise InputError(
+            f"the data has no column {rating}; it has {', '.join(dataset.columns)} (ratingCol='' = all are 1)"
+        )
+    return _finite(rating, dataset) if rating else F.lit(1.0)
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Raise what `raise_error` says in a job as an `InputError`."""
     try:
-        cells.write.parquet(path)
+        yield
+    except InputError:
+        raise
     except Exception as error:
         message = str(error)
         if "WALS: " in message:
