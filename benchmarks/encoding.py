@@ -94,8 +94,8 @@ def words_by_re(texts: list[bytes]) -> int:
 
 def words_by_kernel(texts: list[bytes]) -> int:
     """The word kernel."""
-    index = WordEncoder(PATTERN, "lower")
-    return sum(len(index.encode(batch).tokens) for batch in batches(texts))
+    encoder = WordEncoder(PATTERN, "lower")
+    return sum(len(encoder.encode(batch).tokens) for batch in batches(texts))
 
 
 def timed(work: Callable[[], int]) -> tuple[int, float]:

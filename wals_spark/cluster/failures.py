@@ -1,4 +1,4 @@
-"""Say what failed, in our words: find the cause in what Spark reports.
+"""Messages about failed Spark tasks: the cause, found in what Spark reports.
 
 A task's exception arrives at the driver as text within a Java stack within a Python stack. Where that text
 holds one of our errors it is raised again as what it was; where it speaks of a lost executor or a full

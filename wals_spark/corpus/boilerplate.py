@@ -69,10 +69,10 @@ def remove_lines(batch: DocumentBatch, lines: Hashes, counts: Counter[str]) -> D
     """Documents without the lines of the given hashes (sorted)."""
     if not len(lines):
         return batch
-    index = WordEncoder(LINE, "keep")
-    found = index.encode(batch)
-    place = np.minimum(np.searchsorted(lines, index.hashes), len(lines) - 1)
-    unwanted = (lines[place] == index.hashes)[found.tokens]
+    encoder = WordEncoder(LINE, "keep")
+    found = encoder.encode(batch)
+    place = np.minimum(np.searchsorted(lines, encoder.hashes), len(lines) - 1)
+    unwanted = (lines[place] == encoder.hashes)[found.tokens]
     per_document = np.add.reduceat(np.append(unwanted, False).astype(np.int64), found.offsets[:-1])
     per_document[np.diff(found.offsets) == 0] = 0
     changed: dict[int, bytes] = {}

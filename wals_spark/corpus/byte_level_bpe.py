@@ -213,13 +213,13 @@ class ByteLevelEncoder:
         self._forget()
 
     def _forget(self) -> None:
-        self._index = ByteStringDictionary()
+        self._dictionary = ByteStringDictionary()
         self._bounds = np.zeros(1, np.int64)
         self._ids = np.zeros(0, np.int32)
 
     def encode(self, batch: DocumentBatch) -> tuple[Ints, Longs]:
         """Token ids and document offsets, as ``tokenizer.encode(text, add_special_tokens=False)`` gives them."""
-        if self._index.size > MAX_PIECES:
+        if self._dictionary.size > MAX_PIECES:
             self._forget()
         documents = len(batch)
         pieces = np.empty(len(batch.data), np.int32)
@@ -229,7 +229,7 @@ class ByteLevelEncoder:
         while document < documents:
             document, state = self._cut(batch, document, pieces, ends)
             if state == FULL:
-                self._index.grow()
+                self._dictionary.grow()
             elif state == RULES:
                 by_rules.add(document)
                 ends[document + 1] = ends[document]
@@ -267,19 +267,19 @@ class ByteLevelEncoder:
         return sorted(found)
 
     def _cut(self, batch: DocumentBatch, document: int, pieces: Ints, ends: Longs) -> tuple[int, int]:
-        index = self._index
-        document, index.size, state = _cut_pieces(
-            batch.data, batch.offsets, document, self._classes, index.table, index.size, pieces, ends
+        dictionary = self._dictionary
+        document, dictionary.size, state = _cut_pieces(
+            batch.data, batch.offsets, document, self._classes, dictionary.table, dictionary.size, pieces, ends
         )
         return document, state
 
     def _encode_new(self) -> None:
         """Send the pieces seen for the first time through the tokenizer."""
         known = len(self._bounds) - 1
-        if known == self._index.size:
+        if known == self._dictionary.size:
             return
         encode: Callable[..., Any] = self.tokenizer.encode_batch_fast
-        new = self._index.words(known)
+        new = self._dictionary.words(known)
         for start in range(0, len(new), CALL_PIECES):
             part = [encoding.ids for encoding in encode(new[start : start + CALL_PIECES], add_special_tokens=False)]
             lengths = np.fromiter(map(len, part), np.int64, len(part))

@@ -50,13 +50,13 @@ def pack_text_keys(
     ShuffleRecord
     """
     parts: list[Any] = []
-    index = WordEncoder(WORD, "lower")
+    encoder = WordEncoder(WORD, "lower")
     heartbeat = Heartbeat(work, str(task))
     read = Counter[str]()
     for entry in written[task].files if task in written else ():
         for batch in read_document_file(storage.join(directory, entry["name"])):
             if config.duplicate_texts == "near":
-                parts.append(minhash_signatures(batch, index))
+                parts.append(minhash_signatures(batch, encoder))
             else:
                 texts = (batch.text(place) for place in range(len(batch)))
                 parts += [blake2b(text, digest_size=16).hexdigest() for text in texts]

@@ -303,11 +303,11 @@ def _encode_words(context: Context, job: EncodingJob, known: list[str]) -> Encod
 def _words_task(
     job: EncodingJob, section: VocabularyConfig, seed: int, hash_bits: int, task: int
 ) -> Iterator[ShuffleRecord]:
-    index = WordEncoder(section.pattern, section.case, seed, hash_bits)
+    encoder = WordEncoder(section.pattern, section.case, seed, hash_bits)
     counter = TokenCounter()
-    shard, text_bytes = _encode_task(job, task, counter, index.encode, lambda: index.size)
-    token_shards.write_local_words(shard.path, index.hashes)
-    yield from pack_counts(index, counter, job.reducers)
+    shard, text_bytes = _encode_task(job, task, counter, encoder.encode, lambda: encoder.size)
+    token_shards.write_local_words(shard.path, encoder.hashes)
+    yield from pack_counts(encoder, counter, job.reducers)
     yield _written(shard, text_bytes, task, job.reducers)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wals_spark.compiled import compiled
+from wals_spark.corpus.byte_strings import FNV_BASIS, FNV_PRIME
 from wals_spark.corpus.document_batch import DocumentBatch
 from wals_spark.corpus.words import WordEncoder
 from wals_spark.splitmix64 import splitmix64
@@ -38,17 +39,17 @@ MULTIPLIERS = splitmix64(1, PERMUTATIONS) | np.uint64(1)
 ADDENDS = splitmix64(2, PERMUTATIONS)
 
 
-def minhash_signatures(batch: DocumentBatch, index: WordEncoder) -> Signatures:
+def minhash_signatures(batch: DocumentBatch, encoder: WordEncoder) -> Signatures:
     """Signatures of documents, uint32 of shape (documents, `PERMUTATIONS`).
 
     Parameters
     ----------
-    index : WordEncoder
+    encoder : WordEncoder
         Gives the words; its dictionary grows. A document without words counts as one shingle, its bytes.
     """
-    found = index.encode(batch)
+    found = encoder.encode(batch)
     out = np.empty((len(batch), PERMUTATIONS), np.uint32)
-    _minhash(found.tokens, found.offsets, index.hashes, batch.data, batch.offsets, MULTIPLIERS, ADDENDS, out)
+    _minhash(found.tokens, found.offsets, encoder.hashes, batch.data, batch.offsets, MULTIPLIERS, ADDENDS, out)
     return out
 
 
@@ -59,14 +60,14 @@ def _minhash(tokens, offsets, hashes, data, bounds, multipliers, addends, out): 
         out[document, :] = 0xFFFFFFFF
         last = max(low, high - SHINGLE)
         for start in range(low, last + 1):
-            shingle = np.uint64(14695981039346656037)
+            shingle = np.uint64(FNV_BASIS)
             if high > low:
                 for at in range(start, min(start + SHINGLE, high)):
-                    shingle = (shingle ^ hashes[tokens[at]]) * np.uint64(1099511628211)
+                    shingle = (shingle ^ hashes[tokens[at]]) * np.uint64(FNV_PRIME)
                     shingle ^= shingle >> np.uint64(29)
             else:
                 for at in range(bounds[document], bounds[document + 1]):
-                    shingle = (shingle ^ np.uint64(data[at])) * np.uint64(1099511628211)
+                    shingle = (shingle ^ np.uint64(data[at])) * np.uint64(FNV_PRIME)
             for order in range(len(multipliers)):
                 value = np.uint32((multipliers[order] * shingle + addends[order]) >> np.uint64(32))
                 out[document, order] = min(out[document, order], value)
@@ -77,7 +78,7 @@ def band_keys(found: Signatures) -> Hashes:
     rows = found.reshape(len(found), BANDS, PERMUTATIONS // BANDS).astype(np.uint64)
     keys = np.broadcast_to(splitmix64(3, BANDS), rows.shape[:2]).copy()
     for row in range(rows.shape[2]):
-        keys = (keys ^ rows[:, :, row]) * np.uint64(1099511628211)
+        keys = (keys ^ rows[:, :, row]) * np.uint64(FNV_PRIME)
         keys ^= keys >> np.uint64(32)
     return keys
 

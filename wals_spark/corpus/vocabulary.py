@@ -24,20 +24,20 @@ class HashCollisionError(Exception):
     """Two words share a hash: the words are counted again with another seed."""
 
 
-def pack_counts(index: WordEncoder, counter: TokenCounter, buckets: int) -> list[ShuffleRecord]:
+def pack_counts(encoder: WordEncoder, counter: TokenCounter, buckets: int) -> list[ShuffleRecord]:
     """The counts of a shard's words by bucket of their hash."""
-    counts = counter.counts[: index.size]
+    counts = counter.counts[: encoder.size]
     seen = counts > 0
     table = pa.Table.from_arrays(
         [
-            pa.LargeStringArray.from_buffers(index.size, pa.py_buffer(index.starts), pa.py_buffer(index.heap)),
-            pa.array(index.hashes),
+            pa.LargeStringArray.from_buffers(encoder.size, pa.py_buffer(encoder.starts), pa.py_buffer(encoder.heap)),
+            pa.array(encoder.hashes),
             pa.array(counts),
-            pa.array(counter.document_counts[: index.size]),
+            pa.array(counter.document_counts[: encoder.size]),
         ],
         schema=COUNTS,
     )
-    bucket_of = index.hashes % np.uint64(buckets)
+    bucket_of = encoder.hashes % np.uint64(buckets)
     records = []
     for bucket in range(buckets):
         rows = np.flatnonzero(seen & (bucket_of == bucket))

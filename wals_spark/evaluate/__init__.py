@@ -1,1 +1,1 @@
-"""What is better, by how much, and how sure that is."""
+"""The comparison of runs: which one is better, by how much, and how sure that is."""

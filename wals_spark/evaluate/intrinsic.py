@@ -208,7 +208,7 @@ def spearman(x: np.ndarray, y: np.ndarray, *, resamples: int = 2000, seed: int =
 
 
 def pair_cosines(
-    index: WordLookup, unit: np.ndarray, pairs: Sequence[tuple[str, str, float]]
+    lookup: WordLookup, unit: np.ndarray, pairs: Sequence[tuple[str, str, float]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and ratings of the covered pairs, two float64 arrays of one length.
 
@@ -220,7 +220,7 @@ def pair_cosines(
     known = np.asarray(unit.any(axis=1))
     ids, ratings = [], []
     for first, second, rating in pairs:
-        a, b = index.find(first), index.find(second)
+        a, b = lookup.find(first), lookup.find(second)
         if a is not None and b is not None and known[a] and known[b]:
             ids.append((a, b))
             ratings.append(rating)
@@ -231,7 +231,7 @@ def pair_cosines(
 
 
 def score_similarity(
-    path: str, index: WordLookup, unit: np.ndarray, *, resamples: int = 2000, seed: int = 1
+    path: str, lookup: WordLookup, unit: np.ndarray, *, resamples: int = 2000, seed: int = 1
 ) -> SimilarityResult:
     """Spearman's rho between cosines and ratings on one file.
 
@@ -239,7 +239,7 @@ def score_similarity(
     ----------
     path : str
         Of a file of rated pairs, see `read_pairs`.
-    index : WordLookup
+    lookup : WordLookup
     unit : float32 array of shape (V, k)
         Rows of norm 1 or 0.
     resamples : int
@@ -250,7 +250,7 @@ def score_similarity(
     SimilarityResult
     """
     pairs = read_pairs(path)
-    cosines, ratings = pair_cosines(index, unit, pairs)
+    cosines, ratings = pair_cosines(lookup, unit, pairs)
     return SimilarityResult(
         _name(path), spearman(cosines, ratings, resamples=resamples, seed=seed), len(pairs), len(cosines)
     )
@@ -258,7 +258,7 @@ def score_similarity(
 
 def score_analogies(
     path: str,
-    index: WordLookup,
+    lookup: WordLookup,
     unit: np.ndarray,
     order: np.ndarray,
     *,
@@ -272,7 +272,7 @@ def score_analogies(
     ----------
     path : str
         Of a file of questions, see `read_questions`.
-    index : WordLookup
+    lookup : WordLookup
     unit : float32 array of shape (V, k)
         Rows of norm 1 or 0.
     order : int array of shape (V,)
@@ -297,7 +297,7 @@ def score_analogies(
     rows: list[tuple[int, int, int, int]] = []
     sections: list[str] = []
     for section, *words in questions:
-        found = [index.find(word) for word in words]
+        found = [lookup.find(word) for word in words]
         places = [-1 if number is None else int(place[number]) for number in found]
         if min(places) >= 0 and len(set(places)) == 4:
             rows.append((places[0], places[1], places[2], places[3]))
@@ -411,15 +411,15 @@ def score_vectors(
     list of SimilarityResult and AnalogyResult
         One per file, in their order.
     """
-    index = WordLookup(tokens)
+    lookup = WordLookup(tokens)
     unit = unit_rows(matrix)
     order = np.arange(len(tokens)) if counts is None else np.argsort(-counts, kind="stable")
     results: list[SimilarityResult | AnalogyResult] = []
     for path in files:
         if is_analogy_file(path):
-            results.append(score_analogies(path, index, unit, order, search=search, resamples=resamples, seed=seed))
+            results.append(score_analogies(path, lookup, unit, order, search=search, resamples=resamples, seed=seed))
         else:
-            results.append(score_similarity(path, index, unit, resamples=resamples, seed=seed))
+            results.append(score_similarity(path, lookup, unit, resamples=resamples, seed=seed))
     return results
 
 

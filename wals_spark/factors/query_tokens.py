@@ -1,4 +1,4 @@
-"""Which tokens the neighbours are shown of: those that were named, or some of middle frequency."""
+"""The tokens whose neighbours are shown: those that were named, or some of middle frequency."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def middle_tokens(tokens: Sequence[str], counts: np.ndarray, min_count: int) -> 
 
     Words of four letters or more in lower case come into question; any token where there are too few.
     """
-    index = WordLookup(tokens)
+    lookup = WordLookup(tokens)
     order = np.argsort(-counts, kind="stable")
     seen = [int(i) for i in order if counts[i] >= max(1, min_count)]
-    words = [i for i in seen if _is_plain_word(index, tokens[i])]
+    words = [i for i in seen if _is_plain_word(lookup, tokens[i])]
     pool = words if len(words) >= SHOWN_BY_DEFAULT else seen
     if not pool:
         return []
@@ -29,12 +29,12 @@ def middle_tokens(tokens: Sequence[str], counts: np.ndarray, min_count: int) -> 
     return [pool[rank] for rank in ranks]
 
 
-def _is_plain_word(index: WordLookup, token: str) -> bool:
-    shown = readable(token, index.style)
-    return index.starts_word(token) and len(shown) >= 4 and shown.isalpha() and shown == shown.lower()
+def _is_plain_word(lookup: WordLookup, token: str) -> bool:
+    shown = readable(token, lookup.style)
+    return lookup.starts_word(token) and len(shown) >= 4 and shown.isalpha() and shown == shown.lower()
 
 
-def query_ids(index: WordLookup, wanted: Sequence[str]) -> list[int]:
+def query_ids(lookup: WordLookup, wanted: Sequence[str]) -> list[int]:
     """The ids of words or exact token strings.
 
     Raises
@@ -44,9 +44,9 @@ def query_ids(index: WordLookup, wanted: Sequence[str]) -> list[int]:
     """
     found = []
     for word in wanted:
-        number = index.token(word) if index.style == "words" else None
-        number = index.find(word) if number is None else number
-        number = index.token(word) if number is None else number
+        number = lookup.token(word) if lookup.style == "words" else None
+        number = lookup.find(word) if number is None else number
+        number = lookup.token(word) if number is None else number
         if number is None:
             raise InputError(
                 f"neighbours.tokens: {word!r} is not among the tokens of this vocabulary; "

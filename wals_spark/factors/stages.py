@@ -95,8 +95,8 @@ class NeighboursStage(Stage):
         context = stage_run.context
         section, run_id = context.config.neighbours, context.config.run_id
         tokens, counts = read_tokens(context.tables, run_id)
-        index = WordLookup(tokens)
-        wanted = query_ids(index, section.tokens) or middle_tokens(tokens, counts, section.min_count)
+        lookup = WordLookup(tokens)
+        wanted = query_ids(lookup, section.tokens) or middle_tokens(tokens, counts, section.min_count)
         queries = np.asarray(wanted, np.int64)
         if len(tokens) <= section.driver_vectors:
             matrix = read_vectors(context.tables, run_id, section.combine).matrix
@@ -109,7 +109,7 @@ class NeighboursStage(Stage):
 
         def entry(token_id: int) -> dict[str, Any]:
             token = tokens[token_id]
-            shown = readable(token, index.style)
+            shown = readable(token, lookup.style)
             return {"token_id": token_id, "token": token, "shown": shown, "count": int(counts[token_id])}
 
         lists = [
@@ -122,7 +122,7 @@ class NeighboursStage(Stage):
             for query, row, values in zip(queries, ids, cosine, strict=True)
         ]
         path = context.run.path(NEIGHBOURS_FILE)
-        storage.write_json(path, {"run_id": run_id, "combine": section.combine, "style": index.style, "lists": lists})
+        storage.write_json(path, {"run_id": run_id, "combine": section.combine, "style": lookup.style, "lists": lists})
         lines = [f"{item['shown']}: {', '.join(n['shown'] for n in item['neighbours'])}" for item in lists]
         outputs: NeighboursOutputs = {"paths": [path], "queries": len(lists)}
         return Outcome(outputs, lines=lines)

@@ -29,9 +29,9 @@ def test_lines_of_many_documents_are_found_once_per_document(batches):
         counter = LineCounter()
         counter.add(to_batch(texts[part::batches]))
         payloads += [record.payload for record in counter.records(1)]
-    index = WordEncoder(r"[^\n]+", "keep")
-    index.encode(to_batch([f"{MENU}\nend 0\nend 1\ntext 0"]))
-    hashes = dict(zip(index.words(), index.hashes.tolist(), strict=True))
+    encoder = WordEncoder(r"[^\n]+", "keep")
+    encoder.encode(to_batch([f"{MENU}\nend 0\nend 1\ntext 0"]))
+    hashes = dict(zip(encoder.words(), encoder.hashes.tolist(), strict=True))
     assert frequent_lines(payloads, 6).tolist() == [hashes[MENU]]
     assert set(frequent_lines(payloads, 3)) == {hashes[MENU], hashes["end 0"], hashes["end 1"]}
     assert hashes["text 0"] in frequent_lines(payloads, 2)

@@ -49,9 +49,9 @@ def test_signatures_do_not_depend_on_the_batch_or_the_words_seen_before():
 
 def test_a_signature_is_that_of_its_definition():
     text = "a b c d e f a b"
-    index = WordEncoder(r"\w+", "lower")
-    (found,) = minhash_signatures(to_batch([text]), index)
-    hashes = dict(zip(index.words(), index.hashes.tolist(), strict=True))
+    encoder = WordEncoder(r"\w+", "lower")
+    (found,) = minhash_signatures(to_batch([text]), encoder)
+    hashes = dict(zip(encoder.words(), encoder.hashes.tolist(), strict=True))
     mask = (1 << 64) - 1
     words = text.split()
     values = []

@@ -94,8 +94,8 @@ def test_pieces_equal_the_pre_tokenizers_for_every_character():
     while done < len(texts):
         done, state = encoder._cut(batch, done, pieces, ends)
         if state:
-            encoder._index.grow()
-    lengths = np.diff(encoder._index.starts)
+            encoder._dictionary.grow()
+    lengths = np.diff(encoder._dictionary.starts)
     for index, text in enumerate(texts):
         expected = [len(piece) for piece, _ in splitter.pre_tokenize_str(text)]
         assert lengths[pieces[ends[index] : ends[index + 1]]].tolist() == expected

@@ -42,10 +42,10 @@ def encode(index, documents):
 @pytest.mark.parametrize("pattern", ONE_CLASS)
 def test_the_kernel_equals_re(pattern, case):
     documents = ["", " ", "ends", "İİ", "ΑΣ ΣΑ Σ", *texts(hash(pattern) % 1000), *texts(2, 20, 500)]
-    index = WordEncoder(pattern, case)
-    assert index.characters is not None
+    encoder = WordEncoder(pattern, case)
+    assert encoder.characters is not None
     compiled = re.compile(pattern)
-    assert encode(index, documents) == [words_and_breaks(text, compiled, case) for text in documents]
+    assert encode(encoder, documents) == [words_and_breaks(text, compiled, case) for text in documents]
 
 
 @pytest.mark.parametrize("case", ["keep", "lower", "fold"])
@@ -54,9 +54,9 @@ def test_every_character_is_treated_as_re_does(case):
         "".join(f"a{chr(code)}b {chr(code)} " for code in range(start, start + 0x400) if not 0xD800 <= code < 0xE000)
         for start in range(0, 0x20000, 0x400)
     ]
-    index = WordEncoder(r"[^\W\d_]+", case)
+    encoder = WordEncoder(r"[^\W\d_]+", case)
     compiled = re.compile(r"[^\W\d_]+")
-    assert encode(index, documents) == [words_and_breaks(text, compiled, case) for text in documents]
+    assert encode(encoder, documents) == [words_and_breaks(text, compiled, case) for text in documents]
 
 
 @pytest.mark.parametrize(
@@ -64,35 +64,35 @@ def test_every_character_is_treated_as_re_does(case):
 )
 def test_other_patterns_go_through_re(pattern):
     documents = texts(3, 100)
-    index = WordEncoder(pattern, "lower")
-    assert index.characters is None
+    encoder = WordEncoder(pattern, "lower")
+    assert encoder.characters is None
     compiled = re.compile(pattern)
-    assert encode(index, documents) == [words_and_breaks(text, compiled, "lower") for text in documents]
+    assert encode(encoder, documents) == [words_and_breaks(text, compiled, "lower") for text in documents]
 
 
 def test_the_dictionary_grows_and_stays_right():
     rng = random.Random(0)
     vocabulary = ["".join(rng.choices("abcdefghij", k=8)) for _ in range(60_000)]
     documents = [" ".join(rng.choices(vocabulary, k=200)) for _ in range(1000)]
-    index = WordEncoder("[a-z]+", "keep")
+    encoder = WordEncoder("[a-z]+", "keep")
     compiled = re.compile("[a-z]+")
-    assert encode(index, documents) == [words_and_breaks(text, compiled, "keep") for text in documents]
-    assert index.size > 1 << 15
+    assert encode(encoder, documents) == [words_and_breaks(text, compiled, "keep") for text in documents]
+    assert encoder.size > 1 << 15
 
 
 def test_one_word_of_a_megabyte():
     word = "x" * 1_000_000
-    index = WordEncoder("[a-z]+", "lower")
-    assert encode(index, [f"a {word} b", word])[1] == ([word], [])
-    assert index.words() == ["a", word, "b"]
+    encoder = WordEncoder("[a-z]+", "lower")
+    assert encode(encoder, [f"a {word} b", word])[1] == ([word], [])
+    assert encoder.words() == ["a", word, "b"]
 
 
 def test_short_hashes_collide_and_the_words_stay_apart():
-    index = WordEncoder("[a-z]+", "lower", hash_bits=3)
+    encoder = WordEncoder("[a-z]+", "lower", hash_bits=3)
     documents = texts(5)
     compiled = re.compile("[a-z]+")
-    assert encode(index, documents) == [words_and_breaks(text, compiled, "lower") for text in documents]
-    assert len(np.unique(index.hashes)) <= 8 < index.size
+    assert encode(encoder, documents) == [words_and_breaks(text, compiled, "lower") for text in documents]
+    assert len(np.unique(encoder.hashes)) <= 8 < encoder.size
 
 
 def test_hashes_do_not_depend_on_the_path_or_the_order():
@@ -109,15 +109,15 @@ def test_hashes_do_not_depend_on_the_path_or_the_order():
 
 
 def test_the_hash_is_fnv1a():
-    index = WordEncoder("[a-z]+", "lower")
-    encode(index, ["foobar"])
-    assert index.hashes.tolist() == [0x85944171F73967E8]
+    encoder = WordEncoder("[a-z]+", "lower")
+    encode(encoder, ["foobar"])
+    assert encoder.hashes.tolist() == [0x85944171F73967E8]
 
 
 def test_breaks_between_words():
-    index = WordEncoder("[a-z]+", "lower")
+    encoder = WordEncoder("[a-z]+", "lower")
     text = 'One two. Three "four." five\nsix; 3.5 seven e.g. eight\n\n nine。ten .\n'
-    assert encode(index, [text])[0][1] == [2, 6, 9, 16, 19, 20]
+    assert encode(encoder, [text])[0][1] == [2, 6, 9, 16, 19, 20]
 
 
 def test_tally_counts_occurrences_and_documents():
@@ -139,6 +139,6 @@ def test_real_text_equals_re(data):
 
     source = pq.ParquetFile(data / "corpora" / "enwiki" / "part-0.parquet")
     documents = source.read_row_group(0, columns=["text"])["text"].to_pylist()[:150]
-    index = WordEncoder(r"[^\W\d_]+", "lower")
+    encoder = WordEncoder(r"[^\W\d_]+", "lower")
     compiled = re.compile(r"[^\W\d_]+")
-    assert encode(index, documents) == [words_and_breaks(text, compiled, "lower") for text in documents]
+    assert encode(encoder, documents) == [words_and_breaks(text, compiled, "lower") for text in documents]

@@ -139,6 +139,10 @@ def test_every_colour_is_defined_for_light_and_dark(full):
     assert set(re.findall(r"var\(--([a-z0-9-]+)\)", style)) == set(variables(light))
 
 
+def test_the_page_fits_the_width_of_the_device(full):
+    assert 'content="width=device-width' in render_report(full)
+
+
 def test_every_class_of_the_page_has_a_rule(full):
     page = render_report(full)
     style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]

@@ -51,20 +51,20 @@ def test_the_byte_level_alphabet_is_gpt2s(data):
 
 
 def test_a_word_is_found_with_the_mark_of_its_start_first():
-    index = WordLookup(BYTE_LEVEL)
-    assert index.find("cat") == 0
-    assert index.find("ing") == 2
-    assert index.find("paris") == 4
-    assert index.find("été") == 7
-    assert index.find("Cat") == 0
-    assert index.find("dog") is None
+    lookup = WordLookup(BYTE_LEVEL)
+    assert lookup.find("cat") == 0
+    assert lookup.find("ing") == 2
+    assert lookup.find("paris") == 4
+    assert lookup.find("été") == 7
+    assert lookup.find("Cat") == 0
+    assert lookup.find("dog") is None
 
 
 def test_plain_vocabularies_are_searched_by_case():
-    index = WordLookup(["jerusalem", "OPEC", "tiger"])
-    assert index.find("Jerusalem") == 0
-    assert index.find("OPEC") == 1
-    assert index.find("tiger") == 2
+    lookup = WordLookup(["jerusalem", "OPEC", "tiger"])
+    assert lookup.find("Jerusalem") == 0
+    assert lookup.find("OPEC") == 1
+    assert lookup.find("tiger") == 2
 
 
 def test_starts_word():

@@ -1,4 +1,4 @@
-"""When a training ends, and what its loss may not do: rise, or be no number."""
+"""The rules for the loss: when a training has converged, and the errors of a loss that rises or is not finite."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The half-step: linear systems of rows, and who solves them."""
+"""The solvers of a half-step: one linear system per row, on CPUs or a GPU."""
