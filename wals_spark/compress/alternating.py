@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wals_spark.wals.engine.convergence import has_converged
 from wals_spark.wals.engine.initial_factors import initial_factors
 
 
@@ -78,14 +79,14 @@ def alternate(
     V = initial_factors(seed, "col", np.arange(len(G)), rank)  # (d, r)
     T = np.zeros_like(V)
     losses: list[float] = []
-    for sweep in range(sweeps):
+    for _ in range(sweeps):
         T = np.linalg.solve(V.T @ V + identity, V.T).T  # (d, r)
         image = G @ T  # X^T U, (d, r)
         losses.append(total - float(np.sum(V * image)) + ridge * float(np.sum(V * V)))
         square = T.T @ image  # U^T U, (r, r)
         V = np.linalg.solve(square + identity, image.T).T
         losses.append(total - float(np.sum(V * image)) + ridge * float(np.trace(square)))
-        if sweep and losses[-3] - losses[-1] < tolerance * abs(losses[-3]):
+        if has_converged(losses, tolerance):
             break
     T = np.linalg.solve(V.T @ V + identity, V.T).T
     image = G @ T

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wals_spark.progress import Progress
+from wals_spark.wals.engine.convergence import has_converged
 from wals_spark.wals.solvers.cpu import ConjugateGradientSolver, CpuSolver, Solver
 from wals_spark.wals.solvers.row_block import RowBlock
 from wals_spark.wals.solvers.system import FixedFactors, System
@@ -96,7 +97,7 @@ def weighted_least_squares(
             factors[own], row_loss = solver.solve(blocks[own], _system(factors[other], factors[own], ridge))
             losses.append(float(row_loss.sum()) + ridge * float((factors[other].astype(np.float64) ** 2).sum()))
             progress.update(half + 1, loss=losses[-1])
-            if own == 1 and half > 1 and losses[-3] - losses[-1] < tolerance * abs(losses[-3]):
+            if own == 1 and has_converged(losses, tolerance):
                 break
     return WeightedFactors(factors[0], factors[1].T, losses)
 
@@ -114,10 +115,10 @@ def _row_block(targets: np.ndarray, weights: np.ndarray) -> RowBlock:
     )
 
 
-def _system(features: np.ndarray, start: np.ndarray, ridge: float) -> System:
-    width = features.shape[1]
+def _system(fixed: np.ndarray, start: np.ndarray, ridge: float) -> System:
+    width = fixed.shape[1]
     return System(
-        FixedFactors(features, np.zeros(len(features)), np.zeros((width, width)), rho=0.0),
+        FixedFactors(fixed, np.zeros(len(fixed)), np.zeros((width, width)), rho=0.0),
         known=np.zeros((len(start), 0)),
         ridge=np.full((len(start), width), ridge),
         start=start,

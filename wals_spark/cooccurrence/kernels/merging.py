@@ -68,7 +68,7 @@ def merge_rows(order, index, packed, buffer, rules, accumulator, columns, cells,
     (int, int, int)
         Next index, cells written, and `DONE`, `OUTPUT_FULL` or `OVERFLOW`.
     """
-    rows, places, lengths = packed
+    rows, starts, lengths = packed
     touched = columns.touched
     written = U(0)
     room = U(len(cells.rows))
@@ -85,12 +85,12 @@ def merge_rows(order, index, packed, buffer, rules, accumulator, columns, cells,
             return index, written, OUTPUT_FULL
         first = written
         if stop == index + 1:
-            at = U(places[order[index]])
+            at = U(starts[order[index]])
             written = _unpack_row(buffer, at, at + U(lengths[order[index]]), cells, written)
         else:
             n = U(0)
             for q in range(index, stop):
-                at = U(places[order[q]])
+                at = U(starts[order[q]])
                 end = at + U(lengths[order[q]])
                 n, within = _add_row(buffer, at, end, rules.limit, accumulator, touched, n)
                 if not within:

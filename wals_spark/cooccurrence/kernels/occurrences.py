@@ -20,7 +20,7 @@ class TokenSegments(NamedTuple):
     Attributes
     ----------
     ids : uint32 array of shape (n,)
-        0 .. V, V holding places.
+        0 .. V; V keeps the place of a token that never counts.
     bounds : int64 array of shape (segments + 1,)
         Segment s is ``ids[bounds[s]:bounds[s + 1]]``.
     owned : int64 array of shape (segments,)
@@ -38,7 +38,7 @@ class Occurrences(NamedTuple):
     Attributes
     ----------
     ids : uint32 array of shape (n,)
-        0 .. V, V holding places.
+        0 .. V; V keeps the place of a token that never counts.
     start : int64 array of shape (V + 2,)
         The positions of token t are at ``start[t] .. start[t + 1] - 1`` of the lists.
     positions, reach : uint32 arrays, longer than all lists by `PREFETCH_DISTANCE`

@@ -24,20 +24,20 @@ class RowIndex(NamedTuple):
     ----------
     rows : uint32 array of shape (n,)
         Ids.
-    places : uint64 array of shape (n,)
+    starts : uint64 array of shape (n,)
         Where the payload of each begins.
     lengths : uint32 array of shape (n,)
         Bytes of the payloads.
     """
 
     rows: np.ndarray
-    places: np.ndarray
+    starts: np.ndarray
     lengths: np.ndarray
 
 
-def empty_row_index(rows: int) -> RowIndex:
-    """An index for as many rows."""
-    return RowIndex(np.empty(rows, np.uint32), np.empty(rows, np.uint64), np.empty(rows, np.uint32))
+def empty_row_index(size: int) -> RowIndex:
+    """An uninitialised index for `size` rows."""
+    return RowIndex(np.empty(size, np.uint32), np.empty(size, np.uint64), np.empty(size, np.uint32))
 
 
 @loop
@@ -66,7 +66,7 @@ def index_rows(buffer, low, high, index, n):
         length = read_uint32(buffer, at)
         at += U(4)
         index.rows[n] = row
-        index.places[n] = at
+        index.starts[n] = at
         index.lengths[n] = length
         n += 1
         previous = row

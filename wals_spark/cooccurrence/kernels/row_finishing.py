@@ -56,9 +56,9 @@ class BlockSums(NamedTuple):
     pruned: np.ndarray
 
 
-def empty_cell_columns(room: int) -> CellColumns:
-    """Room for as many cells."""
-    return CellColumns(np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int64))
+def empty_cell_columns(size: int) -> CellColumns:
+    """Uninitialised arrays for `size` cells."""
+    return CellColumns(np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.int64))
 
 
 @loop

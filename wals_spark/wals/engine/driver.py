@@ -1,4 +1,4 @@
-"""The driver's part of a training: start the ranks, show their progress, start them again after a loss."""
+"""The driver's part of a training: start the ranks, show their progress, start them again when one fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train(spark: SparkSession, task: RankTask, placement: Placement) -> dict[str
     """Run the ranks until they are done; see `wals_spark.wals.engine.rank.run` for what is returned.
 
     A failed attempt is repeated from the last checkpoint when that can help. Attempts are counted from the last
-    one that got further, so a long training survives any number of well separated losses.
+    one that got further, so a long training survives any number of well separated failures.
 
     Raises
     ------

@@ -159,11 +159,11 @@ def plan_memory(size: ProblemSize, config: TrainConfig, memory: int) -> tuple[Me
     """
     memory = config.memory_bytes or memory
     several, divisible = size.ranks > 1, not size.whole
-    placements = ["replicated", "sharded"][: 1 + (several and divisible)]
-    placements = placements if config.exchange == "auto" else [config.exchange]
+    choices = ["replicated", "sharded"][: 1 + (several and divisible)]
+    choices = choices if config.exchange == "auto" else [config.exchange]
     matrices = ["resident", "streamed"][: 1 + divisible] if config.matrix == "auto" else [config.matrix]
     tried = []
-    for factors in placements:
+    for factors in choices:
         for matrix in matrices:
             plan = _sized(size, MemoryPlan(factors, matrix, scratch=config.scratch), memory)
             estimate = estimate_memory(size, plan)

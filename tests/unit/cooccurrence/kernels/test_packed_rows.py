@@ -40,5 +40,5 @@ def test_the_index_names_rows_and_payloads():
     found = empty_row_index(2)
     assert index_rows(buffer, 0, int(used), found, 0) == 2
     assert found.rows.tolist() == [2, 5]
-    assert found.places.tolist() == [5, 15]
+    assert found.starts.tolist() == [5, 15]
     assert found.lengths.tolist() == [5, 2]
