@@ -155,7 +155,7 @@ def first_cause(error: Exception, records: str, ranks: int) -> WalsSparkError:
 
     A rank that started and left no record while others lost it was killed from outside.
     """
-    failures, started = _read_records(records, ranks)
+    failures, started = _read_records(records)
     causes = sorted((failure for failure in failures if not failure.consequence), key=lambda failure: failure.at)
     if causes:
         return _rebuild(causes[0], ranks)
@@ -172,7 +172,7 @@ def first_cause(error: Exception, records: str, ranks: int) -> WalsSparkError:
     return known or WalsSparkError(f"the barrier stage failed before any rank could say why: {_spark_reason(error)}")
 
 
-def _read_records(records: str, ranks: int) -> tuple[list[Failure], dict[int, dict[str, Any]]]:
+def _read_records(records: str) -> tuple[list[Failure], dict[int, dict[str, Any]]]:
     """Records of the ranks; waits a moment for those that are still failing."""
     deadline = time.monotonic() + RECORDS_WAIT_S
     while True:

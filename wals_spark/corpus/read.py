@@ -287,14 +287,14 @@ def _read_csv(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> 
     csv.field_size_limit(2**31 - 1)
     with _text_stream(file) as stream:
         records = csv.reader(stream, delimiter="\t" if ".tsv" in file.name.lower() else ",", strict=True)
-        header = _next_record(records, file, config) or []
+        header = _next_record(records, file) or []
         if header and header[0].startswith("\ufeff"):
             header[0] = header[0][1:]
         require_columns(pa.schema([(name, pa.string()) for name in header]), file.path, config)
         text_at = header.index(config.text_column)
         id_at = header.index(config.id_column) if config.id_column is not None else None
         number = 0
-        while (record := _next_record(records, file, config)) is not None:
+        while (record := _next_record(records, file)) is not None:
             if not record:
                 continue
             if len(record) != len(header):
@@ -323,7 +323,7 @@ def _text_stream(file: SourceFile) -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="")
 
 
-def _next_record(records: Any, file: SourceFile, config: CorpusConfig) -> list[str] | None:
+def _next_record(records: Any, file: SourceFile) -> list[str] | None:
     try:
         record: list[str] | None = next(records, None)
     except (csv.Error, *_DECODE_ERRORS) as error:

@@ -30,8 +30,8 @@ def permuted_vectors(matrix: np.ndarray, counts: np.ndarray, seed: int) -> np.nd
     return shuffled
 
 
-def random_vectors(matrix: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
-    """Gaussian vectors of the same norms."""
+def random_vectors(matrix: np.ndarray, seed: int) -> np.ndarray:
+    """Gaussian vectors with the norms of the matrix's rows."""
     drawn = np.random.default_rng([seed, 9]).standard_normal(matrix.shape).astype(np.float32)
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True) * norms

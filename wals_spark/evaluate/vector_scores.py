@@ -68,7 +68,7 @@ def make_controls(context: Context, train: TrainOutputs, vectors: Vectors) -> di
         return {}
     makers: dict[str, Callable[[], np.ndarray]] = {
         "permuted": lambda: controls.permuted_vectors(vectors.matrix, vectors.counts, seed),
-        "random": lambda: controls.random_vectors(vectors.matrix, vectors.counts, seed),
+        "random": lambda: controls.random_vectors(vectors.matrix, seed),
         "svd": lambda: controls.svd_vectors(context, train, vectors.matrix.shape[1]),
     }
     return {name: makers[name]() for name in section.controls}
