@@ -25,6 +25,9 @@ from wals_spark.matrix.csr import Csr, sum_by
 from wals_spark.objective import Marginals, Objective
 from wals_spark.tables import TableStore
 
+ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
+"""Of a diagonal entry: without ridge, a pivot as small means that there is no unique solution."""
+
 
 @dataclass(frozen=True)
 class FixedMarginals:
@@ -169,12 +172,19 @@ def fold_in(
     for i in np.flatnonzero(rows.lengths):
         a, rhs = _normal_equations(new, columns, int(i), objective.rho, k)
         try:
-            solved[i, : len(rhs)] = cho_solve(cho_factor(a), rhs)
+            factor = cho_factor(a)
         except np.linalg.LinAlgError:
-            raise InputError(
-                f"fold-in: row {i} has no unique solution; it needs more cells or regularisation"
-            ) from None
+            factor = None
+        bare = new.ridge[i] == 0 and objective.rho * new.g[i] == 0
+        if factor is None or (bare and (_pivots(factor[0]) <= ROUNDING * np.diag(a)).any()):
+            raise InputError(f"fold-in: row {i} has no unique solution; it needs more cells or regularisation")
+        solved[i, : len(rhs)] = cho_solve(factor, rhs)
     return solved[:, :k], new.b if objective.bias == "fixed" else solved[:, k]
+
+
+def _pivots(factor: np.ndarray) -> np.ndarray:
+    """What is left of every diagonal entry of a matrix in its Cholesky factorisation."""
+    return np.square(np.diag(factor))
 
 
 def _check(rows: Csr, v: np.ndarray, objective: Objective, marginals: FixedMarginals) -> None:

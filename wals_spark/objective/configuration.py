@@ -51,10 +51,16 @@ def from_config(config: HasObjectiveKeys) -> Objective:
     Raises
     ------
     ConfigError
-        A key is set that the preset does not use, or no unique solution exists.
+        A key is set that the preset does not use, or there is neither regularisation nor an unobserved weight.
     """
     given = {name: value for name in configuration_keys() if (value := getattr(config, name)) is not None}
-    return make_objective(config.objective, **given)
+    objective = make_objective(config.objective, **given)
+    if objective.rho == 0 and objective.regularization == 0:
+        raise ConfigError(
+            f"objective {objective.name!r}: regularization and rho are both 0, so a row with fewer cells than k has no "
+            "unique solution; set train.regularization or train.rho above 0"
+        )
+    return objective
 
 
 def make_objective(preset: str, **given: Any) -> Objective:
@@ -63,7 +69,7 @@ def make_objective(preset: str, **given: Any) -> Objective:
     Raises
     ------
     ConfigError
-        An unknown preset, a field that it does not use, or no unique solution.
+        An unknown preset, or a field that it does not use.
     """
     if preset not in PRESETS:
         raise ConfigError(f"objective: found {preset!r}, expected one of {', '.join(PRESETS)}")

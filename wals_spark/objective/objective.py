@@ -114,11 +114,6 @@ class Objective:
                 f"objective {self.name!r}: fixed biases are taken from the marginals, which only the targets {targets} "
                 "contain, with weights that are not given; remove train.bias"
             )
-        if self.rho == 0 and self.regularization == 0:
-            raise ConfigError(
-                f"objective {self.name!r}: regularization and rho are both 0, so a row with fewer cells than k has no "
-                "unique solution; set train.regularization or train.rho above 0"
-            )
 
     @property
     def is_quadratic(self) -> bool:

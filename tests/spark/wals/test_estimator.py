@@ -319,6 +319,28 @@ def test_a_rank_above_both_sides_is_solved(ratings: Any) -> None:
     assert model.losses[-1] == pytest.approx(loss, rel=1e-4)
 
 
+def test_ratings_without_regularisation_are_fitted_or_the_row_is_named(spark: Any) -> None:
+    from wals_spark import WALS
+
+    cells = [(u, i, float(u + 1) * (i + 2) + (u % 2) * i) for u in range(8) for i in range(6)]
+    frame = spark.createDataFrame(cells, "user int, item int, rating double")
+    model = WALS(rank=2, maxIter=10, regParam=0.0, numWorkers=1, precision="float64").fit(frame)
+    for row in model.transform(frame).collect():
+        assert row["prediction"] == pytest.approx(row["rating"], rel=1e-3)
+    short = frame.union(spark.createDataFrame([(90, 1, 1.0)], frame.schema))
+    with pytest.raises(InputError, match="1 rows have no unique solution"):
+        WALS(rank=2, maxIter=2, regParam=0.0, numWorkers=1).fit(short)
+
+
+def test_no_sweep_gives_starting_factors_of_both_sides(ratings: Any) -> None:
+    from wals_spark import WALS
+
+    model = WALS(rank=3, maxIter=0, numWorkers=1).fit(ratings)
+    assert model.losses == []
+    for factors, count in ((model.userFactors, USERS), (model.itemFactors, ITEMS)):
+        assert [np.linalg.norm(x) for x in vectors(factors).values()] == pytest.approx([1.0] * count, rel=1e-5)
+
+
 def test_ids_come_out_in_the_types_that_they_came_in(ratings: Any) -> None:
     from wals_spark import WALS
 

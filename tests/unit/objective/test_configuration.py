@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from wals_spark.config import TrainConfig
 from wals_spark.errors import ConfigError
-from wals_spark.objective import PRESETS, configuration_keys, make_objective
+from wals_spark.objective import PRESETS, configuration_keys, from_config, make_objective
 
 USERS_OF_KEYS = {
     "x_max": {"ppmi", "pu", "glove", "log_conditional", "log_conditional_smoothed", "squared_norm"},
@@ -42,9 +43,9 @@ def test_an_unknown_preset_is_refused_with_the_known_names() -> None:
         make_objective("als")
 
 
-def test_a_row_without_a_unique_solution_is_refused() -> None:
+def test_a_configuration_without_regularisation_is_refused() -> None:
     with pytest.raises(ConfigError, match="regularization and rho are both 0"):
-        make_objective("glove", regularization=0.0)
+        from_config(TrainConfig(objective="glove", regularization=0.0))
 
 
 @pytest.mark.parametrize(("preset", "bias"), [("swivel", "free"), ("ppmi", "fixed"), ("custom", "fixed")])

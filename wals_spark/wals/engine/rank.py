@@ -139,7 +139,8 @@ def _alternate(
     report = StatusReport(task, half, phases)
     if row_update is not None:
         _evaluate(store, row_update, SIDES[half % 2], SIDES[1 - half % 2])
-    while half < 2 * config.sweeps and not (half % 2 == 0 and has_converged(losses, config.tolerance)):
+    sweeps = 0 if task.start_only else config.sweeps
+    while half < 2 * sweeps and not (half % 2 == 0 and has_converged(losses, config.tolerance)):
         name, fixed = SIDES[half % 2], SIDES[1 - half % 2]
         side = store.sides[name]
         with phases("gramian"):

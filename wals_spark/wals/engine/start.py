@@ -35,30 +35,38 @@ def start_factors(task: RankTask, store: FactorStore) -> tuple[int, list[float]]
         if task.objective.bias == "fixed":
             for side in SIDES:
                 store.arrays[side][:, task.config.k] = store.sides[side].offsets[store.local_ids(side)]
-        _start_columns(task, store)
+        # Rows stay zero where there are sweeps, since they are solved first.
+        for side in SIDES if task.start_only else ("col",):
+            _start_side(task, store, side)
+        if task.initial is not None:
+            _start_from(task.initial, task.config.k, store)
         return 0, []
     logger.info("rank %d resumes after half-sweep %d", group.rank, state.half)
     store.arrays.update(state.factors)
     return state.half, state.losses
 
 
-def _start_columns(task: RankTask, store: FactorStore) -> None:
-    """Random columns; rows stay zero, since they are solved first. So do empty columns."""
-    x, ids = store.arrays["col"], store.local_ids("col")
-    filled = store.sides["col"].cell_counts[ids] > 0
-    places = np.flatnonzero(filled)
+def _start_side(task: RankTask, store: FactorStore, side: str) -> None:
+    """Random factors of a side; empty rows stay zero."""
+    x, ids = store.arrays[side], store.local_ids(side)
+    places = np.flatnonzero(store.sides[side].cell_counts[ids] > 0)
     # Making random numbers takes six words for each.
     for part in checkpoint.slices(len(places), 6 * 8 * task.config.k):
-        random = initial_factors(task.seed, "col", ids[places[part]], task.config.k)
+        random = initial_factors(task.seed, side, ids[places[part]], task.config.k)
         if task.start == "positive":
             random = np.abs(random) / np.linalg.norm(random, axis=1, keepdims=True)
         x[places[part], : task.config.k] = random
-    if task.initial is not None:
-        place = np.full(store.sides["col"].size, -1)
-        place[ids] = np.where(filled, np.arange(len(ids)), -1)
-        for given, vectors in read_initial_columns(task.initial, task.config.k, store.sides["col"].size):
-            here = place[given] >= 0
-            x[place[given[here]], : task.config.k] = vectors[here]
+
+
+def _start_from(path: str, k: int, store: FactorStore) -> None:
+    """Given factors of columns in place of the random ones."""
+    x, ids = store.arrays["col"], store.local_ids("col")
+    filled = store.sides["col"].cell_counts[ids] > 0
+    place = np.full(store.sides["col"].size, -1)
+    place[ids] = np.where(filled, np.arange(len(ids)), -1)
+    for given, vectors in read_initial_columns(path, k, store.sides["col"].size):
+        here = place[given] >= 0
+        x[place[given[here]], :k] = vectors[here]
 
 
 def read_initial_columns(path: str, k: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -57,6 +57,8 @@ class RankTask:
         the solution for ratings that are all positive, and MLlib's choice.
     initial : str or None
         A Parquet file or directory of (id, vector): where the columns start; others start at random.
+    start_only : bool
+        No sweep at all: the result is the random factors, of both sides.
     memory_plan : MemoryPlan or None
         None = the ranks decide it from the memory of their machines.
 
@@ -84,6 +86,7 @@ class RankTask:
     canonical: bool = True
     start: str = "normal"
     initial: str | None = None
+    start_only: bool = False
     memory_plan: MemoryPlan | None = None
 
     def __post_init__(self) -> None:

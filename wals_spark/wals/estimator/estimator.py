@@ -165,11 +165,11 @@ class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable
         config = TrainConfig(
             objective=objective.name,
             k=self.getRank(),
-            sweeps=self.getMaxIter(),
+            sweeps=max(1, self.getMaxIter()),
             tolerance=self.getOrDefault(self.tol),
             threads=self.getOrDefault(self.numThreads) or None,
             precision=self.getOrDefault(self.precision),
-            checkpoint_every=2 * every if every > 0 else 2 * self.getMaxIter(),
+            checkpoint_every=2 * every if every > 0 else max(1, 2 * self.getMaxIter()),
         )
         return RankTask(
             files=matrix_files(directory),
@@ -188,6 +188,7 @@ class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable
             weight="weight" if self.isSet(self.weightCol) else None,
             start="positive",
             initial=initial,
+            start_only=self.getMaxIter() == 0,
         )
 
 

@@ -32,7 +32,7 @@ CHOICES = {
     "finalStorageLevel": ("NONE", *STORAGE_LEVELS),
 }
 LEAST = {
-    "rank": 1, "maxIter": 1, "blockSize": 1, "numUserBlocks": 1, "numItemBlocks": 1, "regParam": 0.0, "alpha": 0.0,
+    "rank": 1, "maxIter": 0, "blockSize": 1, "numUserBlocks": 1, "numItemBlocks": 1, "regParam": 0.0, "alpha": 0.0,
     "tol": 0.0, "numWorkers": 0, "numThreads": 0,
 }  # fmt: skip
 

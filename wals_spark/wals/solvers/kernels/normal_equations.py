@@ -43,7 +43,8 @@ def solve_rows(rows, cells, fixed, terms, solution, tile):  # type: ignore[no-un
     fixed : FixedSide
     terms : RowTerms
     solution : Solution
-        `failed` becomes 1 where A_i is not positive definite.
+        `failed` becomes 1 where A_i is not positive definite, or without ridge and unobserved weight is singular but
+        for rounding, see `_is_singular`.
     tile : int
         Cells that are gathered at once.
     """
@@ -126,6 +127,9 @@ def solve_rows(rows, cells, fixed, terms, solution, tile):  # type: ignore[no-un
         if not factorise(a, free, factor, inverses, scratch):
             failed[i] = 1
             continue
+        if scale == 0 and ridge[i, 0] == 0 and _is_singular(a, factor, free, stop - start):
+            failed[i] = 1
+            continue
         solve_factored(factor, free, inverses, x)
         x[free:] = 0
         residual[:] = rhs
@@ -136,3 +140,27 @@ def solve_rows(rows, cells, fixed, terms, solution, tile):  # type: ignore[no-un
             out[i, c] = x[c]
             loss -= (rhs[c] + residual[c]) * x64[c]
         row_loss[i] = loss
+
+
+@compiled(nogil=True)
+def _is_singular(a, factor, width, cells):  # type: ignore[no-untyped-def]
+    """Whether A, a sum over cells alone, has fewer of them than columns, or pivots that are rounding errors.
+
+    Parameters
+    ----------
+    a, factor : panel matrices
+        A and its R: ``r_cc^2`` is what is left of ``a_cc``.
+    width, cells : int
+
+    Returns
+    -------
+    bool
+    """
+    lanes = a.shape[2]
+    # A thousand roundings: those of the pivots before grow with the condition of their block.
+    rounding = 1e3 * (1.2e-7 if a.itemsize == 4 else 2.3e-16)
+    singular = cells < width
+    for c in range(width):
+        pivot = factor[c // lanes, c, c % lanes]
+        singular |= pivot * pivot <= rounding * a[c // lanes, c, c % lanes]
+    return singular

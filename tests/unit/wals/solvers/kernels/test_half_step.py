@@ -9,7 +9,7 @@ import pytest
 from oracles import wals as oracle
 
 from wals_spark.cluster.process_group import LocalGroup
-from wals_spark.errors import ConfigError, InputError
+from wals_spark.errors import InputError
 from wals_spark.matrix.coo import Coo
 from wals_spark.objective import PRESETS, Objective
 from wals_spark.wals.engine.factors import FactorLayout
@@ -149,6 +149,32 @@ def test_a_singular_row_is_named(kernel: str) -> None:
         solve(solvers()[kernel], row, col.popularity, z, FactorLayout(6, "none"), 0.0)
 
 
-def test_no_regularisation_at_all_is_refused() -> None:
-    with pytest.raises(ConfigError, match="regularization and rho are both 0"):
-        replace(PRESETS["glove"], regularization=0.0)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bias", ["none", "free"])
+def test_rows_are_solved_without_regularisation_where_they_have_a_unique_solution(dtype: str, bias: str) -> None:
+    rng = np.random.default_rng(0)
+    ratings = rng.integers(1, 6, (12, 9))
+    objective = replace(PRESETS["explicit"], regularization=0.0, bias=bias)
+    row, col = sides_of(ratings, objective, dtype)
+    layout, x = FactorLayout(4, bias), rng.standard_normal((9, 5)).astype(dtype)
+    x[:, 4] = 0
+    z = layout.features(x[:, : layout.width])
+    solved, _ = solve(CpuSolver(1, woodbury=True), row, col.popularity, z, layout, 0.0)
+    columns = np.hstack([x[:, :4], np.ones((9, 1))]) if bias == "free" else x[:, :4]
+    expected = np.linalg.lstsq(columns.astype(np.float64), ratings.T, rcond=None)[0].T
+    assert np.allclose(solved, expected, rtol=1e-3 if dtype == "float32" else 1e-9, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("k", [4, 5, 33])
+def test_rows_without_a_unique_solution_are_named_without_regularisation(dtype: str, k: int) -> None:
+    """Row 2 has fewer cells than factors; row 5 has as many, but two of its columns are the same."""
+    rng = np.random.default_rng(0)
+    ratings = rng.integers(1, 6, (12, k + 3))
+    ratings[2, k - 1 :] = 0
+    ratings[5, k:] = 0
+    row, col = sides_of(ratings, replace(PRESETS["explicit"], regularization=0.0), dtype)
+    z = rng.standard_normal((k + 3, k)).astype(dtype)
+    z[k - 1] = z[0]
+    with pytest.raises(InputError, match=r"2 rows have no unique solution \(ids 2, 5\)"):
+        solve(CpuSolver(1, woodbury=True), row, col.popularity, z, FactorLayout(k, "none"), 0.0)
