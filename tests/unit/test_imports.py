@@ -43,7 +43,7 @@ PARTS = {
     "factors": [{"foldin", "gauge", "store", "top_k", "words"}, {"export", "neighbours", "query_tokens"}, {"stages"}],
     "mlm": [{"data", "statistics"}, {"loss", "rare"}, {"pretrain"}],
     "checkpoints": [
-        {"model_card", "raw_tensor", "reload", "verification_report"},
+        {"json_file", "model_card", "raw_tensor", "reload", "verification_report"},
         {"from_scratch", "row_comparison", "safetensors_file"},
         {"checkpoint"},
         {"edit", "outliers", "reload_check"},

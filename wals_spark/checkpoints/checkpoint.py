@@ -6,17 +6,17 @@ as sharded safetensors, or as a ``.bin`` file, which is read with ``weights_only
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from wals_spark.checkpoints.json_file import read_json_object, refuse_lfs_pointer, require_texts, require_value
 from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, from_torch
 from wals_spark.checkpoints.safetensors_file import read_raw_tensors
 from wals_spark.errors import InputError
@@ -76,6 +76,17 @@ FAMILIES: dict[str, ModelFamily] = {
         "distilbert.", "vocab_projector.weight", "vocab_projector.bias", "vocab_projector.bias", "DistilBert"
     ),
 }
+_CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
+    "model_type": str,
+    "architectures": list,
+    "vocab_size": int,
+    "hidden_size": int,
+    "dim": int,
+    "tie_word_embeddings": bool,
+    "max_position_embeddings": int,
+    "pad_token_id": int,
+}
+"""Of the keys of config.json that are read here, where they are set."""
 EMBEDDING_SUFFIX = "embeddings.word_embeddings.weight"
 
 
@@ -172,10 +183,12 @@ def read_config(directory: Path, *, head: bool = True) -> dict[str, Any]:
     if not path.is_file():
         names = ", ".join(sorted(item.name for item in directory.iterdir())[:8])
         raise InputError(f"{directory} has no config.json (it holds {names or 'nothing'}): not a checkpoint")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    config = read_json_object(path)
+    for key, expected in _CONFIG_TYPES.items():
+        if config.get(key) is not None:
+            require_value(config, key, expected, str(path))
+    if not all(isinstance(name, str) for name in config.get("architectures") or ()):
+        raise InputError(f"{path}: architectures is {config['architectures']!r:.60}, expected names of classes")
     kind = config.get("model_type")
     if kind not in FAMILIES:
         raise InputError(f"{path}: model_type is {kind!r}, injection knows {', '.join(FAMILIES)}")
@@ -234,7 +247,15 @@ def weight_files(directory: Path) -> list[Path]:
     for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         index = directory / index_name
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = sorted(set(require_texts(read_json_object(index), "weight_map", str(index)).values()))
+            outside = [name for name in shards if not _lies_below(name)]
+            if outside:
+                raise InputError(
+                    f"{index} names {', '.join(map(repr, outside[:4]))}, expected names of .safetensors or .bin files "
+                    "in its folder: it is damaged or was not written by transformers, and nothing outside is read"
+                )
+            if not shards:
+                raise InputError(f"{index}: weight_map names no file; download it again")
             missing = [name for name in shards if not (directory / name).is_file()]
             if missing:
                 raise InputError(f"{index} names {', '.join(missing)}, not found beside it: download the shards again")
@@ -246,6 +267,13 @@ def weight_files(directory: Path) -> list[Path]:
     raise InputError(
         f"{directory} has no weights (looked for {WEIGHTS}, sharded safetensors, pytorch_model.bin; it holds {names})"
     )
+
+
+def _lies_below(name: str) -> bool:
+    """Whether the name of a shard is that of a file of weights in the index's folder or below it."""
+    path = PurePosixPath(name)
+    printable = name.isprintable() and "\\" not in name and len(name) < 256
+    return printable and path.suffix in (".safetensors", ".bin") and not path.is_absolute() and ".." not in path.parts
 
 
 def read_weights(directory: Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
@@ -273,15 +301,16 @@ def read_weights(directory: Path) -> tuple[dict[str, RawTensor], dict[str, str]]
 
 
 def _read_bin(path: Path) -> dict[str, RawTensor]:
-    from pickle import UnpicklingError
-
     import torch
 
+    with open(path, "rb") as stream:
+        refuse_lfs_pointer(stream.read(64), str(path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # torch's unpickler raises nearly every kind on damaged bytes
+        first = [*str(error).splitlines(), type(error).__name__][0]
         raise InputError(
-            f"{path} does not load with weights_only ({str(error).splitlines()[0]}): it is cut short or holds more "
+            f"{path} does not load with weights_only ({first}): it is cut short or holds more "
             "than tensors. Convert it with a tool you trust; wals_spark runs no code from a checkpoint"
         ) from None
     if not isinstance(state, Mapping):
@@ -327,16 +356,26 @@ def _check_shapes(checkpoint: Checkpoint) -> None:
     shape = checkpoint.tensors[checkpoint.embedding].shape
     config = checkpoint.config
     width = config.get("hidden_size", config.get("dim"))
+    unset = [
+        name for name, value in (("vocab_size", config.get("vocab_size")), ("hidden_size", width)) if value is None
+    ]
+    if unset:
+        raise InputError(
+            f"{checkpoint.directory / 'config.json'} has no {' and no '.join(unset)}, {checkpoint.embedding} has shape "
+            f"{shape}: set it, or save the model again"
+        )
     if shape != (config.get("vocab_size"), width):
         raise InputError(
             f"{checkpoint.directory}: {checkpoint.embedding} has shape {shape}, config.json says "
             f"({config.get('vocab_size')}, {width}): the embedding was resized without its config; save the model again"
         )
+    if 0 in shape:
+        raise InputError(f"{checkpoint.directory}: {checkpoint.embedding} has shape {shape}: it is empty")
     if checkpoint.head_bias is not None:
         bias = checkpoint.tensors[checkpoint.head_bias].shape
         if bias != shape[:1]:
             raise InputError(
-                f"{checkpoint.directory}: {checkpoint.head_bias} has {bias[0]} entries for {shape[0]} rows: the head "
+                f"{checkpoint.directory}: {checkpoint.head_bias} has shape {bias} for {shape[0]} rows: the head "
                 "was not resized with the embedding"
             )
 

@@ -163,7 +163,7 @@ def from_torch(state: Mapping[str, Any]) -> dict[str, RawTensor]:
     }
     tensors = {}
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.is_sparse:
             raise InputError(f"{name} in the checkpoint is a {type(value).__name__}, expected a tensor")
         if value.dtype not in names:
             raise InputError(f"tensor {name} has the dtype {value.dtype}, known are {', '.join(map(str, names))}")

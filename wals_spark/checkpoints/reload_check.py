@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wals_spark.checkpoints.checkpoint import EMBEDDING_SUFFIX, FAMILIES
+from wals_spark.checkpoints.checkpoint import EMBEDDING_SUFFIX, FAMILIES, read_config
 from wals_spark.checkpoints.raw_tensor import RawTensor
 from wals_spark.checkpoints.verification_report import VerificationReport, first_of
+from wals_spark.errors import InputError
 
 _RELOAD_TIMEOUT_S = 600.0
 
@@ -39,10 +40,19 @@ def check_reload(
     module : str
         `wals_spark.checkpoints.reload`, or a module with the same output.
     """
-    loaded = reload_in_new_process(directory, module)
     name, bias = manifest["embedding"]["tensor"], manifest["head_bias"]["tensor"]
+    try:
+        config = read_config(directory, head=False)
+    except InputError as error:
+        report.add("reload", False, str(error))
+        return
+    lost = [tensor for tensor in (name, bias) if tensor is not None and tensor not in tensors]
+    if lost or not config.get("architectures"):
+        why = f"{first_of(lost)} missing" if lost else "config.json has no architectures"
+        report.add("reload", False, f"not tried: {why}")
+        return
+    loaded = reload_in_new_process(directory, module)
     matrix = hashlib.sha256(tensors[name].data.data).hexdigest()
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     family = FAMILIES[config["model_type"]]
     native = config["architectures"][0]
     for auto, found in loaded.items():
@@ -106,9 +116,12 @@ def reload_in_new_process(
     """Run `wals_spark.checkpoints.reload`, or a module with the same output, in a new interpreter."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", module, str(directory)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_RELOAD_TIMEOUT_S, env=environment, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_RELOAD_TIMEOUT_S, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"fresh process": {"error": f"did not end within {_RELOAD_TIMEOUT_S:.0f} s"}}
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         return {"fresh process": {"error": f"ended with code {done.returncode}: {last[0]}"}}

@@ -8,6 +8,7 @@ loaded: a checkpoint is copied at the speed of the disk, in a few megabytes of m
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +17,19 @@ from typing import Any
 import numpy as np
 
 from wals_spark import storage
+from wals_spark.checkpoints.json_file import (
+    parse_json_object,
+    refuse_lfs_pointer,
+    require_ids,
+    require_texts,
+    require_value,
+)
 from wals_spark.checkpoints.raw_tensor import ITEM_BYTES, RawTensor
 from wals_spark.errors import InputError
 
 _MAX_HEADER = 100_000_000
 _COPY_BYTES = 8 << 20
+_MAX_DIMENSIONS = 32
 
 
 def read_raw_tensors(path: str | Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
@@ -35,36 +44,55 @@ def read_raw_tensors(path: str | Path) -> tuple[dict[str, RawTensor], dict[str, 
     Raises
     ------
     InputError
-        Not a safetensors file, cut short, or a dtype that is not known; the message names the file.
+        Not a safetensors file, cut short, with offsets that overlap, or of a dtype that is not known; the message
+        names the file.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a file, expected safetensors")
     size = path.stat().st_size
     with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        first = stream.read(8)
+        refuse_lfs_pointer(first + stream.read(64), str(path))
+        length = int.from_bytes(first, "little")
         if size < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
             raise InputError(
                 f"{path} is not a safetensors file, or it was cut short ({size} bytes): copy or download it again"
             )
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError as error:
-            raise InputError(f"{path}: its safetensors header does not parse ({error}): download it again") from None
-    metadata = header.pop("__metadata__", {})
+        stream.seek(8)
+        header = parse_json_object(stream.read(length), f"{path}: its safetensors header")
+    metadata = require_texts({"__metadata__": {}, **header}, "__metadata__", f"{path}: its safetensors header")
+    entries = {name: _entry(path, name, entry) for name, entry in header.items() if name != "__metadata__"}
     start = 8 + length
     body = np.memmap(path, np.uint8, "r", start, (size - start,)) if size > start else np.empty(0, np.uint8)
-    tensors = {}
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if dtype not in ITEM_BYTES:
-            raise InputError(f"{path}: tensor {name} has the dtype {dtype}, known are {', '.join(ITEM_BYTES)}")
-        expected = int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[dtype]
+    tensors: dict[str, RawTensor] = {}
+    last = 0
+    for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        expected = math.prod(shape) * ITEM_BYTES[dtype]
         if end > len(body) or end - begin != expected:
             raise InputError(
                 f"{path}: tensor {name} should have {expected} bytes, the file holds "
                 f"{max(0, min(end, len(body)) - begin)}: it was cut short, copy or download it again"
             )
+        if begin < last:
+            raise InputError(f"{path}: tensor {name} overlaps {list(tensors)[-1]}: download the file again")
+        last = end
         tensors[name] = RawTensor(dtype, shape, body[begin:end])
     return tensors, metadata
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape, begin and end of a tensor in the header."""
+    what = f"{path}: tensor {name} in its safetensors header"
+    if not isinstance(entry, dict):
+        raise InputError(f"{what} is {entry!r:.60}, expected dtype, shape and data_offsets: download the file again")
+    dtype = require_value(entry, "dtype", str, what)
+    if dtype not in ITEM_BYTES:
+        raise InputError(f"{path}: tensor {name} has the dtype {dtype}, known are {', '.join(ITEM_BYTES)}")
+    shape, offsets = require_ids(entry, "shape", what), require_ids(entry, "data_offsets", what)
+    if len(offsets) != 2 or len(shape) > _MAX_DIMENSIONS:
+        raise InputError(f"{what} has {len(offsets)} data_offsets and {len(shape)} dimensions: download the file again")
+    return dtype, tuple(shape), offsets[0], offsets[1]
 
 
 def write_raw_tensors(path: str | Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:

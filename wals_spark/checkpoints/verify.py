@@ -8,7 +8,6 @@ one, and every tensor but the declared ones is bit-identical to it.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from wals_spark.checkpoints.artifact import (
     manifest_sha256,
 )
 from wals_spark.checkpoints.checkpoint import WEIGHTS, open_checkpoint
+from wals_spark.checkpoints.json_file import read_json_object, require_ids, require_texts, require_value
 from wals_spark.checkpoints.outliers import outlier_rows
 from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, gather_rows, tensor_hashes
 from wals_spark.checkpoints.reload_check import check_reload
@@ -35,6 +35,24 @@ from wals_spark.checkpoints.verification_report import VerificationReport, first
 from wals_spark.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "mode": str,
+    "sha256": str,
+    "parameters": dict,
+    "fit": dict,
+    "embedding.tensor": str,
+    "embedding.rows_changed": int,
+    "embedding.changed_ids_sha256": str,
+    "embedding.displacement": dict,
+    "embedding.new_rows": int,
+    "embedding.dropped_rows": int,
+    "head_bias.tensor": (str, type(None)),
+    "head_bias.changed": bool,
+}
+"""Keys of injection.json that the checks read, and their types."""
+_COLUMNS = {"origin": "I64", "displacement": "F32", "base_row_hashes": "U64", "share": "F32"}
+"""Tensors of factors.safetensors that the checks read, and their dtypes."""
 
 
 def verify_checkpoint(directory: str | Path, base: str | None = None, *, reload: bool = True) -> VerificationReport:
@@ -114,6 +132,10 @@ def check_content(
         The checkpoint it was made from, a directory or hub name.
     """
     _check_tensors(report, tensors, manifest)
+    problem = _proof_problem(tensors, proof, manifest)
+    if problem is not None:
+        report.add("rows", False, problem)
+        return
     _check_rows(report, tensors, proof, manifest)
     if base is not None:
         _check_base(report, tensors, proof, base, manifest)
@@ -122,27 +144,53 @@ def check_content(
 def read_manifest(directory: Path) -> dict[str, Any]:
     """injection.json of a directory; `InputError` where there is none or it is of another kind."""
     path = directory / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{directory} has no {MANIFEST}: it was not written by wals-spark inject")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): it was cut short or edited") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(f"{path} is not of wals_spark")
-    if manifest.get("format_version", 0) > FORMAT_VERSION:
+    if not directory.is_dir():
         raise InputError(
-            f"{path} has format {manifest['format_version']}, this version reads up to {FORMAT_VERSION}: use a newer "
-            "wals_spark"
+            f"there is no directory {directory}: give the path of a checkpoint that wals-spark inject or compress "
+            "wrote (of one on the hub: of a download)"
         )
+    if not path.exists():
+        raise InputError(f"{directory} has no {MANIFEST}: it was not written by wals-spark inject or compress")
+    manifest = read_json_object(path)
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: format is {manifest.get('format')!r:.60}, expected {FORMAT!r}: not of wals_spark")
+    version = require_value(manifest, "format_version", int, str(path))
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: use a newer wals_spark"
+        )
+    _check_keys(manifest, str(path))
     return manifest
+
+
+def _check_keys(manifest: Mapping[str, Any], path: str) -> None:
+    """Raise `InputError` where a key that a check reads is missing or of another type."""
+    for key, kinds in _KEYS.items():
+        require_value(manifest, key, kinds, path)
+    for key in ("files", "tensors", "base.tensors"):
+        require_texts(manifest, key, path)
+    require_ids(manifest, "embedding.protected", path)
+    if "strengths" in manifest["fit"]:
+        strengths = require_value(manifest, "fit.strengths", dict, path)
+        if "shift" in strengths:
+            require_value(manifest, "fit.strengths.shift", (int, float), path)
+    if manifest["mode"] == "init":
+        require_value(manifest, "parameters.seed", int, path)
+    if "stored" in manifest:
+        require_texts(manifest, "stored.parts", path)
+        require_value(manifest, "parameters.format", str, path)
+        file = require_value(manifest, "stored.file", str, path)
+        if file not in manifest["files"]:
+            raise InputError(f"{path}: stored.file is {file!r:.60}, expected one of the names in files; it was edited")
 
 
 def _check_files(report: VerificationReport, directory: Path, manifest: Mapping[str, Any]) -> None:
     recorded = manifest["files"]
     present = {path.name for path in directory.iterdir() if path.name != MANIFEST}
     wrong = [
-        name for name, expected in recorded.items() if name not in present or file_sha256(directory / name) != expected
+        name
+        for name, expected in recorded.items()
+        if name not in present or not (directory / name).is_file() or file_sha256(directory / name) != expected
     ]
     extra = sorted(present - recorded.keys())
     report.add(
@@ -187,6 +235,31 @@ def _declared(manifest: Mapping[str, Any]) -> set[str]:
     return declared
 
 
+def _proof_problem(
+    tensors: Mapping[str, RawTensor], proof: Mapping[str, RawTensor], manifest: Mapping[str, Any]
+) -> str | None:
+    """Why rows cannot be checked: a tensor that is missing or of another kind; None where they can be."""
+    name = manifest["embedding"]["tensor"]
+    if name not in tensors or len(tensors[name].shape) != 2 or 0 in tensors[name].shape:
+        found = f"has shape {tensors[name].shape}" if name in tensors else "is missing"
+        return f"{name} {found}, expected a matrix"
+    for column, dtype in _COLUMNS.items():
+        if column not in proof:
+            return f"{FACTORS} lacks {column}"
+        if proof[column].dtype != dtype or len(proof[column].shape) != 1:
+            return f"{FACTORS}: {column} is {proof[column].dtype} {proof[column].shape}, expected a vector of {dtype}"
+    rows, before = tensors[name].shape[0], proof["base_row_hashes"].shape[0]
+    for column in ("origin", "displacement"):
+        if proof[column].shape[0] != rows:
+            return f"{FACTORS}: {column} has {proof[column].shape[0]} entries for {rows} rows"
+    if proof["share"].shape[0] > rows:
+        return f"{FACTORS}: share has {proof['share'].shape[0]} entries for {rows} rows"
+    origin = proof["origin"].data.view("<i8")
+    if before == 0 or origin.min() < -1 or origin.max() >= before:
+        return f"{FACTORS}: origin names rows from {origin.min()} to {origin.max()} of {before}"
+    return None
+
+
 def _check_rows(
     report: VerificationReport,
     tensors: Mapping[str, RawTensor],
@@ -194,16 +267,10 @@ def _check_rows(
     manifest: Mapping[str, Any],
 ) -> None:
     described = manifest["embedding"]
-    embedding = tensors.get(described["tensor"])
-    if embedding is None or "base_row_hashes" not in proof:
-        report.add("rows", False, f"{described['tensor']} or the row hashes of the base are missing")
-        return
+    embedding = tensors[described["tensor"]]
     before = proof["base_row_hashes"].data.view("<u8")
     origin = proof["origin"].data.view("<i8")
     after = row_hashes(embedding)
-    if len(origin) != len(after) or (len(origin) and origin.max() >= len(before)):
-        report.add("rows", False, f"{len(after)} rows, the record has {len(origin)} from {len(before)}")
-        return
     changed = np.flatnonzero(changed_rows(before, after, origin))
     right = len(changed) == described["rows_changed"] and ids_sha256(changed) == described["changed_ids_sha256"]
     displacement = proof["displacement"].data.view("<f4")
@@ -234,7 +301,11 @@ def _check_rows(
         if len(still) == 0
         else f"recorded as moved, but not: rows {first_of([str(index) for index in still])}",
     )
-    finite = np.isfinite(embedding.values()).all()
+    try:
+        finite = np.isfinite(embedding.values()).all()
+    except InputError as error:
+        report.add("finite", False, str(error))
+        return
     report.add(
         "finite", bool(finite), "every entry is a finite number" if finite else "some entries are NaN or infinite"
     )
@@ -274,7 +345,17 @@ def _check_base(
         else f"not bit-identical to the base: {first_of(others)}",
     )
     origin = proof["origin"].data.view("<i8")
-    if any(t not in original or t not in tensors or len(origin) != tensors[t].shape[0] for t in declared):
+    known = proof["base_row_hashes"].shape[0]
+
+    def fits(tensor: str) -> bool:
+        """Whether a tensor has a row for each of the base's and the result's, of one width."""
+        if tensor not in original or tensor not in tensors:
+            return False
+        old, new = original[tensor], tensors[tensor]
+        widths = old.dtype == new.dtype and old.shape[1:] == new.shape[1:]
+        return widths and old.shape[:1] == (known,) and new.shape[:1] == (len(origin),)
+
+    if not all(fits(tensor) for tensor in declared):
         report.add("base rows", False, f"{', '.join(sorted(declared))} have other rows than recorded")
         return
     changed = np.flatnonzero(differing_rows(original[name], tensors[name], origin))
@@ -288,6 +369,9 @@ def _check_base(
     )
     _check_outliers(report, original[name], tensors[name], origin, proof, manifest)
     if bias is not None and not manifest["head_bias"]["changed"]:
+        if not fits(bias):
+            report.add("base head bias", False, f"{bias} is missing or has other entries than recorded")
+            return
         kept = gather_rows(original[bias], origin).same_bytes(tensors[bias])
         report.add("base head bias", kept, "bit-identical to the base" if kept else "differs from the base")
 

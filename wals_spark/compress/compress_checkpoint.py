@@ -80,8 +80,8 @@ class CompressionRequest:
         Raises
         ------
         ConfigError
-            An unknown name, a method without the text or the frequencies that it needs, or an output that is or holds
-            the checkpoint or the working directory.
+            An unknown name, no sequences, a method without the text or the frequencies that it needs, or an output that
+            is or holds the checkpoint or the working directory.
         InputError
             The output exists and may not be replaced.
         """
@@ -92,6 +92,8 @@ class CompressionRequest:
         ):
             if value not in known:
                 raise ConfigError(f"{key}: found {value!r}, expected one of {', '.join(known)}")
+        if self.sequences < 1:
+            raise ConfigError(f"--sequences: found {self.sequences}, expected a number of sequences above 0")
         settings = replace(PRESETS[self.preset], method=self.method or PRESETS[self.preset].method)
         if settings.method in TEXT_METHODS and self.text is None:
             raise ConfigError(f"--method {settings.method} measures the model on text: give --text FILE")
@@ -168,6 +170,7 @@ def read_problem(request: CompressionRequest, opened: ckpt.Checkpoint) -> Compre
     counted = request.frequencies or request.text
     sensitivity = None
     if request.text is not None and opened.head_bias is not None:
+        _check_positions(opened, request.length)
         masked = text_statistics.masked_text(request.text, tokenizer, request.sequences, request.length, request.seed)
         sensitivity = text_statistics.measure_sensitivity(opened.directory, masked)
     elif request.text is not None and request.method in TEXT_METHODS:
@@ -177,6 +180,21 @@ def read_problem(request: CompressionRequest, opened: ckpt.Checkpoint) -> Compre
         )
     frequencies = text_statistics.read_frequencies(counted, len(E), tokenizer) if counted is not None else None
     return CompressionProblem(E, opened.tensors[opened.embedding].dtype, frequencies, sensitivity)
+
+
+def _check_positions(opened: ckpt.Checkpoint, length: int) -> None:
+    """Raise `InputError` where the model has fewer positions than a sequence has tokens."""
+    positions = opened.config.get("max_position_embeddings")
+    if not isinstance(positions, int):
+        return
+    if opened.family.prefix == "roberta.":  # positions are counted from the padding id on
+        padding = opened.config.get("pad_token_id")
+        positions -= (1 if padding is None else padding) + 1
+    if positions < length:
+        raise InputError(
+            f"--text: {opened.source} has {positions} positions (max_position_embeddings of its config.json), a "
+            f"sequence of the text {length} tokens; give --frequencies and a method that needs no text"
+        )
 
 
 def _tokenizer(opened: ckpt.Checkpoint) -> LoadedTokenizer | None:

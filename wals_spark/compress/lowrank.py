@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wals_spark.checkpoints.raw_tensor import ITEM_BYTES, RawTensor, from_values
+from wals_spark.errors import InputError
 
 COORDINATE_BITS = 20
 BASIS_BITS = 20
@@ -84,7 +85,16 @@ def parameter_count(V: int, d: int, r: int) -> int:
 
 
 def from_tensors(coordinates: RawTensor, basis: RawTensor, mean: RawTensor) -> LowRankEmbedding:
-    """The inverse of `LowRankEmbedding.tensors`."""
+    """The inverse of `LowRankEmbedding.tensors`.
+
+    Raises
+    ------
+    InputError
+        Shapes that do not fit each other, or tensors without plain floating-point numbers.
+    """
+    A, B, mu = coordinates.shape, basis.shape, mean.shape
+    if len(A) != 2 or len(B) != 2 or A[1] != B[0] or mu != B[1:] or 0 in (*A, *B):
+        raise InputError(f"factors of shapes {A}, {B} and {mu}: expected (V, r), (r, d) and (d,)")
     wide = [tensor.values().astype(np.float64) for tensor in (coordinates, basis, mean)]
     return LowRankEmbedding(wide[0], wide[1], wide[2], coordinates.dtype)
 

@@ -58,22 +58,39 @@ def read_texts(path: str, key: str) -> Iterator[str]:
     InputError
         There is nothing at `path`, or no such column.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not storage.exists(path):
         raise InputError(f"{key}: there is nothing at {path}; expected a text file or Parquet with a column text")
     if path.endswith(".txt"):
-        for line in storage.read_bytes(path).decode("utf-8").splitlines():
+        try:
+            text = storage.read_bytes(path).decode("utf-8")
+        except (UnicodeDecodeError, OSError) as error:
+            raise InputError(
+                f"{key}: {path} is not a file of UTF-8 text ({error}); convert it, such as with iconv -t UTF-8"
+            ) from None
+        for line in text.splitlines():
             if line.strip():
                 yield line
         return
     fs, inner = storage.filesystem(path)
-    table = pq.read_table(inner, filesystem=fs)
+    try:
+        table = pq.read_table(inner, filesystem=fs)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(key, path, error) from None
     if "text" not in table.column_names:
         raise InputError(f"{key}: {path} has the columns {', '.join(table.column_names)}, expected text")
     for value in table["text"]:
         if value.is_valid:
             yield str(value)
+
+
+def _unreadable(key: str, path: str, error: Exception) -> InputError:
+    return InputError(
+        f"{key}: {path} is neither a .txt file nor Parquet ({str(error).splitlines()[0]:.120}); unpack or convert it: "
+        "a line per document in a .txt file, or Parquet with a column text"
+    )
 
 
 def read_frequencies(path: str, size: int, tokenizer: LoadedTokenizer | None) -> np.ndarray:
@@ -104,12 +121,16 @@ def read_frequencies(path: str, size: int, tokenizer: LoadedTokenizer | None) ->
 
 
 def _is_table(path: str) -> bool:
+    import pyarrow as pa
     import pyarrow.dataset as ds
 
     if path.endswith(".txt") or not storage.exists(path):
         return False
     fs, inner = storage.filesystem(path)
-    return "token_id" in ds.dataset(inner, filesystem=fs, format="parquet").schema.names
+    try:
+        return "token_id" in ds.dataset(inner, filesystem=fs, format="parquet").schema.names
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable("--frequencies", path, error) from None
 
 
 def _tokenizer(tokenizer: LoadedTokenizer | None, key: str) -> LoadedTokenizer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from wals_spark.checkpoints import verify as injection
 from wals_spark.checkpoints.artifact import FACTORS
 from wals_spark.checkpoints.checkpoint import FAMILIES
+from wals_spark.checkpoints.json_file import read_json_object
 from wals_spark.checkpoints.raw_tensor import RawTensor, tensor_hashes
 from wals_spark.checkpoints.reload_check import check_reload
 from wals_spark.checkpoints.safetensors_file import read_raw_tensors
@@ -40,11 +40,11 @@ def verify_any_format(directory: str | Path, base: str | None = None, *, reload:
         tensors, _ = read_raw_tensors(directory / manifest["stored"]["file"])
         proof, _ = read_raw_tensors(directory / FACTORS)
         others, factors = artifact.split_factors(tensors, manifest["embedding"]["tensor"])
+        expanded = {**others, manifest["embedding"]["tensor"]: factors.expand()}
     except (InputError, FileNotFoundError) as error:
         report.add("readable", False, str(error))
         return report
     _check_parts(report, tensors, manifest)
-    expanded = {**others, manifest["embedding"]["tensor"]: factors.expand()}
     injection.check_content(report, expanded, proof, manifest, base)
     if manifest["parameters"]["format"] == "factorised":
         _check_code(report, directory)
@@ -59,10 +59,11 @@ def _check_expansion(report: VerificationReport, directory: Path, manifest: Mapp
         tensors, _ = read_raw_tensors(directory / artifact.WEIGHTS)
         dense = tensors[manifest["embedding"]["tensor"]]
         wide = from_tensors(*(parts[name] for name in artifact.PARTS))
+        expanded = LowRankEmbedding(wide.coordinates, wide.basis, wide.mean, dense.dtype).expand()
     except (InputError, FileNotFoundError, KeyError) as error:
         report.add("expansion", False, f"cannot be read: {error}")
         return
-    same = LowRankEmbedding(wide.coordinates, wide.basis, wide.mean, dense.dtype).expand().same_bytes(dense)
+    same = expanded.same_bytes(dense)
     report.add(
         "expansion",
         same,
@@ -85,11 +86,15 @@ def _check_parts(report: VerificationReport, tensors: Mapping[str, RawTensor], m
 
 def _check_code(report: VerificationReport, directory: Path) -> None:
     """The code in the folder, read as text."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    model_type = str(config["model_type"]).removeprefix("factorised-")
+    try:
+        config = read_json_object(directory / "config.json")
+    except InputError as error:
+        report.add("code", False, str(error))
+        return
+    model_type = str(config.get("model_type")).removeprefix("factorised-")
     path = directory / artifact.CODE
-    expected = artifact.modeling_code(FAMILIES[model_type].classes, model_type) if model_type in FAMILIES else None
-    same = path.is_file() and path.read_text(encoding="utf-8") == expected
+    expected = artifact.modeling_code(FAMILIES[model_type].classes, model_type) if model_type in FAMILIES else ""
+    same = path.is_file() and path.read_bytes() == expected.encode()
     report.add(
         "code",
         same,

@@ -93,28 +93,41 @@ def read_counts(path: str, size: int, key: str = "inject.exposure") -> np.ndarra
     InputError
         No such table, columns that are missing, ids out of range or negative counts.
     """
+    import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet as pq
 
     if not storage.exists(path):
         raise InputError(f"{key}: there is nothing at {path}; expected auto, rank, corpus or the path of a table")
     fs, inner = storage.filesystem(path)
-    if path.endswith(".csv"):
-        table = pyarrow.csv.read_csv(fs.open_input_stream(inner))
-    else:
-        table = pq.read_table(inner, filesystem=fs)
+    try:
+        if path.endswith(".csv"):
+            table = pyarrow.csv.read_csv(fs.open_input_stream(inner))
+        else:
+            table = pq.read_table(inner, filesystem=fs)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{key}: {path} is neither .csv nor Parquet ({str(error).splitlines()[0]:.120}); convert it"
+        ) from None
     missing = {"token_id", "count"} - set(table.column_names)
     if missing:
         raise InputError(
             f"{key}: {path} lacks {', '.join(sorted(missing))} (it has {', '.join(table.column_names)}); expected "
             "token_id and count"
         )
+    kinds = {name: table[name].type for name in ("token_id", "count")}
+    numbers = pa.types.is_integer(kinds["count"]) or pa.types.is_floating(kinds["count"])
+    if not pa.types.is_integer(kinds["token_id"]) or table["token_id"].null_count or not numbers:
+        raise InputError(
+            f"{key}: {path} has token_id of type {kinds['token_id']} with {table['token_id'].null_count} missing and "
+            f"count of type {kinds['count']}; expected whole numbers, and numbers"
+        )
     ids, values = table["token_id"].to_numpy(), table["count"].to_numpy().astype(np.float64)
     if len(ids) and (ids.min() < 0 or ids.max() >= size):
         raise InputError(f"{key}: {path} has ids up to {ids.max()}, the vocabulary has {size} tokens")
     if not (values >= 0).all():
         raise InputError(f"{key}: {path} has negative or missing counts")
-    return np.bincount(ids, values, size)
+    return np.bincount(ids.astype(np.int64), values, size)
 
 
 def check_exposure(how: str) -> None:

@@ -200,7 +200,7 @@ class VerifyStage(_StageOfInjection):
         if not report.passed:
             raise GateError(
                 f"verify: {directory} failed {len(report.failures)} of {len(report.checks)} checks: "
-                f"{'; '.join(report.failures)}. Make it again with `wals-spark inject --force`",
+                f"{'; '.join(report.failures)}. Remove it and make it again with `wals-spark inject --force`",
                 details={"failures": report.failures},
             )
         outputs: VerifyOutputs = {

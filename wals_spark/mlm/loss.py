@@ -49,8 +49,8 @@ def load_masked_lm(source: str) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load a masked-LM model from {source}: {error}") from error
+    except Exception as error:  # classes raise nearly every kind on an edited config.json
+        raise InputError(f"cannot load a masked-LM model from {source}: {type(error).__name__}: {error}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()

@@ -129,6 +129,8 @@ def test_bytes_are_those_of_the_checkpoints_dtype(make_checkpoint, squeeze, tmp_
         ({"method": "magic"}, ConfigError, "expected one of svd"),
         ({"preset": "best"}, ConfigError, "expected one of standard, extra_quality"),
         ({"format": "gguf"}, ConfigError, "expected one of dense"),
+        ({"rank": 3, "sequences": 0}, ConfigError, "--sequences: found 0"),
+        ({"rank": 3, "sequences": -4}, ConfigError, "--sequences: found -4"),
         ({"rank": 3, "frequencies": "nothing.parquet"}, InputError, "nothing at nothing.parquet"),
     ],
 )
@@ -180,6 +182,12 @@ def test_a_checkpoint_without_a_masked_lm_head_has_no_hidden_states(make_checkpo
     with pytest.raises(InputError, match="no masked-LM head"):
         squeeze(base, rank=3, method="kronecker", text=corpus)
     assert squeeze(base, rank=3, method="frequency", text=corpus).choices[0].weighted_mse is not None
+
+
+def test_text_longer_than_the_models_positions_is_refused(make_checkpoint, corpus, squeeze):
+    with pytest.raises(InputError, match=r"38 positions .* a sequence of the text 128 tokens"):
+        squeeze(make_checkpoint(), rank=3, text=corpus)
+    squeeze(make_checkpoint(), rank=3, text=corpus, sequences=2, length=38)
 
 
 def test_an_untied_head_is_refused(make_checkpoint, squeeze):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,6 +83,43 @@ def test_frequencies_come_from_text_or_from_a_table(tmp_path, checkpoint, corpus
     pq.write_table(pa.table({"token_id": [3, 7], "count": [10, 20]}), tmp_path / "counts.parquet")
     found = text_statistics.read_frequencies(str(tmp_path / "counts.parquet"), size, None)
     assert (found[3], found[7], found[0], len(found)) == (10.5, 20.5, 0.5, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("text.txt", "café\n".encode("latin-1"), r"text\.txt is not a file of UTF-8 text"),
+        ("text.txt", gzip.compress(b"the cat"), r"text\.txt is not a file of UTF-8 text"),
+        ("text.txt.gz", gzip.compress(b"the cat"), r"text\.txt\.gz is neither a \.txt file nor Parquet"),
+        ("text.jsonl", b'{"text": "the cat"}\n', r"text\.jsonl is neither a \.txt file nor Parquet"),
+        ("text.parquet", b"", r"text\.parquet is neither a \.txt file nor Parquet"),
+        ("text.parquet", b"PAR1garbagePAR1", r"text\.parquet is neither a \.txt file nor Parquet"),
+    ],
+)
+def test_text_of_another_kind_is_named(tmp_path, checkpoint, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"--text: .*{message}"):
+        list(text_statistics.read_texts(str(path), "--text"))
+    with pytest.raises(InputError, match=f"--frequencies: .*{message}"):
+        text_statistics.read_frequencies(str(path), 10, load_tokenizer(str(checkpoint)))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"token_id": ["a"], "count": [1]},
+        {"token_id": [1], "count": ["x"]},
+        {"token_id": [None, 1], "count": [1, 2]},
+        {"token_id": [1.5], "count": [1]},
+        {"token_id": [1], "count": [None]},
+    ],
+)
+def test_counts_that_are_no_numbers_are_named(tmp_path, columns):
+    path = tmp_path / "counts.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(InputError, match=r"--frequencies: .*counts\.parquet has"):
+        text_statistics.read_frequencies(str(path), 10, None)
 
 
 def test_what_cannot_be_read_is_said(tmp_path, checkpoint, corpus):
