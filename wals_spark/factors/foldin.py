@@ -125,6 +125,7 @@ def fold_in(
     *,
     unit: int = 1,
     c: np.ndarray | None = None,
+    ids: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Solve new rows exactly.
 
@@ -145,6 +146,8 @@ def fold_in(
         What a count of 1 is in `rows`.
     c : array of shape (n,), optional
         Column biases, for objectives with free biases; fixed ones are computed from the marginals.
+    ids : array of shape (r,), optional
+        What a message calls the rows; their numbers otherwise.
 
     Returns
     -------
@@ -177,7 +180,8 @@ def fold_in(
             factor = None
         bare = new.ridge[i] == 0 and objective.rho * new.g[i] == 0
         if factor is None or (bare and (_pivots(factor[0]) <= ROUNDING * np.diag(a)).any()):
-            raise InputError(f"fold-in: row {i} has no unique solution; it needs more cells or regularisation")
+            row = i if ids is None else ids[i]
+            raise InputError(f"fold-in: row {row} has no unique solution; it needs more cells or regularisation")
         solved[i, : len(rhs)] = cho_solve(factor, rhs)
     return solved[:, :k], new.b if objective.bias == "fixed" else solved[:, k]
 

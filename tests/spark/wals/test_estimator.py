@@ -328,7 +328,9 @@ def test_ratings_without_regularisation_are_fitted_or_the_row_is_named(spark: An
     for row in model.transform(frame).collect():
         assert row["prediction"] == pytest.approx(row["rating"], rel=1e-3)
     short = frame.union(spark.createDataFrame([(90, 1, 1.0)], frame.schema))
-    with pytest.raises(InputError, match="1 rows have no unique solution"):
+    with pytest.raises(
+        InputError, match=r"1 users have no unique solution \(ids 90\): .* raise regParam .*, or lower rank"
+    ):
         WALS(rank=2, maxIter=2, regParam=0.0, numWorkers=1).fit(short)
 
 

@@ -84,5 +84,8 @@ def test_marginals_of_another_training_are_refused(counts: np.ndarray) -> None:
 
 def test_a_row_without_a_solution_is_named(counts: np.ndarray) -> None:
     objective = replace(PRESETS["explicit"], regularization=0.0)
+    v, marginals = np.ones((30, 3)), oracle.marginals_of(counts, objective)
     with pytest.raises(InputError, match="row 0 has no unique solution"):
-        fold_in(rows_of(counts), np.ones((30, 3)), objective, oracle.marginals_of(counts, objective))
+        fold_in(rows_of(counts), v, objective, marginals)
+    with pytest.raises(InputError, match="row 1000 has no unique solution"):
+        fold_in(rows_of(counts), v, objective, marginals, ids=np.arange(1000, 1040))

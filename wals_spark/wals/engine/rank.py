@@ -14,6 +14,7 @@ import numpy as np
 
 from wals_spark import storage
 from wals_spark.cluster.process_group import Group
+from wals_spark.errors import InputError
 from wals_spark.factors.foldin import log_mean
 from wals_spark.matrix.coo import Coo, list_row_groups, read_coo, read_coo_batches
 from wals_spark.wals.engine import checkpoint
@@ -212,9 +213,12 @@ def _half_step(
                 biases=layout.unknowns - layout.k,
                 rotation_pays=rotation_pays(side.cell_counts, layout.k, len(fixed_factors.z)),
             )
-            if row_update is None:
-                x, row_loss[block.positions] = solver.solve(block.rows, system)
-            else:
-                x = row_update.update_rows(block.rows, system, solver)
+            try:
+                if row_update is None:
+                    x, row_loss[block.positions] = solver.solve(block.rows, system)
+                else:
+                    x = row_update.update_rows(block.rows, system, solver)
+            except InputError as error:
+                raise InputError(f"side {name}: {error}") from None
             solved[block.positions, : layout.unknowns] = x
     return solved, row_loss

@@ -17,6 +17,7 @@ import atexit
 import shutil
 import tempfile
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from pyspark.ml import Estimator
@@ -32,6 +33,7 @@ from wals_spark.objective import Objective, make_objective
 from wals_spark.wals.engine.driver import train
 from wals_spark.wals.engine.task import RankTask
 from wals_spark.wals.estimator.factor_files import FACTS
+from wals_spark.wals.estimator.messages import in_own_words
 from wals_spark.wals.estimator.model import WALSModel
 from wals_spark.wals.estimator.params import PARAMETER_NAMES, EstimatorParams
 from wals_spark.wals.estimator.persistence import EstimatorReader, EstimatorWriter
@@ -114,6 +116,10 @@ class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable
 
     def make_objective(self) -> Objective:
         """The objective that the parameters describe."""
+        with in_own_words():
+            return self._make_objective()
+
+    def _make_objective(self) -> Objective:
         if self.isSet(self.weightCol) and not self.isDefined(self.objective):
             if self.getImplicitPrefs():
                 raise ConfigError("weightCol and implicitPrefs=True are both set; preferences get weights from alpha")
@@ -139,10 +145,16 @@ class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable
         users, items = write_matrix(self, dataset, directory)
         shape = (users.count(), items.count())
         workers = self.getOrDefault(self.numWorkers) or None
-        placement = preflight(spark, workers=workers, device=self.getOrDefault(self.device))
         initial = _write_initial(self._initial, items, self.getRank(), directory)
-        task = self._task(directory, shape, objective, placement.device, initial)
-        result = train(spark, task, placement)
+
+        def ids_of(side: str, numbers: Sequence[int]) -> dict[int, Any]:
+            named = users if side == "row" else items
+            return {row["number"]: row["id"] for row in named.where(F.col("number").isin(*numbers)).collect()}
+
+        with in_own_words(ids_of):
+            placement = preflight(spark, workers=workers, device=self.getOrDefault(self.device))
+            task = self._task(directory, shape, objective, placement.device, initial)
+            result = train(spark, task, placement)
         for side, ids in (("row", users), ("col", items)):
             paths = [entry["path"] for entry in result["files"] if entry["side"] == side]
             vectors = spark.read.schema(RESULT_SCHEMA).parquet(*paths)

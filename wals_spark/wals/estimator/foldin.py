@@ -55,7 +55,7 @@ def folder(path: str, objective: Objective, facts: Mapping[str, Any], side: str)
             duplicates=facts["duplicates"],
         )
         marginals = FixedMarginals(sums, cells, facts["total"], facts["observed"], facts["log_means"][side])
-        x, bias = fold_in(rows, fixed.vectors, objective, marginals, c=fixed.bias)
+        x, bias = fold_in(rows, fixed.vectors, objective, marginals, c=fixed.bias, ids=ids)
         arrays = [pa.array(ids), matrix_to_lists(x.astype(np.float32)), pa.array(bias.astype(np.float32))]
         yield pa.RecordBatch.from_arrays(arrays, ["id", "features", "bias"])
 
