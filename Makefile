@@ -1,5 +1,5 @@
 # Two commands do everything: `make demo` and `make test`. Both create and reuse .venv themselves.
-.PHONY: demo test check lint format benchmark docs clean
+.PHONY: help demo test check lint format benchmark docs clean
 .DEFAULT_GOAL := help
 
 RUN := scripts/run.sh

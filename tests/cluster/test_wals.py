@@ -19,7 +19,7 @@ import numpy as np, pyarrow as pa, pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 from wals_spark.cluster.barrier import run_barrier
 from wals_spark.cluster.process_group import LocalGroup
-from wals_spark.cluster.preflight import Placement, preflight
+from wals_spark.cluster.preflight import BarrierPlan, preflight
 from wals_spark.config import TrainConfig
 from wals_spark.matrix.placement import one_row_per_rank
 from wals_spark.objective import PRESETS
@@ -47,13 +47,13 @@ spark = builder.getOrCreate()
 spark.sparkContext.setLogLevel("OFF")
 found = {}
 
-placement = preflight(spark, workers=None, device="auto")
-found["ranks"], found["device"] = placement.ranks, placement.device
+plan = preflight(spark, workers=None, device="auto")
+found["ranks"], found["device"] = plan.ranks, plan.device
 records = str(root / "records")
 os.makedirs(records)
 texts = run_barrier(
-    one_row_per_rank(spark, placement.ranks),
-    placement,
+    one_row_per_rank(spark, plan.ranks),
+    plan,
     lambda context, payload: json.dumps([context.rank, context.cpus, list(context.gpus), payload]),
     "hello",
     records,
@@ -83,7 +83,7 @@ def kill_executor():
     os.kill(pid, signal.SIGKILL)
 
 threading.Thread(target=kill_executor, daemon=True).start()
-result = train(spark, task, Placement(2, "cpu"))
+result = train(spark, task, BarrierPlan(2, "cpu"))
 whole = replace(task, directory=str(root / "whole"))
 expected = run(whole, LocalGroup())
 found["resumed_at"] = result["resumed_at"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from wals_spark import errors, storage
 from wals_spark.cluster.failures import translate
-from wals_spark.cluster.preflight import Placement
+from wals_spark.cluster.preflight import BarrierPlan
 from wals_spark.cluster.process_group import PeerLostError
 from wals_spark.errors import TransientError, WalsSparkError
 
@@ -70,16 +70,14 @@ class Failure:
 RankFunction = Callable[[RankContext, str], str]
 
 
-def run_barrier(
-    numbers: DataFrame, placement: Placement, function: RankFunction, payload: str, records: str
-) -> list[str]:
+def run_barrier(numbers: DataFrame, plan: BarrierPlan, function: RankFunction, payload: str, records: str) -> list[str]:
     """Run ``function(context, payload)`` on every rank at the same time; returns what they return.
 
     Parameters
     ----------
     numbers : DataFrame
         One partition per rank, see `wals_spark.matrix.placement.one_row_per_rank`.
-    placement : Placement
+    plan : BarrierPlan
     function : callable
         Importable on the workers; returns a short text.
     payload : str
@@ -97,12 +95,12 @@ def run_barrier(
     WalsSparkError
         The first cause, with the rank, its host and its traceback; `TransientError` where a retry may help.
     """
-    body = _body(function, payload, placement.ranks, records)
+    body = _body(function, payload, plan.ranks, records)
     try:
         # Collects one short text per rank.
-        rows = numbers.mapInArrow(body, "rank int, text string", barrier=True, profile=placement.profile).collect()
+        rows = numbers.mapInArrow(body, "rank int, text string", barrier=True, profile=plan.profile).collect()
     except Exception as error:
-        raise first_cause(error, records, placement.ranks) from error
+        raise first_cause(error, records, plan.ranks) from error
     return [row["text"] for row in sorted(rows, key=lambda row: row["rank"])]
 
 

@@ -1,4 +1,4 @@
-"""What must hold before a barrier stage starts: found out on the driver, in seconds, with the key to change."""
+"""The preflight of a barrier stage: ranks, slots and GPUs checked on the driver, in seconds, with the key to change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SYNC_TIMEOUT = "spark.barrier.sync.timeout"
 
 
 @dataclass(frozen=True)
-class Placement:
+class BarrierPlan:
     """How a barrier stage will run.
 
     Attributes
@@ -43,7 +43,7 @@ class Placement:
     local: bool = False
 
 
-def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Placement:
+def preflight(spark: SparkSession, *, workers: int | None, device: str) -> BarrierPlan:
     """Decide on ranks, device and profile, or say everything that stands against it.
 
     Parameters
@@ -89,7 +89,7 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Place
             f"add executors, set train.workers={max(slots, 1)}, or lower spark.task.cpus "
             f"(now {conf.get('spark.task.cpus', '1')})"
         )
-    return Placement(ranks, chosen, profile, local)
+    return BarrierPlan(ranks, chosen, profile, local)
 
 
 def expected_slots(conf: Any, profile: Any = None) -> int:

@@ -20,7 +20,7 @@ from wals_spark.tables.vocabulary import Vocabulary, read_vocabulary
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-    from wals_spark.cluster.preflight import Placement
+    from wals_spark.cluster.preflight import BarrierPlan
     from wals_spark.wals.engine.task import RankTask
 
 logger = logging.getLogger(__name__)
@@ -79,13 +79,13 @@ class TrainStage(Stage):
         check_shape(config.k, (size, size))
         batches = [manifest.key for manifest in stage_run.inputs_of("cooccurrence")]
         matrix, cells = _matrix(context, batches, counts)
-        placement = preflight(context.spark, workers=config.workers, device=config.device)
-        task = _fit_memory(_rank_task(stage_run, matrix, size, placement.device), cells, placement)
+        barrier_plan = preflight(context.spark, workers=config.workers, device=config.device)
+        task = _fit_memory(_rank_task(stage_run, matrix, size, barrier_plan.device), cells, barrier_plan)
         logger.info(
             "train: %s, %d x %d, about %s cells of %d batches, k=%d, %d ranks on %s",
-            config.objective, size, size, f"{cells:,}", len(batches), config.k, placement.ranks, placement.device,
+            config.objective, size, size, f"{cells:,}", len(batches), config.k, barrier_plan.ranks, barrier_plan.device,
         )  # fmt: skip
-        result = train(context.spark, task, placement)
+        result = train(context.spark, task, barrier_plan)
         where = {"run_id": context.config.run_id}
         context.tables.replace(schemas.FACTORS, factors_frame(context, result, size), where)
         storage.remove(task.result)
@@ -151,7 +151,7 @@ def _rank_task(stage_run: StageRun, matrix: dict[str, Any], size: int, device: s
     )
 
 
-def _fit_memory(task: RankTask, cells: int, placement: Placement) -> RankTask:
+def _fit_memory(task: RankTask, cells: int, barrier_plan: BarrierPlan) -> RankTask:
     """The task with its memory plan, where this machine's memory is that of the ranks.
 
     With GPUs, or on other machines, the ranks decide by the memory that they find.
@@ -159,10 +159,10 @@ def _fit_memory(task: RankTask, cells: int, placement: Placement) -> RankTask:
     from wals_spark.wals.engine.memory_estimate import plan_memory
     from wals_spark.wals.engine.system_memory import machine_memory
 
-    if not placement.local or placement.device != "cpu":
+    if not barrier_plan.local or barrier_plan.device != "cpu":
         return task
-    memory = machine_memory() // placement.ranks
-    plan, estimate = plan_memory(task.problem_size(cells, placement.ranks), task.config, memory)
+    memory = machine_memory() // barrier_plan.ranks
+    plan, estimate = plan_memory(task.problem_size(cells, barrier_plan.ranks), task.config, memory)
     logger.info("train: factors %s, matrix %s; a rank needs about: %s", plan.factors, plan.matrix, estimate)
     return replace(task, memory_plan=plan)
 

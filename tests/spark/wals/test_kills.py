@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wals_spark.cluster.preflight import Placement
+from wals_spark.cluster.preflight import BarrierPlan
 from wals_spark.cluster.process_group import LocalGroup
 from wals_spark.config import TrainConfig
 from wals_spark.errors import TransientError, WalsSparkError
@@ -79,7 +79,7 @@ def test_a_killed_rank_is_replaced_and_the_result_is_the_same(spark: Any, task: 
     whole = replace(task, directory=task.directory + "-whole")
     expected = run(whole, LocalGroup())
     killer = kill_at(task, 40, rank=1)
-    result = train(spark, task, Placement(2, "cpu"))
+    result = train(spark, task, BarrierPlan(2, "cpu"))
     killer.join()
     assert Path(task.directory, "attempts", "002").exists()
     assert result["resumed_at"] >= 39
@@ -91,12 +91,12 @@ def test_a_killed_rank_is_replaced_and_the_result_is_the_same(spark: Any, task: 
 def test_attempts_are_bounded_and_the_error_says_who_vanished(spark: Any, task: RankTask) -> None:
     kill_at(task, 10, rank=1)
     with pytest.raises(TransientError, match=r"1 attempts.*rank 1 \(host \S+, pid \d+\) of 2 ended without a trace"):
-        train(spark, replace(task, config=task.config.model_copy(update={"max_attempts": 1})), Placement(2, "cpu"))
+        train(spark, replace(task, config=task.config.model_copy(update={"max_attempts": 1})), BarrierPlan(2, "cpu"))
 
 
 def test_a_bug_in_a_rank_is_not_retried_and_carries_its_traceback(spark: Any, task: RankTask) -> None:
     broken = replace(task, seed="not a number")
     with pytest.raises(WalsSparkError, match=r"(?s)rank \d of 2 on \S+ failed: .*Traceback") as caught:
-        train(spark, broken, Placement(2, "cpu"))
+        train(spark, broken, BarrierPlan(2, "cpu"))
     assert "build_sides" in str(caught.value) or "run(task, group)" in str(caught.value)
     assert not Path(task.directory, "attempts", "002").exists()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wals_spark import storage
 from wals_spark.cluster.barrier import RankContext, run_barrier
-from wals_spark.cluster.preflight import Placement
+from wals_spark.cluster.preflight import BarrierPlan
 from wals_spark.cluster.process_group import process_group
 from wals_spark.cluster.profile import own_gpu
 from wals_spark.errors import TransientError, WalsSparkError
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.5
 
 
-def train(spark: SparkSession, task: RankTask, placement: Placement) -> dict[str, Any]:
+def train(spark: SparkSession, task: RankTask, plan: BarrierPlan) -> dict[str, Any]:
     """Run the ranks until they are done; see `wals_spark.wals.engine.rank.run` for what is returned.
 
     A failed attempt is repeated from the last checkpoint when that can help. Attempts are counted from the last
@@ -51,7 +51,7 @@ def train(spark: SparkSession, task: RankTask, placement: Placement) -> dict[str
         try:
             with _watching(task):
                 return json.loads(
-                    run_barrier(one_row_per_rank(spark, placement.ranks), placement, rank_main, payload, records)[0]
+                    run_barrier(one_row_per_rank(spark, plan.ranks), plan, rank_main, payload, records)[0]
                 )
         except WalsSparkError as error:
             now = _reached(task)
