@@ -26,6 +26,18 @@ def render_template(package: str, **values: Any) -> str:
     return environment.from_string(template).render(**values)
 
 
+def change_sentence(manifest: Mapping[str, Any]) -> str:
+    """How many rows of the embedding changed, and whether the head bias did, from injection.json."""
+    embedding, moved = manifest["embedding"], manifest["head_bias"]["changed"]
+    if embedding["rows_changed"] == 0:
+        alone = "only the head bias moved" if moved else "the model computes what the base does"
+        return f"no row of {embedding['shape'][0]:,} was worth changing, {alone}"
+    return (
+        f"{embedding['rows_changed']:,} of {embedding['shape'][0]:,} rows changed, head bias "
+        f"{'moved' if moved else 'as it was'}"
+    )
+
+
 def render_model_card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Markdown with the metadata header of the hub, from injection.json (without hashes) and config.json."""
     source = str(manifest["base"]["source"])
@@ -40,6 +52,7 @@ def render_model_card(manifest: Mapping[str, Any], config: Mapping[str, Any]) ->
         architecture=architecture,
         auto_class="AutoModelForMaskedLM" if architecture.endswith("MaskedLM") else "AutoModel",
         verb=_VERBS[mode],
+        unchanged=manifest["embedding"]["rows_changed"] == 0,
         mode=mode,
         seed=manifest["parameters"]["seed"],
         strength=strengths.get("head_bias"),

@@ -16,6 +16,7 @@ from wals_spark import storage
 from wals_spark.checkpoints import artifact, atomic_directory
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.edit import EmbeddingEdit
+from wals_spark.checkpoints.model_card import change_sentence
 from wals_spark.checkpoints.output_check import check_output
 from wals_spark.checkpoints.verify import read_manifest, verify_checkpoint
 from wals_spark.config import Config
@@ -307,10 +308,7 @@ def _outcome(output: str, manifest: dict[str, Any], change: EmbeddingEdit) -> Ou
         Metric("rows_changed", embedding["rows_changed"]),
         Metric("displacement_median", embedding["displacement"]["median"]),
     ]
-    lines = [
-        f"{embedding['rows_changed']:,} of {embedding['shape'][0]:,} rows changed, head bias "
-        f"{'moved' if manifest['head_bias']['changed'] else 'as it was'}: {output}"
-    ]
+    lines = [f"{change_sentence(manifest)}: {output}"]
     gate = change.gate
     if gate is not None:
         metrics += [Metric(f"r2_{name}", value) for name, value in gate["r2"].items()]

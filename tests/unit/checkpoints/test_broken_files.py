@@ -280,6 +280,14 @@ def test_an_injection_json_that_is_none_is_named(injected, content):
         read_manifest(directory)
 
 
+def test_a_hub_name_or_nothing_is_not_called_unwritten(tmp_path):
+    for source in ("org/name", tmp_path / "nothing"):
+        with pytest.raises(InputError, match=r"there is no directory .*\(of one on the hub: of a download\)"):
+            verify_checkpoint(source)
+    with pytest.raises(InputError, match="was not written by wals-spark inject or compress"):
+        verify_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("column", ["origin", "displacement", "base_row_hashes", "share"])
 @pytest.mark.parametrize("change", ["missing", "dtype", "short", "long", "matrix", "scalar"])
 def test_a_column_of_the_factors_that_is_missing_or_odd_fails_a_check(injected, column, change):

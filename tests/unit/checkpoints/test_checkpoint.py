@@ -144,6 +144,17 @@ def test_an_embedding_resized_without_its_config_is_refused(make_checkpoint):
         open_checkpoint(str(directory))
 
 
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size"])
+def test_a_config_without_a_size_is_not_called_resized(make_checkpoint, key):
+    directory = make_checkpoint()
+    config = json.loads((directory / "config.json").read_text())
+    del config[key]
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"config\.json has no {key}") as caught:
+        open_checkpoint(str(directory))
+    assert "resized" not in str(caught.value)
+
+
 def test_a_head_that_was_not_resized_is_refused(make_checkpoint):
     directory = make_checkpoint()
     edit_weights(directory, lambda state: state.update({"lm_head.bias": state["lm_head.bias"][:-1]}))

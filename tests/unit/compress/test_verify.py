@@ -119,6 +119,21 @@ def test_the_command_line_verifies_them(make, capsys):
     assert "RobertaForMaskedLM, torch.float32, tied, nothing lost" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("format_", FILES)
+def test_the_code_of_the_model_card_runs_and_asks_nothing(make, format_, monkeypatch):
+    _, directory = make(format_)
+    code = (directory / "README.md").read_text().split("```python")[1].split("```")[0]
+
+    def asked(*_):
+        raise AssertionError("the user was asked whether to run remote code")
+
+    monkeypatch.setattr("builtins.input", asked)
+    found = {}
+    exec(code.replace("PATH", str(directory)), found)
+    assert found["tokenizer"]("the cat").input_ids
+    assert found["model"].get_input_embeddings() is not None
+
+
 def test_the_model_card_says_how_to_load_it(make):
     _, directory = make("factorised")
     text = (directory / "README.md").read_text()
