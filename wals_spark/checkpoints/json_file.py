@@ -71,6 +71,11 @@ def require_value(value: Mapping[str, Any], key: str, kinds: type | tuple[type, 
     what : str
         The file, for messages.
 
+    Returns
+    -------
+    object
+        The value.
+
     Raises
     ------
     InputError
