@@ -93,7 +93,7 @@ class ReconstructionErrors:
             share = self.weights / self.weights.sum()
             found |= {"weighted_mse": float(share @ square), "weighted_cosine": float(share @ cosine)}
         if self.second_moment is not None:
-            found["logit_rmse"] = float(np.sqrt(logit / V))
+            found["logit_rmse"] = float(np.sqrt(max(logit, 0.0) / V))  # rounding of an exact row can be below 0
         return found
 
 

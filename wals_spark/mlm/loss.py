@@ -60,7 +60,16 @@ def load_masked_lm(source: str) -> Any:
             f"({', '.join(sorted(info['missing_keys'])[:4])}): it was saved without its head; "
             "give a checkpoint with one"
         )
-    return model.eval()
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+    except Exception as error:  # classes raise nearly every kind on an edited config.json
+        raise InputError(
+            f"the masked-LM model of {source} computes nothing ({type(error).__name__}: {error!s:.200}): its "
+            "config.json does not fit its class"
+        ) from error
+    return model
 
 
 def masked_lm_from_config(source: str, seed: int) -> Any:
