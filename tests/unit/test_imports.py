@@ -100,7 +100,7 @@ PARTS = {
         {"partition.halo", "partition.redistribute", "solvers.system", "solvers.kernels"},
         {"partition.side", "solvers.cpu"},
         {"partition.build", "solvers.row_update", "solvers.gpu"},
-        {"solvers.majorization", "solvers.gauss_newton"},
+        {"solvers.majorization", "solvers.gauss_newton", "solvers.nonnegative"},
         {"solvers.non_quadratic"},
         {"engine"},
         {"estimator", "stages"},

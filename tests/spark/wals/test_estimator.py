@@ -241,7 +241,10 @@ def test_it_works_in_a_pipeline_and_a_cross_validator(ratings: Any) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"nonnegative": True}, "nonnegative=True is not supported"),
+        (
+            {"nonnegative": True, "objective": "explicit", "objectiveParams": {"bias": "free"}},
+            "without negative factors",
+        ),
         ({"rank": 0}, "rank is 0, expected 1 or more"),
         ({"regParam": -0.1}, "regParam is -0.1, expected 0.0 or more"),
         ({"alpha": float("nan")}, "alpha is nan, expected 0.0 or more"),
@@ -332,6 +335,32 @@ def test_ratings_without_regularisation_are_fitted_or_the_row_is_named(spark: An
         InputError, match=r"1 users have no unique solution \(ids 90\): .* raise regParam .*, or lower rank"
     ):
         WALS(rank=2, maxIter=2, regParam=0.0, numWorkers=1).fit(short)
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["explicit", "implicit"])
+def test_nonnegative_factors_are_the_constrained_minima(ratings: Any, implicit: bool) -> None:
+    """The items, solved last, from the users; the loss is that of MLlib's objective."""
+    from scipy.optimize import nnls
+
+    from wals_spark import WALS
+
+    single = ratings.dropDuplicates(["user", "item"])
+    model = WALS(
+        rank=4, maxIter=8, regParam=0.05, implicitPrefs=implicit, alpha=2.0, nonnegative=True, numWorkers=1
+    ).fit(single)
+    users, items = vectors(model.userFactors), vectors(model.itemFactors)
+    loss = objective(single, users, items, 0.05, 2.0 if implicit else None)
+    assert model.losses[-1] == pytest.approx(loss, rel=1e-4)
+    rows = [(row["user"], row["item"], row["rating"]) for row in single.collect()]
+    for item, found in items.items():
+        rated = {u: r for u, i, r in rows if i == item}
+        weight = {u: 1 + 2.0 * rated.get(u, 0.0) for u in users} if implicit else dict.fromkeys(rated, 1.0)
+        root = np.array([np.sqrt(w) for w in weight.values()])
+        target = np.array([(1.0 if implicit else rated[u]) if u in rated else 0.0 for u in weight])
+        ridge = np.sqrt(0.05 * len(rated)) * np.eye(4)
+        left = np.vstack([root[:, None] * np.array([users[u] for u in weight]), ridge])
+        expected, _ = nnls(left, np.append(root * target, np.zeros(4)))
+        assert np.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
 def test_no_sweep_gives_starting_factors_of_both_sides(ratings: Any) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from wals_spark.wals.engine.task import RankTask
 from wals_spark.wals.solvers.cpu import BlockSolver, ConjugateGradientSolver, CpuSolver, Solver
+from wals_spark.wals.solvers.nonnegative import NonnegativeSolver
 
 
 def make_solver(task: RankTask) -> Solver:
-    """The solver for the device of the task."""
+    """The solver for the device of the task; factors without negative numbers are solved on processors."""
+    if task.nonnegative:
+        return NonnegativeSolver(task.threads)
     if task.device == "cuda":
         from wals_spark.wals.solvers.gpu import nvrtc
         from wals_spark.wals.solvers.gpu.cuda_solver import CudaSolver

@@ -59,13 +59,15 @@ class RankTask:
         A Parquet file or directory of (id, vector): where the columns start; others start at random.
     start_only : bool
         No sweep at all: the result is the random factors, of both sides.
+    nonnegative : bool
+        No factor is negative.
     memory_plan : MemoryPlan or None
         None = the ranks decide it from the memory of their machines.
 
     Raises
     ------
     ConfigError
-        The objective cannot be solved with this memory plan, duplicates or weights.
+        The objective cannot be solved with this memory plan, duplicates, weights or signs.
     """
 
     files: tuple[str, ...]
@@ -87,6 +89,7 @@ class RankTask:
     start: str = "normal"
     initial: str | None = None
     start_only: bool = False
+    nonnegative: bool = False
     memory_plan: MemoryPlan | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +108,11 @@ class RankTask:
                 f"repeated cells cannot be kept apart with the objective {self.objective.name} and rho "
                 f"{self.objective.rho}, because each would take the place of the unobserved weight; sum or refuse them "
                 "(duplicates)"
+            )
+        if self.nonnegative and (not self.objective.is_quadratic or self.objective.bias != "none"):
+            raise ConfigError(
+                f"the objective {self.objective.name} with bias {self.objective.bias} cannot be solved without "
+                "negative factors (nonnegative); use a quadratic objective without biases"
             )
         if (self.objective.weight == "column") != (self.weight is not None):
             raise ConfigError(

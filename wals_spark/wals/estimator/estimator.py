@@ -55,7 +55,7 @@ class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable
         need be. `checkpointInterval` counts sweeps, -1 = only at the end; `blockSize` is the number of items
         multiplied at once when recommending.
     nonnegative
-        True is refused.
+        No factor is negative; for quadratic objectives without biases. It is solved on the processors, in float64.
     numUserBlocks, numItemBlocks, intermediateStorageLevel, finalStorageLevel
         Accepted, without effect.
     tol, objective, objectiveParams, duplicates, numWorkers, numThreads, device, precision, workDir, weightCol
@@ -145,7 +145,7 @@ class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable
         users, items = write_matrix(self, dataset, directory)
         shape = (users.count(), items.count())
         workers = self.getOrDefault(self.numWorkers) or None
-        initial = _write_initial(self._initial, items, self.getRank(), directory)
+        initial = _write_initial(self._initial, items, self, directory)
 
         def ids_of(side: str, numbers: Sequence[int]) -> dict[int, Any]:
             named = users if side == "row" else items
@@ -163,7 +163,7 @@ class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable
             named.select(*columns).write.parquet(storage.join(directory, side))
         for name in ("training", "matrix", "initial"):
             storage.remove(storage.join(directory, name))
-        facts = {"duplicates": task.duplicates, "observed": result["nnz"]}
+        facts = {"duplicates": task.duplicates, "nonnegative": task.nonnegative, "observed": result["nnz"]}
         facts |= {name: result[name] for name in ("constant", "total", "log_means")}
         storage.write_json(storage.join(directory, FACTS), {**training_facts(self, dataset), **facts})
         model = WALSModel(directory, self.getRank(), objective, result["losses"])
@@ -201,6 +201,7 @@ class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable
             start="positive",
             initial=initial,
             start_only=self.getMaxIter() == 0,
+            nonnegative=self.getNonnegative(),
         )
 
 
@@ -227,12 +228,16 @@ def _work_directory(estimator: WALS, spark: SparkSession) -> str:
     return directory
 
 
-def _write_initial(model: WALSModel | None, items: DataFrame, rank: int, directory: str) -> str | None:
+def _write_initial(model: WALSModel | None, items: DataFrame, estimator: WALS, directory: str) -> str | None:
     if model is None:
         return None
+    rank = estimator.getRank()
     if model.rank != rank:
         raise ConfigError(f"warm start: the model has rank {model.rank}, the estimator {rank}; use one rank for both")
     path = storage.join(directory, "initial")
     known = model.itemFactors.join(items, "id")
-    known.select(F.col("number").cast("bigint").alias("id"), F.col("features").alias("vector")).write.parquet(path)
+    vector = F.col("features")
+    if estimator.getNonnegative():
+        vector = F.transform(vector, lambda number: F.greatest(number, F.lit(0.0).cast("float")))
+    known.select(F.col("number").cast("bigint").alias("id"), vector.alias("vector")).write.parquet(path)
     return path

@@ -156,6 +156,8 @@ class WALSModel(Model, ModelParams, ModelSetters, MLReadable["WALSModel"], MLWri
         objective, facts = self.objective, self.training_facts
         assert objective is not None
         refuse_without_half_step(objective)
+        if facts.get("nonnegative"):
+            raise InputError("fold-in without negative factors is not available; train again with the new rows")
         if side == "col" and not objective.symmetric:
             raise InputError(
                 f"the objective {objective.name} is not symmetric in rows and columns, so its columns have no fold-in; "

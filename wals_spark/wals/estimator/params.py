@@ -77,7 +77,7 @@ class EstimatorParams(ModelParams, HasMaxIter, HasRegParam, HasCheckpointInterva
         Params._dummy(), "implicitPrefs", "ratings are confidences in a preference", TypeConverters.toBoolean
     )
     alpha: Param[float] = Param(Params._dummy(), "alpha", "implicit: confidence 1 + alpha r", TypeConverters.toFloat)
-    nonnegative: Param[bool] = Param(Params._dummy(), "nonnegative", "must be False", TypeConverters.toBoolean)
+    nonnegative: Param[bool] = Param(Params._dummy(), "nonnegative", "no factor is negative", TypeConverters.toBoolean)
     numUserBlocks: Param[int] = Param(
         Params._dummy(), "numUserBlocks", "accepted for MLlib's sake; ranks balance themselves", TypeConverters.toInt
     )
@@ -173,8 +173,6 @@ class EstimatorParams(ModelParams, HasMaxIter, HasRegParam, HasCheckpointInterva
             raise ConfigError(f"checkpointInterval is {self.getCheckpointInterval()}, expected -1, or 1 or more")
         if self.getRank() > MAX_RANK:
             raise ConfigError(f"rank is {self.getRank()}, expected at most {MAX_RANK}")
-        if self.getNonnegative():
-            raise ConfigError("nonnegative=True is not supported by WALS; set it to False, or use pyspark's ALS for it")
 
 
 def check_cold_start(value: str) -> None:
