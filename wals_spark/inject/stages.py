@@ -109,7 +109,10 @@ class InjectStage(_StageOfInjection):
             )
         frequency.check_exposure(config.inject.exposure)
         if config.inject.mode == "init":
-            rows = int(ckpt.read_config(ckpt.locate_checkpoint(source, weights=False)).get("vocab_size", 0))
+            directory = ckpt.locate_checkpoint(source, weights=False)
+            rows = ckpt.read_config(directory).get("vocab_size")
+            if rows is None:
+                raise InputError(f"{directory / 'config.json'} has no vocab_size: set it to the rows of the new model")
             tokenizer = init_tokenizer(config, source)
         else:
             opened = ckpt.open_checkpoint(source)
