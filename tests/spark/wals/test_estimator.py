@@ -160,6 +160,16 @@ def test_bad_values_to_fold_in_are_named(spark: Any, implicit_model: Any, row: s
         implicit_model.foldInUsers(spark.sql(f"select {row}"))
 
 
+def test_repeated_pairs_to_fold_in_are_refused_where_the_training_did(ratings: Any) -> None:
+    from wals_spark import WALS
+
+    single = ratings.dropDuplicates(["user", "item"])
+    model = WALS(rank=2, maxIter=1, duplicates="refuse", numWorkers=1).fit(single)
+    with pytest.raises(InputError, match="item 7 and user 100 have 2 ratings"):
+        model.foldInItems(ratings)
+    assert model.foldInItems(single).count() == ITEMS
+
+
 def test_predictions_of_squared_norms_are_those_that_were_trained(tmp_path: Path, ratings: Any) -> None:
     from wals_spark import WALS, WALSModel
 
