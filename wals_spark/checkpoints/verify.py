@@ -345,17 +345,8 @@ def _check_base(
         else f"not bit-identical to the base: {first_of(others)}",
     )
     origin = proof["origin"].data.view("<i8")
-    known = proof["base_row_hashes"].shape[0]
-
-    def fits(tensor: str) -> bool:
-        """Whether a tensor has a row for each of the base's and the result's, of one width."""
-        if tensor not in original or tensor not in tensors:
-            return False
-        old, new = original[tensor], tensors[tensor]
-        widths = old.dtype == new.dtype and old.shape[1:] == new.shape[1:]
-        return widths and old.shape[:1] == (known,) and new.shape[:1] == (len(origin),)
-
-    if not all(fits(tensor) for tensor in declared):
+    rows = proof["base_row_hashes"].shape[0], len(origin)
+    if not all(_rows_fit(original.get(tensor), tensors.get(tensor), rows) for tensor in declared):
         report.add("base rows", False, f"{', '.join(sorted(declared))} have other rows than recorded")
         return
     changed = np.flatnonzero(differing_rows(original[name], tensors[name], origin))
@@ -369,11 +360,19 @@ def _check_base(
     )
     _check_outliers(report, original[name], tensors[name], origin, proof, manifest)
     if bias is not None and not manifest["head_bias"]["changed"]:
-        if not fits(bias):
+        if not _rows_fit(original.get(bias), tensors.get(bias), rows):
             report.add("base head bias", False, f"{bias} is missing or has other entries than recorded")
             return
         kept = gather_rows(original[bias], origin).same_bytes(tensors[bias])
         report.add("base head bias", kept, "bit-identical to the base" if kept else "differs from the base")
+
+
+def _rows_fit(old: RawTensor | None, new: RawTensor | None, rows: tuple[int, int]) -> bool:
+    """Whether a tensor of the base and of the result have the recorded numbers of rows, and rows of one kind."""
+    if old is None or new is None:
+        return False
+    alike = old.dtype == new.dtype and old.shape[1:] == new.shape[1:]
+    return alike and (old.shape[:1], new.shape[:1]) == (rows[:1], rows[1:])
 
 
 def _check_outliers(
