@@ -1,11 +1,12 @@
 """A class-data archive of Spark's JVM: what it has loaded once, the next one maps into memory instead.
 
-Half of the time until a local session's first result goes into loading, verifying and linking some 20,000 classes.
-Java can write them to an archive when it exits (``-XX:ArchiveClassesAtExit``) and map that the next time
+About half of the time until a local session's first result goes into loading, verifying and linking classes. Java can
+write them to an archive when it exits (``-XX:ArchiveClassesAtExit``) and map that the next time
 (``-XX:SharedArchiveFile``). One archive is kept per Java and pyspark in the user's cache directory. The first session
 that finds none leaves one behind; Java itself refuses an archive that does not match and goes on without, in silence.
 
-``WALS_SPARK_CLASS_ARCHIVE=off`` turns this off.
+The `KEPT` archives that were used last are kept, for as many environments. ``WALS_SPARK_CLASS_ARCHIVE=off`` turns all
+of this off.
 
 References
 ----------
@@ -27,9 +28,12 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 SWITCH = "WALS_SPARK_CLASS_ARCHIVE"
+PREFIX = "spark-classes-"
 MAGIC = b"\xa8\xab\x0b\xf0"
 """First bytes of a dynamic archive; Java writes them last, so a file that was cut short has none."""
 QUIET_CDS = "-Xlog:cds=off -Xlog:cds+dynamic=off"
+KEPT = 3
+"""Archives, of about 180 MB each, that stay in the cache directory."""
 MAKING_S = 600.0
 """How long a session that writes an archive may take before another one tries."""
 
@@ -48,6 +52,7 @@ def java_options() -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         _adopt(path)
         if path.is_file():
+            os.utime(path)
             return f"-XX:SharedArchiveFile={path} -Xshare:auto {QUIET_CDS}"
         if not _claim(path):
             return ""
@@ -79,7 +84,7 @@ def archive_path() -> Path | None:
     spark = Path(os.environ.get("SPARK_HOME") or str(metadata.distribution("pyspark").locate_file("pyspark"))).resolve()
     facts = (java, stat.st_mtime_ns, stat.st_size, str(spark), metadata.version("pyspark"))
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return cache / "wals_spark" / f"spark-classes-{key}.jsa"
+    return cache / "wals_spark" / f"{PREFIX}{key}.jsa"
 
 
 def _draft(path: Path) -> Path:
@@ -99,6 +104,10 @@ def _adopt(path: Path) -> None:
         if stream.read(len(MAGIC)) == MAGIC:
             os.replace(draft, path)
             _lock(path).unlink(missing_ok=True)
+            os.utime(path)
+            used = sorted(path.parent.glob(f"{PREFIX}*.jsa"), key=lambda file: file.stat().st_mtime, reverse=True)
+            for old in used[KEPT:]:
+                old.unlink(missing_ok=True)
 
 
 def _claim(path: Path) -> bool:

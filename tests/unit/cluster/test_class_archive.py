@@ -34,6 +34,18 @@ def test_a_whole_draft_is_adopted_and_used(archive: Path) -> None:
     assert sorted(path.name for path in archive.parent.iterdir()) == [archive.name]
 
 
+def test_archives_of_environments_that_are_gone_do_not_pile_up(archive: Path) -> None:
+    class_archive.java_options()
+    for age in range(5):
+        old = archive.with_name(f"spark-classes-{age}.jsa")
+        old.write_bytes(class_archive.MAGIC)
+        os.utime(old, (1000 - age, 1000 - age))
+    archive.with_suffix(".draft").write_bytes(class_archive.MAGIC)
+    class_archive.java_options()
+    names = sorted(path.name for path in archive.parent.iterdir())
+    assert names == sorted([archive.name, "spark-classes-0.jsa", "spark-classes-1.jsa"])
+
+
 def test_a_draft_that_was_cut_short_is_never_used_and_made_again(archive: Path) -> None:
     class_archive.java_options()
     archive.with_suffix(".draft").write_bytes(bytes(100))
