@@ -12,7 +12,7 @@ JOBS ?= 2
 help:
 	@echo "make demo       install, and run the whole pipeline on this machine"
 	@echo "make test       install, lint, check types, run every test"
-	@echo "make check      install, lint, check types, run the tests that need no Java (two minutes)"
+	@echo "make check      install, lint, check types, run the tests that need no Spark session"
 	@echo "make lint       ruff, mypy and numpydoc only"
 	@echo "make format     let ruff format"
 	@echo "make benchmark  measure against peers: DATA=..., see benchmarks/all.sh (most of a day)"

@@ -59,6 +59,15 @@ class Section(BaseModel):
     execution_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys that say how and where the work runs but cannot change its result."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_text_is_a_list(cls, data: Any) -> Any:
+        """A text where a list is expected is the list of that text."""
+        if not isinstance(data, Mapping):
+            return data
+        lists = {name for name, field in cls.model_fields.items() if typing.get_origin(field.annotation) is tuple}
+        return {key: (value,) if key in lists and isinstance(value, str) else value for key, value in data.items()}
+
     def result_keys(self) -> dict[str, Any]:
         """The keys that determine the result, as plain JSON values: what a fingerprint is made of."""
         return self.model_dump(mode="json", exclude=set(self.execution_keys))
@@ -111,13 +120,6 @@ class CorpusConfig(Section):
         0.02, ge=0, lt=1, description="Share of documents (by hash of the id) never counted, kept for evaluation."
     )
     partitions: int | None = Field(None, ge=1, description="Output partitions; none = by size.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_path_is_a_list(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and isinstance(data.get("path"), str):
-            return {**data, "path": (data["path"],)}
-        return data
 
 
 class VocabularyConfig(Section):
@@ -252,8 +254,6 @@ class _Problem(Section):
     def _one_batch_is_a_list(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and isinstance(data.get("batches"), str):
             data = {**data, "batches": tuple(part for part in data["batches"].split(",") if part)}
-        if isinstance(data, Mapping) and isinstance(data.get("cells"), str):
-            data = {**data, "cells": (data["cells"],)}
         return data
 
 
@@ -585,15 +585,27 @@ def load_config(
         raise ConfigError(_explain(error, where)) from None
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe types, and no key twice in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        merge = "tag:yaml.org,2002:merge"
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(repeated)}: given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file at {path}; conf/demo.yaml is an example") from None
+        raise ConfigError(f"there is no configuration file at {path}; conf/pipeline.yaml is an example") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if data is None:

@@ -22,6 +22,30 @@ def test_unknown_section_names_the_nearest_known_one():
         load_config(None, ["trian.k=3"])
 
 
+def test_a_key_that_is_given_twice_is_refused(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("train:\n  k: 3\n  sweeps: 2\n  k: 4\n")
+    with pytest.raises(ConfigError, match=r"k: given twice(.|\n)*line 2"):
+        load_config(path)
+
+
+def test_yaml_may_merge_a_mapping_into_another(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("train: &base {k: 3, sweeps: 2}\nneighbours: {count: 5}\n")
+    assert load_config(path).train.k == 3
+    path.write_text("run_id: a\ntrain:\n  <<: {k: 3, sweeps: 2}\n  k: 4\n")
+    assert (load_config(path).train.k, load_config(path).train.sweeps) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "key", ["corpus.path", "evaluate.similarity", "evaluate.analogies", "inject.general_batches", "train.cells"]
+)
+def test_one_text_is_a_list_of_one(key):
+    section, name = key.split(".")
+    config = load_config(None, (), {"inject.mode": "blend", key: "given"})
+    assert getattr(getattr(config, section), name) == ("given",)
+
+
 def test_set_overrides_yaml_and_flags_override_set(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("run_id: a\ntrain: {k: 3, sweeps: 2}\n")
