@@ -41,7 +41,7 @@ PARTS = {
     "cluster": [{"class_archive", "failures", "process_group", "profile"}, {"preflight", "session"}, {"barrier"}],
     "tables": [{"base", "delta_log"}, {"delta", "parquet", "vocabulary"}],
     "factors": [{"foldin", "gauge", "store", "top_k", "words"}, {"export", "neighbours", "query_tokens"}, {"stages"}],
-    "mlm": [{"data", "statistics"}, {"loss", "rare"}, {"pretrain"}],
+    "mlm": [{"data", "hidden_states", "statistics"}, {"loss", "rare"}, {"pretrain"}],
     "checkpoints": [
         {"json_file", "model_card", "raw_tensor", "reload", "verification_report"},
         {"from_scratch", "row_comparison", "safetensors_file"},
@@ -107,7 +107,7 @@ PARTS = {
     ],
     "inject": [
         {"align", "blend", "csls", "frequency", "initial_rows", "loss_search"},
-        {"gate", "domain_shift", "vocabulary"},
+        {"gate", "domain_shift", "vocabulary", "fit"},
         {"distributed", "proposal"},
         {"modes"},
         {"strength_search"},

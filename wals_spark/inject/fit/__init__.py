@@ -1,0 +1,1 @@
+"""Rows and head bias fitted to an encoder's own hidden states."""
