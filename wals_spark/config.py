@@ -578,10 +578,14 @@ def load_config(
     for key, value in (flags or {}).items():
         if value is not None:
             _assign(data, key, value, key)
+    return validate_config(data, str(path) if path is not None else "the configuration")
+
+
+def validate_config(data: Mapping[str, Any], where: str) -> Config:
+    """The configuration of nested plain values; `ConfigError`, which names `where`, for what does not validate."""
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        where = str(path) if path is not None else "the configuration"
         raise ConfigError(_explain(error, where)) from None
 
 

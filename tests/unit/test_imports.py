@@ -46,7 +46,7 @@ PARTS = {
         {"json_file", "model_card", "raw_tensor", "reload", "verification_report"},
         {"from_scratch", "row_comparison", "safetensors_file"},
         {"checkpoint"},
-        {"edit", "outliers", "reload_check"},
+        {"base_files", "edit", "outliers", "reload_check"},
         {"artifact"},
         {"output_check", "verify"},
         {"atomic_directory"},
@@ -112,6 +112,8 @@ PARTS = {
         {"modes"},
         {"strength_search"},
         {"prepare"},
+        {"recompute"},
+        {"verify"},
         {"stages"},
     ],
 }

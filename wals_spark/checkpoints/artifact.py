@@ -4,7 +4,7 @@
 
     config.json, tokenizer files    as in the base, or rewritten for another vocabulary
     model.safetensors               dense, native class, tied head; only declared tensors differ
-    factors.safetensors             vectors, counts, shares b, displacements, map, row hashes of the base
+    factors.safetensors             vectors, counts, exposures, shares b, displacements, map, row hashes of the base
     injection.json                  the manifest: inputs, hashes, changed rows, gate; what `verify` recomputes
     README.md                       the model card
 
@@ -159,7 +159,7 @@ def _write_weights(
 def _proof(
     base: BaseCheckpoint, edit: EmbeddingEdit, factors: TokenFactors | None, changes: RowChanges
 ) -> dict[str, np.ndarray]:
-    """The arrays of factors.safetensors: what `verify` needs, the vectors, and the map that made rows of them."""
+    """The arrays of factors.safetensors: what `verify` needs, what the rows were computed from, and the map."""
     return {
         "origin": changes.origin,
         "displacement": changes.displacement,
@@ -167,6 +167,7 @@ def _proof(
         "protected": base.protected.astype(np.int64),
         "share": edit.share,
         **({"vectors": factors.matrix, "counts": factors.counts} if factors is not None else {}),
+        **edit.inputs,
         **edit.map,
     }
 

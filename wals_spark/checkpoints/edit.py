@@ -50,6 +50,8 @@ class EmbeddingEdit:
     origin : int64 array of shape (V',) or None
         The base's row that each row of the result comes from, -1 for a new one; None = the same rows. `ids`
         and `head_bias` are those of the result.
+    inputs : dict of str to array
+        What it was computed from beside vectors and their counts; recorded so that it can be computed again.
     """
 
     ids: np.ndarray
@@ -60,6 +62,7 @@ class EmbeddingEdit:
     facts: dict[str, Any] = field(default_factory=dict)
     gate: Mapping[str, Any] | None = None
     origin: np.ndarray | None = None
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,11 @@ class BaseCheckpoint:
     files: tuple[Path, ...]
     texts: Mapping[str, str]
     source: Mapping[str, Any]
+
+    def companions(self) -> dict[str, bytes]:
+        """Content of the configuration and tokenizer files of a result, by name."""
+        found = {path.name: path.read_bytes() for path in self.files}
+        return found | {name: text.encode() for name, text in self.texts.items()}
 
 
 def base_of_checkpoint(opened: Checkpoint, source: str, protected: np.ndarray) -> BaseCheckpoint:

@@ -36,6 +36,8 @@ from wals_spark.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+OF_HUB = frozenset({".gitattributes", ".gitignore", ".git", ".cache"})
+"""What a hub and its client put beside the files of a model; no class of transformers reads it."""
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "mode": str,
     "sha256": str,
@@ -132,7 +134,7 @@ def check_content(
         The checkpoint it was made from, a directory or hub name.
     """
     _check_tensors(report, tensors, manifest)
-    problem = _proof_problem(tensors, proof, manifest)
+    problem = proof_problem(tensors, proof, manifest)
     if problem is not None:
         report.add("rows", False, problem)
         return
@@ -186,7 +188,7 @@ def _check_keys(manifest: Mapping[str, Any], path: str) -> None:
 
 def _check_files(report: VerificationReport, directory: Path, manifest: Mapping[str, Any]) -> None:
     recorded = manifest["files"]
-    present = {path.name for path in directory.iterdir() if path.name != MANIFEST}
+    present = {path.name for path in directory.iterdir()} - {MANIFEST} - (OF_HUB - recorded.keys())
     wrong = [
         name
         for name, expected in recorded.items()
@@ -235,7 +237,7 @@ def _declared(manifest: Mapping[str, Any]) -> set[str]:
     return declared
 
 
-def _proof_problem(
+def proof_problem(
     tensors: Mapping[str, RawTensor], proof: Mapping[str, RawTensor], manifest: Mapping[str, Any]
 ) -> str | None:
     """Why rows cannot be checked: a tensor that is missing or of another kind; None where they can be."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from wals_spark.checkpoints import artifact
 from wals_spark.checkpoints.checkpoint import WEIGHTS, Checkpoint
-from wals_spark.checkpoints.edit import EmbeddingEdit, base_of_checkpoint
+from wals_spark.checkpoints.edit import BaseCheckpoint, EmbeddingEdit, base_of_checkpoint
 from wals_spark.checkpoints.raw_tensor import RawTensor
 from wals_spark.compress.lowrank import LowRankEmbedding, from_tensors
 from wals_spark.compress.model_card import VARIANT, render_compression_card
@@ -76,16 +76,10 @@ def write_compressed(
     parts = factors.tensors()
     stem = opened.embedding.removesuffix("weight")
     stored = None
-    base = base_of_checkpoint(opened, opened.source, np.zeros(0, np.int64))
+    base = base_of_compression(opened, format_, factors.rank)
     if format_ != "dense":
         file = WEIGHTS if format_ == "factorised" else WEIGHTS.replace("model", f"model.{VARIANT}")
         stored = artifact.EmbeddingParts(file, {stem + name: tensor for name, tensor in parts.items()})
-    if format_ == "factorised":
-        config = factorised_config(opened, factors.rank)
-        source = modeling_code(opened.family.classes, opened.config["model_type"])
-        texts = {"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n", CODE: source}
-        kept = tuple(path for path in base.files if path.name not in texts)
-        base = replace(base, config=config, files=kept, texts=texts)
     edit = EmbeddingEdit(
         ids=np.arange(V),
         rows=dense.values(),
@@ -98,6 +92,18 @@ def write_compressed(
     return artifact.write_artifact(
         directory, base, edit, None, described, stored=stored, render=render_compression_card
     )
+
+
+def base_of_compression(opened: Checkpoint, format_: str, rank: int) -> BaseCheckpoint:
+    """The checkpoint with the configuration and code that a format has beside the weights; no row is protected."""
+    base = base_of_checkpoint(opened, opened.source, np.zeros(0, np.int64))
+    if format_ != "factorised":
+        return base
+    config = factorised_config(opened, rank)
+    source = modeling_code(opened.family.classes, opened.config["model_type"])
+    texts = {"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n", CODE: source}
+    kept = tuple(path for path in base.files if path.name not in texts)
+    return replace(base, config=config, files=kept, texts=texts)
 
 
 def factorised_config(opened: Checkpoint, rank: int) -> dict[str, Any]:

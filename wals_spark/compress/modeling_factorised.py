@@ -78,7 +78,11 @@ class _Factorised:
         self.set_input_embeddings(FactorisedEmbedding(rows, config.factor_rank, width, inputs.padding_idx))
         outputs = self.get_output_embeddings()
         if outputs is not None:
-            self.set_output_embeddings(FactorisedDecoder(rows, config.factor_rank, width, outputs.bias))
+            # set_output_embeddings of some families shares the bias as well, which then counts as loaded when it is not
+            path = next(name for name, module in self.named_modules() if module is outputs)
+            parent, _, name = path.rpartition(".")
+            decoder = FactorisedDecoder(rows, config.factor_rank, width, outputs.bias)
+            setattr(self.get_submodule(parent), name, decoder)
         super().post_init()
 
     def _init_weights(self, module):
@@ -87,6 +91,8 @@ class _Factorised:
             init.normal_(module.coordinates, std=self.config.initializer_range)
             init.normal_(module.basis, std=self.config.factor_rank**-0.5)
             init.zeros_(module.mean)
+            if isinstance(module, FactorisedDecoder):
+                init.zeros_(module.bias)
         else:
             super()._init_weights(module)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from wals_spark.checkpoints import verify as injection
-from wals_spark.checkpoints.artifact import FACTORS
-from wals_spark.checkpoints.checkpoint import FAMILIES
-from wals_spark.checkpoints.json_file import read_json_object
+from wals_spark.checkpoints.artifact import CARD, FACTORS, MANIFEST
+from wals_spark.checkpoints.base_files import check_base_files
+from wals_spark.checkpoints.checkpoint import FAMILIES, WEIGHTS, open_checkpoint
+from wals_spark.checkpoints.json_file import read_json_object, require_value
 from wals_spark.checkpoints.raw_tensor import RawTensor, tensor_hashes
 from wals_spark.checkpoints.reload_check import check_reload
 from wals_spark.checkpoints.safetensors_file import read_raw_tensors
@@ -17,6 +18,7 @@ from wals_spark.checkpoints.verification_report import VerificationReport
 from wals_spark.compress import artifact
 from wals_spark.compress.lowrank import LowRankEmbedding, from_tensors
 from wals_spark.errors import InputError
+from wals_spark.inject.verify import verify_injection
 
 
 def verify_any_format(directory: str | Path, base: str | None = None, *, reload: bool = True) -> VerificationReport:
@@ -29,10 +31,11 @@ def verify_any_format(directory: str | Path, base: str | None = None, *, reload:
     directory = Path(directory)
     manifest = injection.read_manifest(directory)
     if manifest["mode"] != artifact.MODE:
-        return injection.verify_checkpoint(directory, base, reload=reload)
+        return verify_injection(directory, base, reload=reload)
     if "stored" not in manifest:
         report = injection.verify_checkpoint(directory, base, reload=reload)
         _check_expansion(report, directory, manifest)
+        _check_base_files(report, directory, manifest, base)
         return report
     report = VerificationReport(str(directory), base)
     injection.check_manifest(report, directory, manifest)
@@ -46,6 +49,7 @@ def verify_any_format(directory: str | Path, base: str | None = None, *, reload:
         return report
     _check_parts(report, tensors, manifest)
     injection.check_content(report, expanded, proof, manifest, base)
+    _check_base_files(report, directory, manifest, base)
     if manifest["parameters"]["format"] == "factorised":
         _check_code(report, directory)
     elif reload:
@@ -70,6 +74,22 @@ def _check_expansion(report: VerificationReport, directory: Path, manifest: Mapp
         f"the matrix is the expansion of its rank-{wide.rank} factors to the last bit"
         if same
         else f"the matrix is not the expansion of the factors in {FACTORS}",
+    )
+
+
+def _check_base_files(
+    report: VerificationReport, directory: Path, manifest: Mapping[str, Any], base: str | None
+) -> None:
+    """Configuration and tokenizer are the base's, or what the format makes of them."""
+    if base is None:
+        return
+    parameters, where = manifest["parameters"], str(directory / MANIFEST)
+    format_ = str(parameters.get("format"))
+    rank = require_value(manifest, "parameters.rank", int, where)
+    made = artifact.base_of_compression(open_checkpoint(base, "--base"), format_, rank)
+    weights = manifest["stored"]["file"] if "stored" in manifest else WEIGHTS
+    check_base_files(
+        report, directory, made.companions(), frozenset({MANIFEST, FACTORS, CARD, weights}) | injection.OF_HUB
     )
 
 

@@ -42,8 +42,26 @@ class EncodedText:
     delta: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class RecordedChoices:
+    """What an earlier `prepare_edit` counted and chose on text, recorded with its result.
+
+    Attributes
+    ----------
+    frequencies : TokenFrequencies
+    strengths : Strengths
+    """
+
+    frequencies: TokenFrequencies
+    strengths: strength_search.Strengths
+
+
 def prepare_edit(
-    config: Config, vectors: Vectors, text: EncodedText | None = None, sums: FoldSums | None = None
+    config: Config,
+    vectors: Vectors,
+    text: EncodedText | None = None,
+    sums: FoldSums | None = None,
+    recorded: RecordedChoices | None = None,
 ) -> tuple[BaseCheckpoint, EmbeddingEdit, TokenFactors | None]:
     """Open the checkpoint and compute its edit.
 
@@ -57,6 +75,8 @@ def prepare_edit(
         Needed where strengths are chosen on text.
     sums : callable, optional
         Accumulates the sums of the alignment elsewhere (`wals_spark.inject.distributed`).
+    recorded : RecordedChoices, optional
+        ``blend`` and ``replace``: taken instead of counting tokens and choosing strengths on text.
 
     Returns
     -------
@@ -80,7 +100,7 @@ def prepare_edit(
     elif config.inject.mode == "extend":
         base, edit = _extend(config, vectors, factors)
     else:
-        base, edit = _inject(config, vectors, factors, text or EncodedText(), sums)
+        base, edit = _inject(config, vectors, factors, text or EncodedText(), sums, recorded)
     return base, edit, factors
 
 
@@ -171,7 +191,12 @@ def _tokenizer_files(source: str) -> list[Path]:
 
 
 def _inject(
-    config: Config, vectors: Vectors, factors: TokenFactors, text: EncodedText, sums: FoldSums | None
+    config: Config,
+    vectors: Vectors,
+    factors: TokenFactors,
+    text: EncodedText,
+    sums: FoldSums | None,
+    recorded: RecordedChoices | None,
 ) -> tuple[BaseCheckpoint, EmbeddingEdit]:
     source = checkpoint_source(config)
     opened = ckpt.open_checkpoint(source)
@@ -180,9 +205,10 @@ def _inject(
     check_same_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the factors table", source)
     protected = ckpt.protected_ids(tokenizer, opened.config, opened.vocab_size)
     E = ckpt.embedding_values(opened)
-    seen = token_frequencies(config, factors, tokenizer, protected, text)
+    seen = recorded.frequencies if recorded else token_frequencies(config, factors, tokenizer, protected, text)
     proposal = propose_rows(factors, E, protected, seen, config.inject, config.seed, text.delta, sums)
-    edit = edit_at_best_strengths(config, opened, proposal, factors, tokenizer, text)
+    strengths = recorded.strengths if recorded else best_strengths(config, opened, proposal, factors, tokenizer, text)
+    edit = edit_at_strengths(config, opened, proposal, strengths)
     base = base_of_checkpoint(opened, source, protected)
     return base, edit
 
@@ -222,7 +248,7 @@ def _trim(config: Config, vectors: Vectors) -> tuple[BaseCheckpoint, EmbeddingEd
     nothing = np.zeros(0, np.int64)
     rows = np.zeros((0, opened.hidden_size), np.float32)
     share = np.zeros(len(kept), np.float32)
-    return base, EmbeddingEdit(nothing, rows, None, share, {}, facts, None, kept)
+    return base, EmbeddingEdit(nothing, rows, None, share, {}, facts, None, kept, {"counts": vectors.counts})
 
 
 def _config_ids(config: Mapping[str, Any]) -> list[int]:
@@ -303,15 +329,15 @@ def strengths_need_text(config: Config, has_head: bool) -> bool:
     return rows or inject.head_bias == "auto" or inject.shift == "auto"
 
 
-def edit_at_best_strengths(
+def best_strengths(
     config: Config,
     opened: ckpt.Checkpoint,
     proposal: RowProposal,
     factors: TokenFactors,
     tokenizer: LoadedTokenizer,
     text: EncodedText,
-) -> EmbeddingEdit:
-    """Choose the strengths and turn the proposal into an edit.
+) -> strength_search.Strengths:
+    """The strengths that are given, fitted, or chosen on text.
 
     Parameters
     ----------
@@ -325,35 +351,57 @@ def edit_at_best_strengths(
 
     Returns
     -------
-    EmbeddingEdit
+    Strengths
 
     Raises
     ------
     GateError
         No strength gains anything clear on text.
     """
-    E = ckpt.embedding_values(opened)
+    inject = config.inject
+    has_head = opened.head_bias is not None
+    if strengths_need_text(config, has_head) and has_head:
+        return strength_search.search_strengths(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
+    assert inject.head_bias != "auto"
+    assert inject.shift != "auto"
+    given = inject.head_bias if has_head else 0.0
+    return strength_search.Strengths(proposal.variances.half_exposure, given, inject.shift)
+
+
+def edit_at_strengths(
+    config: Config, opened: ckpt.Checkpoint, proposal: RowProposal, strengths: strength_search.Strengths
+) -> EmbeddingEdit:
+    """The proposal as an edit, with what it was computed from.
+
+    Parameters
+    ----------
+    config : Config
+    opened : Checkpoint
+    proposal : RowProposal
+    strengths : Strengths
+
+    Returns
+    -------
+    EmbeddingEdit
+    """
     inject = config.inject
     bias = opened.tensors[opened.head_bias].values() if opened.head_bias is not None else None
-    if strengths_need_text(config, bias is not None) and bias is not None:
-        found = strength_search.search_strengths(config, opened, proposal, factors, special_ids(tokenizer), text.domain)
-    else:
-        assert inject.head_bias != "auto"
-        assert inject.shift != "auto"
-        given = inject.head_bias if bias is not None else 0.0
-        found = strength_search.Strengths(proposal.variances.half_exposure, given, inject.shift)
-    share = proposal.full_shares() if inject.mode == "replace" else proposal.shares(found.half_exposure)
+    share = proposal.full_shares() if inject.mode == "replace" else proposal.shares(strengths.half_exposure)
     moved = None
-    if found.head_bias > 0 and bias is not None:
+    if strengths.head_bias > 0 and bias is not None:
         goal = proposal.frequencies.towards(inject.bias_goal)
-        moved = adjusted_head_bias(bias, goal, proposal.protected, found.head_bias)
+        moved = adjusted_head_bias(bias, goal, proposal.protected, strengths.head_bias)
     facts = {
         "strengths": {
-            "half_exposure": found.half_exposure,
-            "head_bias": found.head_bias,
+            "half_exposure": strengths.half_exposure,
+            "head_bias": strengths.head_bias,
             "head_bias_target": inject.bias_goal,
-            "shift": found.shift,
-            **found.facts,
+            "shift": strengths.shift,
+            **strengths.facts,
         }
     }
-    return edit_of_proposal(proposal, E, share, moved, facts, found.shift)
+    edit = edit_of_proposal(proposal, ckpt.embedding_values(opened), share, moved, facts, strengths.shift)
+    inputs = {"exposure": proposal.frequencies.exposure, "corpus_counts": proposal.frequencies.corpus}
+    if strengths.shift > 0 and proposal.delta is not None:
+        inputs["delta"] = proposal.delta
+    return replace(edit, inputs=inputs)

@@ -18,7 +18,7 @@ from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.edit import EmbeddingEdit
 from wals_spark.checkpoints.model_card import change_sentence
 from wals_spark.checkpoints.output_check import check_output
-from wals_spark.checkpoints.verify import read_manifest, verify_checkpoint
+from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.factors.store import Vectors, read_vectors
@@ -32,6 +32,7 @@ from wals_spark.inject.prepare import (
     init_tokenizer,
     prepare_edit,
 )
+from wals_spark.inject.verify import verify_injection
 from wals_spark.objective import Objective
 from wals_spark.runs import ManifestStore, Run
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
@@ -198,7 +199,7 @@ class VerifyStage(_StageOfInjection):
         config = stage_run.context.config
         directory = stage_run.outputs(InjectOutputs)["directory"]
         with _local(directory) as local:
-            report = verify_checkpoint(local, checkpoint_source(config))
+            report = verify_injection(local, checkpoint_source(config))
         for line in report.lines():
             logger.info("verify: %s", line)
         if not report.passed:

@@ -123,6 +123,22 @@ def test_all_heads_give_the_logits_of_the_dense_checkpoint(make_checkpoint, comp
         assert found["AutoModelForMaskedLM"]["bias"] == dense["AutoModelForMaskedLM"]["bias"] > 10
 
 
+SOURCES = ("RobertaModel", "RobertaForSequenceClassification", "BertModel", "DistilBertModel", "CamembertModel")
+
+
+@pytest.mark.parametrize("class_name", SOURCES)
+def test_heads_that_the_checkpoint_never_had_start_with_defined_values(make_checkpoint, compressed, load, class_name):
+    base = make_checkpoint(class_name=class_name)
+    names = ("dense", "factorised", "plugin")
+    found = dict(zip(names, load(*((compressed(base, name), name) for name in names)), strict=True))
+    for head in HEADS:
+        assert found["factorised"][head]["missing"] == found["dense"][head]["missing"]
+        for name in names:
+            assert np.isfinite(found[name][head]["values"]).all()
+            assert np.abs(found[name][head]["values"]).max() < 100
+    assert all(found[name][MASKED[0]]["bias"] == 0 for name in names)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_kept_in_every_format(make_checkpoint, compressed, load, dtype):
     base = make_checkpoint(dtype=dtype)

@@ -69,6 +69,24 @@ def test_every_format_verifies_with_and_without_its_base(make, format_):
     assert verify_any_format(directory, reload=False).failures == []
 
 
+@pytest.mark.parametrize("format_", FILES)
+def test_another_activation_or_tokenizer_is_caught_by_the_base(make, format_):
+    base, directory = make(format_)
+    for name, key in (("config.json", "hidden_act"), ("tokenizer.json", "normalizer")):
+        path = directory / name
+        content = json.loads(path.read_text())
+        forge(
+            directory,
+            name,
+            lambda path=path, content=content, key=key: path.write_text(
+                json.dumps({**content, key: "relu" if key == "hidden_act" else {"type": "Lowercase"}})
+            ),
+        )
+    assert failed(verify_any_format(directory, reload=False)) == set()
+    report = verify_any_format(directory, base, reload=False)
+    assert report.failures == ["files of the base: config.json: hidden_act differ, tokenizer.json: normalizer differ"]
+
+
 @pytest.mark.parametrize("format_", ["factorised", "plugin"])
 @pytest.mark.parametrize("part", ["coordinates", "basis", "mean"])
 def test_a_changed_factor_is_caught_even_when_hashes_are_forged(make, format_, part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,3 +38,49 @@ def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     ids = {entry[0]: index for index, entry in enumerate(vocabulary)} if unigram else dict(vocabulary)
     ids.update({added["content"]: added["id"] for added in tokenizer.get("added_tokens", ())})
     return ids
+
+
+def extension_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What in a tokenizer.json is not an older one with tokens, pieces or merges appended; empty where it is.
+
+    Both go through the tokenizers library first, so that spellings of one thing are equal.
+    """
+    before, after = (_in_today_spelling(content) for content in (old, new))
+    problems = [
+        f"{key} differs"
+        for key in sorted((before.keys() | after.keys()) - {"model", "added_tokens", "version"})
+        if before.get(key) != after.get(key)
+    ]
+    first, second = before["model"], after["model"]
+    problems += [
+        f"model.{key} differs"
+        for key in sorted((first.keys() | second.keys()) - {"vocab", "merges"})
+        if first.get(key) != second.get(key)
+    ]
+    if tokenizer_model_type(before) != tokenizer_model_type(after):
+        return problems
+    ids, found = token_ids(before), token_ids(after)
+    problems += [f"token {token!r} has another id" for token, index in ids.items() if found.get(token) != index]
+    last = max(ids.values(), default=-1)
+    problems += [
+        f"token {token!r} has an old id" for token, index in found.items() if token not in ids and index <= last
+    ]
+    if isinstance(first["vocab"], list) and second["vocab"][: len(first["vocab"])] != first["vocab"]:
+        problems.append("scores of old pieces differ")
+    merges = len(first.get("merges", ()))
+    if second.get("merges", [])[:merges] != first.get("merges", []):
+        problems.append("old merges differ")
+    tokens = len(before.get("added_tokens", ()))
+    if after.get("added_tokens", [])[:tokens] != before.get("added_tokens", []):
+        problems.append("added_tokens differ")
+    return problems
+
+
+def _in_today_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    written: dict[str, Any] = json.loads(tokenizer.to_str())
+    return written
