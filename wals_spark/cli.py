@@ -30,6 +30,7 @@ HELP = {
     "train": "factorise the counts by WALS",
     "export": "write the factors for other tools",
     "neighbours": "nearest neighbours of tokens",
+    "states": "hidden states of masked tokens, for inject.mode fit",
     "inject": "put the factors into a RoBERTa checkpoint",
     "verify": "prove what an injection changed",
     "evaluate": "measure, compare, write the report",
@@ -79,6 +80,11 @@ def _add_stages(commands: Any) -> None:
         if name == "cooccurrence":
             command.add_argument("--explain", action="store_true", help="print the plan and count nothing")
             command.set_defaults(execute=_cooccurrence)
+        if name == "states":
+            command.add_argument(
+                "--explain", action="store_true", help="print passes, bytes and hours, compute nothing"
+            )
+            command.set_defaults(execute=_states)
         if name in ("evaluate", "pipeline"):
             command.add_argument("--gate", action="store_true", help="exit 3 on a regression (evaluate.gate)")
 
@@ -210,6 +216,16 @@ def _cooccurrence(options: argparse.Namespace) -> int:
 
     with _locked_context(_configuration(options)) as context:
         sys.stdout.write("\n".join(explain(context)) + "\n")
+    return EXIT_DONE
+
+
+def _states(options: argparse.Namespace) -> int:
+    if not options.explain:
+        return _stage(options)
+    from wals_spark.inject.fit.explain import explain_states
+
+    with _locked_context(_configuration(options)) as context:
+        sys.stdout.write("\n".join(explain_states(context)) + "\n")
     return EXIT_DONE
 
 

@@ -345,16 +345,48 @@ class NeighboursConfig(Section):
     )
 
 
+class StatesConfig(Section):
+    """Hidden states of masked tokens, which fitted rows are a regression on."""
+
+    execution_keys = frozenset({"device", "batch_size", "part_sequences"})
+
+    sequences: int = Field(
+        2000, ge=32, description="Different sequences of the corpus used at most, validation included."
+    )
+    maskings: int = Field(
+        4, ge=1, le=1000, description="Times that each sequence is masked, at other positions; a forward pass each."
+    )
+    sequence_length: int = Field(128, ge=8, le=8192, description="Tokens per sequence, the two special ones included.")
+    mask_fraction: float = Field(0.15, gt=0, lt=1, description="Share of a sequence's tokens that a masking hides.")
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="Share of documents (by hash of the id) that penalties are chosen on."
+    )
+    general_sequences: int = Field(
+        200, ge=0, description="Sequences of inject.general_batches, on which what happens to general text is measured."
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Of the forward pass: fp32, tf32 (on a GPU; processors compute fp32) or bf16 (automatic mixed "
+        "precision).",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where the task was given one.")
+    batch_size: int | None = Field(
+        None, ge=1, description="Sequences per forward pass; none = 16 on a processor, 128 on a GPU."
+    )
+    part_sequences: int = Field(64, ge=1, description="Sequences of a task; a stage that was killed repeats no task.")
+
+
 class InjectConfig(Section):
     """From factors to a checkpoint."""
 
     execution_keys = frozenset({"overwrite", "driver_rows"})
 
-    mode: Literal["none", "init", "blend", "replace", "extend", "trim"] = Field(
+    mode: Literal["none", "init", "fit", "auto", "blend", "replace", "extend", "trim"] = Field(
         "none",
-        description="none = the pipeline skips it. init = rows of a model about to be pretrained, blend and replace = "
-        "rows of a pretrained one, extend = rows of tokens that vocabulary.tokenizer has beyond the checkpoint's, trim "
-        "= only the tokens that the corpus uses.",
+        description="none = the pipeline skips it. init = rows of a model about to be pretrained, fit = rows and head "
+        "bias of a pretrained one, fitted to its hidden states; auto = what wins on held-out documents; blend and "
+        "replace = rows of a pretrained one without a forward pass, extend = rows of tokens that vocabulary.tokenizer "
+        "has beyond the checkpoint's, trim = only the tokens that the corpus uses.",
     )
     checkpoint: str | None = Field(
         None,
@@ -513,6 +545,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
+    states: StatesConfig = StatesConfig()
     inject: InjectConfig = InjectConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     spark: SparkConfig = SparkConfig()

@@ -21,6 +21,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "train": ("wals_spark.wals.stages", "TrainStage"),
     "export": ("wals_spark.factors.stages", "ExportStage"),
     "neighbours": ("wals_spark.factors.stages", "NeighboursStage"),
+    "states": ("wals_spark.inject.fit.stages", "StatesStage"),
     "inject": ("wals_spark.inject.stages", "InjectStage"),
     "verify": ("wals_spark.inject.stages", "VerifyStage"),
     "evaluate": ("wals_spark.evaluate.stages", "EvaluateStage"),

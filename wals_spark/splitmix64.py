@@ -59,3 +59,23 @@ def splitmix64(seed: int, count: int) -> Words:
     """
     steps = np.arange(1, count + 1, dtype=np.uint64)
     return mix64(np.uint64(seed & 0xFFFFFFFFFFFFFFFF) + steps * np.uint64(GOLDEN_GAMMA))
+
+
+def hash_words(*words: int | Words) -> Words:
+    """A stateless hash of a row of 64-bit words, ``x_0 = 0, x_i = mix64((x_{i-1} XOR w_i) + i gamma)``.
+
+    Parameters
+    ----------
+    *words : int or uint64 array
+        Taken modulo 2^64; arrays broadcast, numbers count as arrays of shape (1,).
+
+    Returns
+    -------
+    uint64 array
+        x of the last word, of the shape that the words broadcast to.
+    """
+    x = np.zeros(1, np.uint64)
+    for place, word in enumerate(words, 1):
+        w = np.array([word & 0xFFFFFFFFFFFFFFFF], np.uint64) if isinstance(word, int) else word
+        x = mix64((x ^ w) + np.uint64(place * GOLDEN_GAMMA & 0xFFFFFFFFFFFFFFFF))
+    return x

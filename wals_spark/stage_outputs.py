@@ -135,6 +135,21 @@ class NeighboursOutputs(TypedDict):
     queries: int
 
 
+class StatesOutputs(TypedDict):
+    """The directory of states, sequences and masked positions of each split with the base's mean loss there in nats.
+
+    `checkpoint_sha256` is of the weights that computed them, `vocabulary_hash` of the tokenizer.
+    """
+
+    paths: list[str]
+    directory: str
+    splits: dict[str, dict[str, float]]
+    maskings: int
+    bytes: int
+    checkpoint_sha256: str
+    vocabulary_hash: str
+
+
 class InjectOutputs(TypedDict):
     """The injected checkpoint, what changed in it, and what its gate said."""
 
@@ -171,6 +186,7 @@ STAGE_OF: dict[Any, str] = {
     TrainOutputs: "train",
     ExportOutputs: "export",
     NeighboursOutputs: "neighbours",
+    StatesOutputs: "states",
     InjectOutputs: "inject",
     VerifyOutputs: "verify",
     EvaluateOutputs: "evaluate",

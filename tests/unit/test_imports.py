@@ -41,7 +41,11 @@ PARTS = {
     "cluster": [{"class_archive", "failures", "process_group", "profile"}, {"preflight", "session"}, {"barrier"}],
     "tables": [{"base", "delta_log"}, {"delta", "parquet", "vocabulary"}],
     "factors": [{"foldin", "gauge", "store", "top_k", "words"}, {"export", "neighbours", "query_tokens"}, {"stages"}],
-    "mlm": [{"data", "hidden_states", "statistics"}, {"loss", "rare"}, {"pretrain"}],
+    "mlm": [
+        {"data", "hidden_states", "statistics", "text_sequences"},
+        {"loss", "masking", "rare", "state_files"},
+        {"pretrain", "state_encoder"},
+    ],
     "checkpoints": [
         {"json_file", "model_card", "raw_tensor", "reload", "verification_report"},
         {"from_scratch", "row_comparison", "safetensors_file"},
@@ -127,6 +131,7 @@ SPARK_FREE = [
     "compress.compress_checkpoint",
     "config",
     "cooccurrence.window",
+    "inject.fit.states_job",
     "inject.modes",
     "matrix.csr",
     "mlm",

@@ -103,6 +103,8 @@ class InjectStage(_StageOfInjection):
     def check(self, config: Config) -> None:
         """Raise where the checkpoint, its tokenizer and the keys of ``inject`` do not fit each other."""
         source = checkpoint_source(config)
+        if config.inject.mode in ("fit", "auto"):
+            raise ConfigError(f"inject.mode {config.inject.mode}: the fit is not there yet; `wals-spark states` is")
         if config.vocabulary.kind != "tokenizer":
             raise ConfigError(
                 "inject needs factors of a tokenizer's tokens, but vocabulary.kind is words: an embedding's rows are "
