@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from fresh_process import run_module
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+
+@pytest.fixture(autouse=True)
+def quick_reload(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Checkpoints are loaded again in a `FreshProcess`; in a new interpreter where the test is marked so."""
+    from wals_spark.checkpoints import reload_check
+
+    if request.node.get_closest_marker("new_interpreter") is None:
+        stand_in = SimpleNamespace(run=run_module, TimeoutExpired=subprocess.TimeoutExpired)
+        monkeypatch.setattr(reload_check, "subprocess", stand_in)
+
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 TEXT = (

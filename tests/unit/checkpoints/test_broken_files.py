@@ -94,6 +94,7 @@ def test_broken_safetensors_headers_are_named(tmp_path, header):
         read_raw_tensors(header_file(tmp_path / "odd.safetensors", header))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     st.one_of(
@@ -248,6 +249,7 @@ def injected(make_checkpoint, inject):
     return str(base), directory, json.loads(json.dumps(manifest))
 
 
+@pytest.mark.slow
 def test_every_key_of_injection_json_may_be_missing_or_anything(injected):
     base, directory, manifest = injected
     for path in paths_of(manifest):
@@ -343,6 +345,7 @@ def test_a_broken_config_fails_the_reload(injected, content):
     assert any(line.startswith("reload: ") and "config.json" in line for line in report.failures)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     name=st.sampled_from(
@@ -365,6 +368,7 @@ def test_no_damage_raises_anything_else(injected, name, place, content, cut):
         (directory / name).write_bytes(good)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(VALUES)
 def test_no_json_raises_anything_else(injected, value):

@@ -55,6 +55,8 @@ def test_other_classes_verify_and_reload_fresh(make_checkpoint, inject, class_na
     assert verify_checkpoint(directory, str(base)).failures == []
 
 
+@pytest.mark.slow
+@pytest.mark.new_interpreter
 def test_half_precision_is_kept(make_checkpoint, inject):
     base = make_checkpoint(dtype="bfloat16")
     directory, _ = inject(base)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from fresh_process import FreshProcess
 
 from wals_spark.cluster.process_group import LocalGroup, lockstep
 
@@ -41,15 +40,7 @@ print("done")
 
 
 def test_messages_larger_than_a_call_may_take_arrive_whole(tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), "2", str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ranks = [FreshProcess(PROGRAM, str(rank), "2", str(tmp_path / "store")) for rank in range(2)]
     ends = [rank.communicate(timeout=120) for rank in ranks]
     assert [out.strip() for out, _ in ends] == ["done", "done"], ends
 

@@ -1,5 +1,5 @@
 """Fixtures of the compression tests."""
 
-from inject_models import make_checkpoint, tokenizer_json
+from inject_models import make_checkpoint, quick_reload, tokenizer_json
 
-__all__ = ["make_checkpoint", "tokenizer_json"]
+__all__ = ["make_checkpoint", "quick_reload", "tokenizer_json"]

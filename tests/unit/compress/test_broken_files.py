@@ -45,6 +45,7 @@ def compressed(make_checkpoint, tmp_path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", FILES)
 def test_every_key_of_injection_json_may_be_missing_or_anything(compressed, format_):
     base, directory = compressed(format_)
@@ -97,6 +98,7 @@ def test_a_file_of_another_kind_fails_a_check(compressed, format_, name, change)
     assert any(line.startswith("files: ") and path.name in line for line in report.failures)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     format_=st.sampled_from(sorted(FILES)),
@@ -146,6 +148,7 @@ def test_no_damage_of_the_checkpoint_raises_anything_else(make_checkpoint, tmp_p
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_no_value_of_config_json_raises_anything_else(make_checkpoint, tmp_path):
     base, text = make_checkpoint(), tmp_path / "text.txt"
     text.write_text("the cat sat on the mat while a dog ran over green hills\n" * 20)

@@ -25,6 +25,7 @@ def run(X, weights, start, **settings):
     return elementwise.weighted_least_squares(X, weights, start, **options)
 
 
+@pytest.mark.slow
 def test_the_engine_equals_its_reference_with_a_weight_per_entry(X, weights):
     start = np.random.default_rng(2).standard_normal((R, D))
     problem = DenseProblem(X, weights, np.full(V, RIDGE), np.full(D, RIDGE), False)
@@ -55,6 +56,7 @@ def test_it_beats_the_closed_form_of_the_mean_weights_at_its_own_objective(X, we
     assert float((weights * (centred - found.rows @ found.basis) ** 2).sum()) < 0.95 * before
 
 
+@pytest.mark.slow
 def test_high_ranks_go_by_conjugate_gradients_and_the_loss_still_falls(X, weights, monkeypatch):
     start = closed_form.solve_closed_form(X, weights.mean(axis=1)).decode[:R]
     exact = run(X, weights, start, sweeps=15)

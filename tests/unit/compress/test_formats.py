@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from fresh_process import FreshProcess
 
 from wals_spark.checkpoints.checkpoint import FAMILIES, open_checkpoint
 from wals_spark.checkpoints.safetensors_file import read_raw_tensors
@@ -20,7 +19,9 @@ from wals_spark.errors import InputError
 EMBEDDING = "roberta.embeddings.word_embeddings.weight"
 RANK = 5
 LOAD = """
-import json, sys, torch, transformers
+import json, os, sys, torch, transformers
+import transformers.dynamic_module_utils
+transformers.dynamic_module_utils.HF_MODULES_CACHE = os.environ["HF_MODULES_CACHE"]  # read by the import, long ago
 transformers.logging.set_verbosity_error()
 ids = torch.tensor([[0, 40, 41, 42, 300, 2], [0, 7, 2, 1, 1, 1]])
 
@@ -77,11 +78,10 @@ def load(tmp_path):
             for path, format_ in folders
         ]
         environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", LOAD, json.dumps(tasks)], capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        process = FreshProcess(LOAD, json.dumps(tasks), environment=environment)
+        out, err = process.communicate(120)
+        assert process.returncode == 0, err
+        return json.loads(out.splitlines()[-1])
 
     return run
 
@@ -103,6 +103,7 @@ def biased(model):
     bias.normal_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_name", ["RobertaForMaskedLM", "BertForMaskedLM", "DistilBertForMaskedLM"])
 def test_all_heads_give_the_logits_of_the_dense_checkpoint(make_checkpoint, compressed, load, class_name):
     base = make_checkpoint(class_name=class_name, edit=biased)

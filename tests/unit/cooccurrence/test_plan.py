@@ -61,6 +61,7 @@ def test_blocks_are_equally_dense():
     assert max(heads) < 1.25 * min(heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [100_000, 1_000_000])
 def test_expected_cells_of_independent_words(tokens):
     """For text that is independent draws the estimate must hit."""

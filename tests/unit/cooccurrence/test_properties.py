@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.cooccurrence import count_pairs
@@ -73,6 +74,7 @@ def add_cells(pairs, cells):
         pairs[i, j] = units
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(
     text=texts(),

@@ -76,6 +76,7 @@ def test_documents_with_added_tokens_equal_the_tokenizers(tokenizer):
     assert by_encoder(make_encoder(tokenizer), texts) == by_tokenizer(tokenizer, texts)
 
 
+@pytest.mark.slow
 def test_pieces_equal_the_pre_tokenizers_for_every_character():
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     known = [

@@ -46,12 +46,14 @@ def test_a_finished_arm_is_not_trained_again(arm):
     assert (arm.directory / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_another_seed_or_arm_trains_again(arm):
     arm()
     assert arm(seed=2)[1] is True
     assert arm(training.BIAS, seed=2)[1] is True
 
 
+@pytest.mark.slow
 def test_an_interrupted_arm_is_trained_again(arm):
     arm()
     (arm.directory / training.MARKER).unlink()

@@ -24,6 +24,7 @@ def ours():
         yield
 
 
+@pytest.mark.slow
 @settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     mode=st.sampled_from(["blend", "trim", "init"]),
@@ -51,6 +52,7 @@ def test_no_damage_of_the_checkpoint_raises_anything_else(
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["blend", "init"])
 def test_no_value_of_config_json_raises_anything_else(make_checkpoint, make_config, inject, tmp_path, mode):
     base = make_checkpoint()

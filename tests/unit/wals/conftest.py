@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fresh_process import FreshProcess
 
 from wals_spark.config import TrainConfig
 from wals_spark.objective import PRESETS
@@ -110,21 +109,7 @@ def run_ranks(tmp_path: Path) -> Callable[..., dict[str, Any] | None]:
         directory = tmp_path / f"rendezvous-{next(turn)}"
         directory.mkdir()
         processes = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    RANK_PROGRAM,
-                    str(rank),
-                    str(size),
-                    str(directory),
-                    task.to_json(),
-                    *map(str, kill),
-                ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            FreshProcess(RANK_PROGRAM, str(rank), str(size), str(directory), task.to_json(), *map(str, kill))
             for rank in range(size)
         ]
         ends = [process.communicate(timeout=120) for process in processes]

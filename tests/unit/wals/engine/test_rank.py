@@ -60,7 +60,15 @@ def test_losses_fall_to_the_loss_of_the_result(make_task, result_of, counts, pre
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize(("preset", "k"), [("explicit", 100), ("implicit", 100), ("implicit", 67), ("glove", 70)])
+@pytest.mark.parametrize(
+    ("preset", "k"),
+    [
+        pytest.param("explicit", 100, marks=pytest.mark.slow),
+        pytest.param("implicit", 100, marks=pytest.mark.slow),
+        ("implicit", 67),
+        ("glove", 70),
+    ],
+)
 def test_losses_are_true_where_every_row_of_a_side_is_short(make_task, preset, k, precision) -> None:
     """No row of that side goes to Cholesky, so nothing of the half-step before may be kept until the one after."""
     rng = np.random.default_rng(0)
@@ -122,6 +130,7 @@ def test_any_number_of_ranks_gives_the_same_factors(make_task, result_of, run_ra
         assert np.abs(result_of(one)[side] - result_of(many)[side]).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_the_resume_with_another_number_is_the_same(
     make_task, result_of, run_ranks, counts
 ) -> None:
@@ -199,6 +208,7 @@ def test_the_status_file_says_where_the_training_stands(make_task, counts) -> No
     assert status["eta_s"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["ppmi", "implicit"])
 def test_conjugate_gradients_fall_to_the_exact_loss(make_task, counts, preset) -> None:
     exact = run(make_task(counts, preset, name="exact", sweeps=60), GROUP)["losses"]
@@ -284,6 +294,7 @@ def test_the_solver_of_least_cost_gives_the_exact_factors(
     assert np.abs(result_of(exact)["row"] - result_of(auto)["row"]).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_blocks_of_coordinates_fall_to_the_exact_loss(make_task, counts) -> None:
     exact = run(make_task(counts, name="exact", sweeps=60), GROUP)["losses"]
     blocks = run(make_task(counts, name="block", sweeps=60, solver="block", block_size=2), GROUP)["losses"]

@@ -134,6 +134,7 @@ print(json.dumps([peak(large, streamed), peak(large, resident)]))
 """
 
 
+@pytest.mark.slow
 def test_streaming_bounds_the_memory(make_task) -> None:
     rng = np.random.default_rng(0)
     large = make_task((rng.random((6000, 1000)) < 0.7).astype(np.int64), "implicit", name="large", k=4, sweeps=1)
