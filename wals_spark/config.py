@@ -7,6 +7,7 @@ directory, as on every command line.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import json
@@ -58,6 +59,8 @@ class Section(BaseModel):
 
     execution_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys that say how and where the work runs but cannot change its result."""
+    later_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys that came after warehouses were made: no part of a fingerprint where they have their defaults."""
 
     @model_validator(mode="before")
     @classmethod
@@ -70,19 +73,38 @@ class Section(BaseModel):
 
     def result_keys(self) -> dict[str, Any]:
         """The keys that determine the result, as plain JSON values: what a fingerprint is made of."""
-        return self.model_dump(mode="json", exclude=set(self.execution_keys))
+        return self.model_dump(mode="json", exclude=set(self.execution_keys) | self.unused_later_keys())
+
+    def unused_later_keys(self) -> set[str]:
+        """Those of `later_keys` that have their defaults."""
+        fields = type(self).model_fields
+        return {name for name in self.later_keys if getattr(self, name) == fields[name].get_default()}
 
 
 class CorpusConfig(Section):
     """Where the documents come from and which of them are kept."""
 
     execution_keys = frozenset({"partitions"})
+    later_keys = frozenset({"encoding", "delimiter", "quote", "escape"})
 
     path: tuple[str, ...] = Field((), description="Files, directories or globs of the source; one or a list.")
     format: Literal["auto", "text", "text_files", "jsonl", "parquet", "csv", "delta"] = Field(
         "auto",
         description="text = a document per line, text_files = a document per file; "
-        "auto goes by the file ending (.txt is text_files). .gz and .zst are read for the text formats.",
+        "auto goes by the file ending (.txt is text_files). .gz, .zst, .bz2 and .xz are read for the text formats.",
+    )
+    encoding: str = Field(
+        "utf-8", description="Encoding of the text formats, by Python's name: latin-1, utf-16, gb18030, ..."
+    )
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="csv: between fields; none = a tab in .tsv files, else a comma."
+    )
+    quote: str | None = Field('"', min_length=1, max_length=1, description="csv: around fields; none = no quotes.")
+    escape: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="csv: before a quote in a quoted field, \\ for what Spark writes; none = quotes are doubled.",
     )
     delta_version: int | None = Field(None, ge=0, description="Version of a Delta source; none = the newest.")
     id_column: str | None = Field(
@@ -120,6 +142,20 @@ class CorpusConfig(Section):
         0.02, ge=0, lt=1, description="Share of documents (by hash of the id) never counted, kept for evaluation."
     )
     partitions: int | None = Field(None, ge=1, description="Output partitions; none = by size.")
+
+    @model_validator(mode="after")
+    def _encoding_is_known(self) -> CorpusConfig:
+        try:
+            found = codecs.lookup(self.encoding)
+            "".encode(found.name)
+        except (LookupError, ValueError):
+            raise ValueError(f"encoding {self.encoding!r} is no text encoding that Python knows") from None
+        return self
+
+    @property
+    def codec(self) -> str:
+        """Python's own name of `encoding`."""
+        return {"utf-8-sig": "utf-8", "ascii": "utf-8"}.get(found := codecs.lookup(self.encoding).name, found)
 
 
 class VocabularyConfig(Section):
@@ -566,7 +602,9 @@ class Config(Section):
     @property
     def fingerprint(self) -> str:
         """Of everything but where it runs: warehouse, run id and Spark properties are left out."""
-        return fingerprint({k: v for k, v in self.dump().items() if k not in ("warehouse", "run_id", "spark")})
+        unused = {name: part.unused_later_keys() for name, part in self if isinstance(part, Section)}
+        keys = self.model_dump(mode="json", exclude={**unused, "warehouse": True, "run_id": True, "spark": True})
+        return fingerprint(keys)
 
 
 def fingerprint(value: Any) -> str:

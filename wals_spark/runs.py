@@ -32,7 +32,7 @@ from wals_spark.errors import InputError, TransientError
 FORMAT_VERSION = 1
 RENEW_LEASE_S = 20.0
 STALE_AFTER_S = 300.0
-_PACKAGES = ("wals_spark", "pyspark", "delta-spark", "torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow")
+_PACKAGES = ("wals_spark", "pyspark", "deltalake", "torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow")
 
 
 def now() -> str:

@@ -20,6 +20,7 @@ from wals_spark.corpus.clean import clean_batch, drop_empty, filter_length
 from wals_spark.corpus.document_batch import DocumentBatch
 from wals_spark.corpus.duplicate_ids import DuplicateIds, find_duplicates, pack_ids
 from wals_spark.corpus.duplicate_texts import merge_text_keys, pack_text_keys
+from wals_spark.corpus.listing import LeftOut
 from wals_spark.corpus.read import check_records, read_splits
 from wals_spark.corpus.shuffle import ShuffleRecord, run_shuffle
 from wals_spark.corpus.source import (
@@ -62,7 +63,8 @@ def source_identity(config: Config) -> Any:
 def run_corpus(context: Context) -> Outcome:
     """Read, clean, refuse or drop duplicates, write the batch."""
     config = context.config.corpus
-    files = list_sources(config)
+    left_out = LeftOut()
+    files = list_sources(config, left_out)
     tasks = plan_ingest_tasks(files, config, context.spark.sparkContext.defaultParallelism)
     where = {"batch_id": config.batch_id}
     with _target(context, where) as (directory, work):
@@ -96,9 +98,10 @@ def run_corpus(context: Context) -> Outcome:
         "dropped": dropped,
         "tables": context.table_output(DOCUMENTS, where),
     }
-    numbers = {**counts, **totals, "source_files": len(files)}
+    numbers = {**counts, **totals, "source_files": len(files), **left_out.counts()}
     metrics = [Metric(name, float(number)) for name, number in sorted(numbers.items())]
-    return Outcome(outputs, metrics, [_summary(totals, dropped)])
+    lines = [_summary(totals, dropped), left_out.summary()]
+    return Outcome(outputs, metrics, [line for line in lines if line])
 
 
 def _planned_bytes(tasks: list[list[InputSplit]]) -> int:

@@ -6,25 +6,33 @@ are read here. Nothing is decoded yet: see `clean`.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wals_spark import storage
 from wals_spark.config import CorpusConfig
+from wals_spark.corpus.byte_stream import UTF8_BOM, intact, text_blocks
+from wals_spark.corpus.csv_records import read_csv
 from wals_spark.corpus.document_batch import DocumentBatch
-from wals_spark.corpus.source import InputSplit, SourceFile, corrupt_file_error, require_columns
+from wals_spark.corpus.record_ids import text_id
+from wals_spark.corpus.source import (
+    InputSplit,
+    SourceFile,
+    column_path,
+    corrupt_file_error,
+    is_cut_at_bytes,
+    require_columns,
+)
 from wals_spark.errors import InputError
 
 BLOCK_BYTES = 8 << 20
-UTF8_BOM = b"\xef\xbb\xbf"
 _NEWLINE, _RETURN = 0x0A, 0x0D
 _DECODE_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError)
 
@@ -58,9 +66,9 @@ def _whole_files(splits: list[InputSplit], config: CorpusConfig, counts: Counter
     texts: list[bytes] = []
     held = 0
     for split in splits:
-        if not _intact(split.file, config, counts):
+        if not intact(split.file, config, counts):
             continue
-        text = b"".join(_blocks(split, counts)).removeprefix(UTF8_BOM)
+        text = b"".join(text_blocks(split, counts)).removeprefix(UTF8_BOM)
         ids.append(split.file.name)
         texts.append(text)
         held += len(text)
@@ -71,37 +79,6 @@ def _whole_files(splits: list[InputSplit], config: CorpusConfig, counts: Counter
         yield DocumentBatch.from_texts(ids, texts, splits[-1].file.path)
 
 
-def _intact(file: SourceFile, config: CorpusConfig, counts: Counter[str]) -> bool:
-    """Whether a compressed file can be read to its end; only asked for where it would be skipped."""
-    if file.compression is None or config.corrupt_files == "refuse":
-        return True
-    try:
-        for _ in _blocks(InputSplit(file), Counter()):
-            pass
-    except InputError:
-        counts["corrupt_files"] += 1
-        return False
-    return True
-
-
-def _blocks(split: InputSplit, counts: Counter[str]) -> Iterator[bytes]:
-    """The bytes of a file from ``split.start``, decompressed, in blocks."""
-    file = split.file
-    fs, path = storage.filesystem(file.path)
-    try:
-        if file.compression is not None:
-            stream = fs.open_input_stream(path, compression=file.compression)
-        else:
-            stream = fs.open_input_file(path)
-            stream.seek(split.start)
-        with stream:
-            while block := stream.read(BLOCK_BYTES):
-                counts["bytes_read"] += len(block)
-                yield block
-    except _DECODE_ERRORS as error:
-        raise corrupt_file_error(file.path, error) from error
-
-
 def _lines(split: InputSplit, counts: Counter[str]) -> Iterator[tuple[bytes, int]]:
     """Blocks of whole lines that start in the split, each with its position in the (decompressed) file."""
     # Beginning one byte early tells whether a line starts at split.start.
@@ -109,7 +86,7 @@ def _lines(split: InputSplit, counts: Counter[str]) -> Iterator[tuple[bytes, int
     position = begin
     skip_first = split.start > 0
     held: list[bytes] = []
-    for block in _blocks(InputSplit(split.file, begin), counts):
+    for block in text_blocks(InputSplit(split.file, begin), counts):
         stop = len(block)
         if split.stop is not None and position + len(block) >= split.stop:
             # The line that holds byte stop - 1 is the last one; it ends at the first line break from there on.
@@ -140,7 +117,7 @@ def _lines(split: InputSplit, counts: Counter[str]) -> Iterator[tuple[bytes, int
 
 def _line_blocks(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> Iterator[tuple[bytes, int]]:
     """As `_lines`, without the byte order mark of the file; nothing of a corrupt file that is skipped."""
-    if not _intact(split.file, config, counts):
+    if not intact(split.file, config, counts):
         return
     for lines, position in _lines(split, counts):
         if position == 0 and lines.startswith(UTF8_BOM):
@@ -171,54 +148,72 @@ def _read_jsonl(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -
         ids: list[str] = []
         texts: list[bytes] = []
         for line in lines.split(b"\n"):
-            record = _parse(line, split.file, position, config, counts) if line.strip() else None
-            if record is not None:
+            if line.strip():
                 where = f"{split.file.path}, byte {position}"
-                ids.append(_record_id(record, where, config) or f"{split.file.name}:{position}")
-                texts.append(_record_text(record, where, config))
+                try:
+                    record = _parse(line, where)
+                    name = _record_id(record, where, config) or f"{split.file.name}:{position}"
+                    text = _record_text(record, where, config)
+                except InputError:
+                    if config.corrupt_files == "refuse":
+                        raise
+                    counts["corrupt_records"] += 1
+                else:
+                    ids.append(name)
+                    texts.append(text)
             position += len(line) + 1
         yield DocumentBatch.from_texts(ids, texts, split.file.path)
 
 
-def _parse(
-    line: bytes, file: SourceFile, position: int, config: CorpusConfig, counts: Counter[str]
-) -> dict[str, Any] | None:
+def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8", "surrogateescape"))
         if not isinstance(record, dict):
             raise ValueError(f"found a JSON {type(record).__name__}, expected an object")
-    except ValueError as error:
-        if config.corrupt_files == "skip":
-            counts["corrupt_records"] += 1
-            return None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InputError(
-            f"{file.path}, byte {position}: {error}; correct the line, or set corpus.corrupt_files=skip to leave out "
-            "and count what is not JSON"
+            f"{where}: {reason}; correct the line, or set corpus.corrupt_files=skip to leave out and count it"
         ) from None
     return record
+
+
+_MISSING = object()
+
+
+def _value(record: Any, name: str) -> Any:
+    """The value of a key, or of a key in a key by dots; `_MISSING` where there is none."""
+    if not isinstance(record, dict):
+        return _MISSING
+    if name in record:
+        return record[name]
+    for cut, character in enumerate(name):
+        if character == "." and name[:cut] in record:
+            found = _value(record[name[:cut]], name[cut + 1 :])
+            if found is not _MISSING:
+                return found
+    return _MISSING
 
 
 def _record_id(record: dict[str, Any], where: str, config: CorpusConfig) -> str | None:
     if config.id_column is None:
         return None
-    value = record.get(config.id_column)
+    value = _value(record, config.id_column)
     if isinstance(value, bool) or not isinstance(value, str | int):
+        found = "not there" if value is _MISSING else json.dumps(value)[:60]
         raise InputError(
-            f"{where}: corpus.id_column {config.id_column!r} is {json.dumps(value)[:60]}, expected text or an integer; "
+            f"{where}: corpus.id_column {config.id_column!r} is {found}, expected text or an integer; "
             f"the keys are {', '.join(record)}"
         )
-    text = str(value)
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(f"{where}: the id {text!a} is not valid Unicode")
-    return text
+    return text_id(str(value), where, config)
 
 
 def _record_text(record: dict[str, Any], where: str, config: CorpusConfig) -> bytes:
-    if config.text_column not in record:
+    value = _value(record, config.text_column)
+    if value is _MISSING:
         raise InputError(
             f"{where}: there is no {config.text_column!r} (corpus.text_column); the keys are {', '.join(record)}"
         )
-    value = record[config.text_column]
     if value is None:
         return b""
     if not isinstance(value, str):
@@ -235,7 +230,6 @@ def _read_parquet(split: InputSplit, config: CorpusConfig, counts: Counter[str])
     """A document per row; without an id column its id is the file's name and the number of the row."""
     file = split.file
     fs, path = storage.filesystem(file.path)
-    columns = [config.text_column, *([config.id_column] if config.id_column else [])]
     try:
         source = pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
     except _DECODE_ERRORS as error:
@@ -244,7 +238,14 @@ def _read_parquet(split: InputSplit, config: CorpusConfig, counts: Counter[str])
             return
         raise corrupt_file_error(file.path, error) from error
     with source:
-        require_columns(source.schema_arrow, file.path, config)
+        require_columns(source.schema_arrow, file, config)
+        places = {
+            name: column_path(source.schema_arrow, name, file) or ()
+            for name in (config.text_column, config.id_column)
+            if name is not None
+        }
+        columns = [".".join(place) for place in places.values()]
+        deleted = _deleted_rows(file)
         footer = source.metadata
         row = sum(footer.row_group(index).num_rows for index in range(split.start))
         for group in range(split.start, footer.num_row_groups if split.stop is None else split.stop):
@@ -259,76 +260,62 @@ def _read_parquet(split: InputSplit, config: CorpusConfig, counts: Counter[str])
                 raise corrupt_file_error(f"{file.path}, row group {group},", error) from error
             counts["bytes_read"] += table.nbytes
             for part in table.to_batches():
-                ids = _column_ids(part, file, row, config)
-                yield DocumentBatch.from_arrow(ids, part.column(config.text_column), file.path)
+                rows = np.arange(row, row + len(part))
                 row += len(part)
+                texts = _column(part, places[config.text_column])
+                ids = None if config.id_column is None else _column(part, places[config.id_column])
+                if deleted is not None:
+                    kept = ~deleted[rows]
+                    rows, texts = rows[kept], texts.filter(pa.array(kept))
+                    ids = None if ids is None else ids.filter(pa.array(kept))
+                yield _row_batch(texts, ids, rows, file, config, counts)
 
 
-def _column_ids(part: pa.RecordBatch, file: SourceFile, row: int, config: CorpusConfig) -> list[str]:
-    if config.id_column is None:
-        return [f"{file.name}:{number}" for number in range(row, row + len(part))]
-    column = part.column(config.id_column)
-    if column.null_count:
-        raise InputError(
-            f"{file.path}: {column.null_count} of {len(part)} rows near row {row} have no id "
-            f"(corpus.id_column {config.id_column!r}); give every document one, or set corpus.id_column to none"
-        )
-    return [str(value, "utf-8") if isinstance(value, bytes) else str(value) for value in column.to_pylist()]
+def _deleted_rows(file: SourceFile) -> Any:
+    """A bool per row of the file, and false for what a last byte has beyond; None where no row is deleted."""
+    return None if file.deleted is None else np.unpackbits(np.frombuffer(file.deleted, np.uint8)).astype(bool)
 
 
-def _read_csv(split: InputSplit, config: CorpusConfig, counts: Counter[str]) -> Iterator[DocumentBatch]:
-    """A document per record under a header; ``.tsv`` has tabs. Quoted fields may hold line breaks."""
-    file = split.file
-    if not _intact(file, config, counts):
-        return
-    ids: list[str] = []
-    texts: list[bytes] = []
-    held = 0
-    csv.field_size_limit(2**31 - 1)
-    with _text_stream(file) as stream:
-        records = csv.reader(stream, delimiter="\t" if ".tsv" in file.name.lower() else ",", strict=True)
-        header = _next_record(records, file) or []
-        if header and header[0].startswith("\ufeff"):
-            header[0] = header[0][1:]
-        require_columns(pa.schema([(name, pa.string()) for name in header]), file.path, config)
-        text_at = header.index(config.text_column)
-        id_at = header.index(config.id_column) if config.id_column is not None else None
-        number = 0
-        while (record := _next_record(records, file)) is not None:
-            if not record:
-                continue
-            if len(record) != len(header):
-                if config.corrupt_files == "refuse":
-                    raise InputError(
-                        f"{file.path}, line {records.line_num}: {len(record)} fields under a header of {len(header)}; "
-                        "correct the record, or set corpus.corrupt_files=skip to leave it out and count it"
-                    )
-                counts["corrupt_records"] += 1
-            else:
-                ids.append(f"{file.name}:{number}" if id_at is None else record[id_at])
-                texts.append(record[text_at].encode("utf-8", "surrogateescape"))
-                held += len(texts[-1])
-            number += 1
-            if held >= BLOCK_BYTES:
-                counts["bytes_read"] += held
-                yield DocumentBatch.from_texts(ids, texts, file.path)
-                ids, texts, held = [], [], 0
-    counts["bytes_read"] += held
-    yield DocumentBatch.from_texts(ids, texts, file.path)
+def _column(part: pa.RecordBatch, place: Sequence[str]) -> pa.Array:
+    """A column, or a field of a struct; null where the struct is."""
+    found = part.column(place[0])
+    for segment in place[1:]:
+        found = pc.struct_field(found, segment)
+    return found
 
 
-def _text_stream(file: SourceFile) -> io.TextIOWrapper:
-    fs, path = storage.filesystem(file.path)
-    stream = fs.open_input_stream(path, compression=file.compression)
-    return io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="")
+def _row_batch(
+    texts: pa.Array, ids: pa.Array | None, rows: Any, file: SourceFile, config: CorpusConfig, counts: Counter[str]
+) -> DocumentBatch:
+    if ids is None:
+        return DocumentBatch.from_arrow([f"{file.name}:{number}" for number in rows.tolist()], texts, file.path)
+    names: list[str] = []
+    bad = np.zeros(len(rows), bool)
+    for at, value in enumerate(_plain_ids(ids)):
+        try:
+            if value is None:
+                raise InputError(
+                    f"{file.path}: row {rows[at]} has no id (corpus.id_column {config.id_column!r}); give every "
+                    "document one, set corpus.id_column to none, or corpus.corrupt_files=skip to leave it out"
+                )
+            names.append(text_id(value, f"{file.path}, row {rows[at]}", config))
+        except InputError:
+            if config.corrupt_files == "refuse":
+                raise
+            bad[at] = True
+            counts["corrupt_records"] += 1
+    return DocumentBatch.from_arrow(names, texts.filter(pa.array(~bad)) if bad.any() else texts, file.path)
 
 
-def _next_record(records: Any, file: SourceFile) -> list[str] | None:
-    try:
-        record: list[str] | None = next(records, None)
-    except (csv.Error, *_DECODE_ERRORS) as error:
-        raise corrupt_file_error(f"{file.path}, line {records.line_num},", error) from error
-    return record
+def _plain_ids(ids: pa.Array) -> list[str | bytes | None]:
+    """Values of an id column: bytes where it holds text, which need not be UTF-8."""
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.dictionary_decode()
+    if pa.types.is_integer(ids.type):
+        return [None if value is None else str(value) for value in ids.to_pylist()]
+    if pa.types.is_string_view(ids.type):
+        ids = ids.cast(pa.large_string())
+    return ids.cast(pa.large_binary()).to_pylist()
 
 
 def check_records(files: list[SourceFile], config: CorpusConfig) -> None:
@@ -336,8 +323,9 @@ def check_records(files: list[SourceFile], config: CorpusConfig) -> None:
     for form in ("jsonl", "csv"):
         first = next((file for file in files if file.format == form), None)
         if first is not None:
-            next(READERS[form](InputSplit(first, 0, 1 if first.compression is None else None), config, Counter()), None)
+            stop = 1 if is_cut_at_bytes(first) else None
+            next(READERS[form](InputSplit(first, 0, stop), config, Counter()), None)
 
 
 Reader = Callable[[InputSplit, CorpusConfig, "Counter[str]"], Iterator[DocumentBatch]]
-READERS: dict[str, Reader] = {"text": _read_text, "jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
+READERS: dict[str, Reader] = {"text": _read_text, "jsonl": _read_jsonl, "csv": read_csv, "parquet": _read_parquet}

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import posixpath
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from wals_spark import storage
 from wals_spark.config import CorpusConfig
+from wals_spark.corpus.listing import FoundFile, LeftOut, list_directory, static_part
 from wals_spark.errors import InputError
 from wals_spark.tables import delta_log
 
@@ -30,11 +32,14 @@ FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
 }
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
 LINE_FORMATS = frozenset({"text", "jsonl"})
 CHECKED_FILES = 64
 COMPRESSION_RATIO = 3
-_GLOB = re.compile(r"[*?\[]")
+_WAYS = "set corpus.format to text, text_files, jsonl, parquet or csv"
+
+
+PackedBits = bytes
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,15 @@ class SourceFile:
     name : str
         Path below the directory that all configured paths share: what position-derived ids start with.
     format : {"text", "text_files", "jsonl", "parquet", "csv"}
-    compression : {"gzip", "zstd"} or None
+    compression : {"gzip", "zstd", "bz2", "xz"} or None
     bytes : int
     mtime_ns : int or None
+    physical : tuple of (str, tuple of str), or None
+        Columns of a Delta table that have other names in its files: the path to each.
+    deleted : bytes or None
+        A bit per row of a Delta table's file, as `numpy.packbits` packs them: 1 where the row is deleted.
+    encoding : str
+        Python's name of the encoding of its text.
     """
 
     path: str
@@ -59,6 +70,9 @@ class SourceFile:
     compression: str | None
     bytes: int
     mtime_ns: int | None
+    physical: tuple[tuple[str, tuple[str, ...]], ...] | None = None
+    deleted: PackedBits | None = None
+    encoding: str = "utf-8"
 
 
 @dataclass(frozen=True)
@@ -74,119 +88,137 @@ class InputSplit:
     bytes: int | None = None
 
 
-def list_sources(config: CorpusConfig) -> list[SourceFile]:
+def list_sources(config: CorpusConfig, left_out: LeftOut | None = None) -> list[SourceFile]:
     """The files of the corpus, in the order of their names.
+
+    Parameters
+    ----------
+    config : CorpusConfig
+    left_out : LeftOut or None
+        Gets what directories and globs hold and is not read.
+
+    Returns
+    -------
+    list of SourceFile
 
     Raises
     ------
     InputError
-        Nothing configured, a path that is not there, a glob without a match, an unknown file ending.
+        Nothing configured, a path that is not there, a glob without a match, a file named explicitly whose ending tells
+        no format, a table that cannot be read.
     """
     if not config.path:
         raise InputError("corpus.path is empty: give files, directories or globs, for example --set corpus.path=texts/")
-    found: dict[str, pafs.FileInfo] = {}
+    left_out = LeftOut() if left_out is None else left_out
+    found: dict[str, SourceFile | FoundFile] = {}
     entries = [storage.absolute(entry) for entry in config.path]
+    named = set()
     for entry in entries:
-        for uri, info in _expand(entry, config):
-            found.setdefault(uri, info)
-    root = _common_directory([_static_part(entry) for entry in entries], found)
-    files = [_source(uri, root, info, config.format) for uri, info in sorted(found.items())]
-    known = [file for file in files if file is not None]
-    if not known:
+        for item in _expand(entry, config, left_out):
+            found.setdefault(item.path if isinstance(item, SourceFile) else item.uri, item)
+            if isinstance(item, FoundFile) and item.uri == entry:
+                named.add(entry)
+    root = _common_directory([static_part(entry) for entry in entries], found)
+    files = []
+    for uri, item in sorted(found.items()):
+        file = item if isinstance(item, SourceFile) else _source(item, config)
+        if file is not None:
+            files.append(replace(file, name=uri.removeprefix(root).lstrip("/")))
+        elif uri in named:
+            raise InputError(f"corpus.path: the ending of {uri} tells no format; {_WAYS}")
+        else:
+            left_out.add("unknown_ending", uri)
+    if not files:
         names = ", ".join(posixpath.basename(uri) for uri in sorted(found)[:5])
         raise InputError(
-            f"corpus.path: none of {len(found)} files has an ending that tells its format "
-            f"(found {names}); set corpus.format to text, text_files, jsonl, parquet or csv"
+            f"corpus.path: none of {len(found)} files has an ending that tells its format (found {names}); {_WAYS}"
         )
-    return known
+    return files
 
 
-def _expand(entry: str, config: CorpusConfig) -> list[tuple[str, pafs.FileInfo]]:
+def _expand(entry: str, config: CorpusConfig, left_out: LeftOut) -> list[FoundFile | SourceFile]:
     """The files that a path, directory, Delta table or glob stands for."""
-    static = _static_part(entry)
+    static = static_part(entry)
     fs, path = storage.filesystem(static)
-    prefix = static.removesuffix(path)
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         raise InputError(f"corpus.path: there is nothing at {entry}")
     if static == entry and info.is_file:
-        return [(entry, info)]
-    if config.format in ("auto", "delta") and storage.exists(delta_log.log_directory(entry)):
-        return _delta_files(entry, config)
-    if config.format == "delta":
+        return [FoundFile(entry, info.size or 0, info.mtime_ns)]
+    glob = entry if static != entry else None
+    listing = list_directory(static, left_out, glob)
+    if listing.tables and config.format not in ("auto", "delta"):
+        raise InputError(
+            f"corpus.path: {listing.tables[0]} is a Delta table, whose files are not its rows; "
+            f"set corpus.format to delta or auto (found {config.format})"
+        )
+    if config.format == "delta" and not listing.tables:
         raise InputError(f"corpus.path: {entry} is no Delta table: it has no _delta_log")
-    inner = fs.get_file_info(pafs.FileSelector(path, recursive=True))
-    files = [(prefix + item.path, item) for item in inner if item.is_file and not _hidden(item.path, path)]
-    if static != entry:
-        pattern = _glob_pattern(entry)
-        files = [item for item in files if pattern.fullmatch(item[0])]
-        if not files:
-            raise InputError(f"corpus.path: no file matches {entry}")
+    if config.format == "delta" and listing.files:
+        raise InputError(f"corpus.path: {listing.files[0].uri} belongs to no Delta table; set corpus.format to auto")
+    files: list[FoundFile | SourceFile] = list(listing.files)
+    for table in listing.tables:
+        files += _delta_files(table, config)
     if not files:
-        raise InputError(f"corpus.path: the directory {entry} holds no files")
+        what = f"no file matches {entry}" if glob is not None else f"the directory {entry} holds no files"
+        notes = left_out.summary()
+        raise InputError(f"corpus.path: {what}{f' ({notes})' if notes else ''}")
     return files
 
 
-def _delta_files(entry: str, config: CorpusConfig) -> list[tuple[str, pafs.FileInfo]]:
+def _delta_files(entry: str, config: CorpusConfig) -> list[SourceFile]:
     """The Parquet files of a version of a Delta table, without Spark."""
     files = delta_log.active_files(entry, config.delta_version)
     if not files:
         raise InputError(f"corpus.path: the Delta table {entry} has no rows")
-    uris = [storage.join(entry, file.path) for file in files]
-    infos = [fs.get_file_info(path) for fs, path in map(storage.filesystem, uris)]
-    for uri, info in zip(uris, infos, strict=True):
+    names = {
+        column: tuple(delta_log.physical_path(entry, column, config.delta_version))
+        for column in (config.text_column, config.id_column)
+        if column is not None
+    }
+    physical = tuple((column, path) for column, path in names.items() if path != (column,)) or None
+    found = []
+    for file in files:
+        fs, path = storage.filesystem(file.path)
+        info = fs.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
-            raise InputError(f"corpus.path: {uri} is in the log of its Delta table and not there any more (VACUUM?)")
-    return list(zip(uris, infos, strict=True))
+            raise InputError(
+                f"corpus.path: {file.path} is in the log of its Delta table and not there any more (VACUUM?)"
+            )
+        deleted = None if file.deleted is None else np.packbits(file.deleted).tobytes()
+        found.append(SourceFile(file.path, "", "parquet", None, info.size or 0, info.mtime_ns, physical, deleted))
+    return found
 
 
-def _static_part(entry: str) -> str:
-    """The path before the first segment with a wildcard."""
-    if not _GLOB.search(entry) or storage.exists(entry):
-        return entry
-    parts = entry.split("/")
-    first = next(index for index, part in enumerate(parts) if _GLOB.search(part))
-    return "/".join(parts[:first]) or "/"
-
-
-def _glob_pattern(entry: str) -> re.Pattern[str]:
-    """``**`` crosses directories; ``*``, ``?`` and ``[abc]`` do not."""
-    translated = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = []
-    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[[^/\]]+\]|.", entry, re.S):
-        is_set = len(token) > 2 and token.startswith("[")
-        parts.append(translated.get(token) or (token.replace("[!", "[^", 1) if is_set else re.escape(token)))
-    return re.compile("".join(parts), re.S)
-
-
-def _hidden(path: str, root: str) -> bool:
-    return any(part.startswith((".", "_")) for part in posixpath.relpath(path, root).split("/"))
-
-
-def _common_directory(statics: Sequence[str], found: dict[str, Any]) -> str:
+def _common_directory(statics: Sequence[str], found: Mapping[str, Any]) -> str:
     directories = [posixpath.dirname(static) if static in found else static for static in statics]
     if len({directory.split("/")[0] for directory in directories}) > 1:
         return ""
     return posixpath.commonpath(directories)
 
 
-def _source(uri: str, root: str, info: pafs.FileInfo, wanted: str) -> SourceFile | None:
-    name = uri.removeprefix(root).lstrip("/")
-    stem, ending = posixpath.splitext(name.lower())
+def _source(file: FoundFile, config: CorpusConfig) -> SourceFile | None:
+    """The file as what its ending, or the configuration, says that it is; None where neither does."""
+    stem, ending = posixpath.splitext(file.uri.lower())
     compression = COMPRESSIONS.get(ending)
     if compression:
         ending = posixpath.splitext(stem)[1]
-    form = FORMATS.get(ending) if wanted == "auto" else "parquet" if wanted == "delta" else wanted
+    form = FORMATS.get(ending) if config.format == "auto" else config.format
     if form is None:
         return None
     if form == "parquet":
-        compression = None
-    return SourceFile(uri, name, form, compression, info.size or 0, info.mtime_ns)
+        return SourceFile(file.uri, "", form, None, file.bytes, file.mtime_ns)
+    return SourceFile(file.uri, "", form, compression, file.bytes, file.mtime_ns, encoding=config.codec)
 
 
 def file_identities(files: Iterable[SourceFile]) -> list[list[Any]]:
-    """What the corpus was made from: path, size and time of change of every file."""
-    return [[file.path, file.format, file.bytes, file.mtime_ns] for file in files]
+    """What the corpus was made from: path, size and time of change of every file, and what its table says of it."""
+    return [
+        [file.path, file.format, file.bytes, file.mtime_ns]
+        + ([hashlib.blake2b(file.deleted, digest_size=8).hexdigest()] if file.deleted is not None else [])
+        + ([file.physical] if file.physical is not None else [])
+        for file in files
+    ]
 
 
 def check_columns(files: Sequence[SourceFile], config: CorpusConfig) -> None:
@@ -201,7 +233,7 @@ def check_columns(files: Sequence[SourceFile], config: CorpusConfig) -> None:
     with ThreadPoolExecutor(8) as pool:
         for file, schema in zip(chosen, pool.map(lambda file: _parquet_schema(file, config), chosen), strict=True):
             if schema is not None:
-                require_columns(schema, file.path, config)
+                require_columns(schema, file, config)
 
 
 def _parquet_schema(file: SourceFile, config: CorpusConfig) -> pa.Schema | None:
@@ -222,17 +254,50 @@ def corrupt_file_error(path: str, error: BaseException) -> InputError:
     )
 
 
-def require_columns(schema: pa.Schema, path: str, config: CorpusConfig) -> None:
+def column_path(schema: pa.Schema, name: str, file: SourceFile) -> tuple[str, ...] | None:
+    """The path to a column in a Parquet file: its name, or that of a field of a struct by dots; None without one."""
+    physical = dict(file.physical or ()).get(name)
+    if physical is not None:
+        return physical
+    return _path(list(schema), name)
+
+
+def _path(fields: Sequence[pa.Field], name: str) -> tuple[str, ...] | None:
+    if any(field.name == name for field in fields):
+        return (name,)
+    for field in fields:
+        if name.startswith(f"{field.name}.") and pa.types.is_struct(field.type):
+            inner = _path(list(field.type), name[len(field.name) + 1 :])
+            if inner is not None:
+                return (field.name, *inner)
+    return None
+
+
+def _field_type(schema: pa.Schema, path: tuple[str, ...]) -> pa.DataType | None:
+    kind: Any = None
+    fields: Any = schema
+    for segment in path:
+        index = fields.get_field_index(segment)
+        if index < 0:
+            return None
+        kind = fields.field(index).type
+        fields = kind if pa.types.is_struct(kind) else pa.struct([])
+    return kind
+
+
+def require_columns(schema: pa.Schema, file: SourceFile, config: CorpusConfig) -> None:
     """`InputError` unless the text and id columns are there and hold text (or integers as ids)."""
     names = [("text_column", config.text_column)]
     if config.id_column is not None:
         names.append(("id_column", config.id_column))
     for key, name in names:
-        if name not in schema.names:
+        path = column_path(schema, name, file)
+        kind = None if path is None else _field_type(schema, path)
+        if kind is None:
             raise InputError(
-                f"{path} has no column {name!r} (corpus.{key}); its columns are {', '.join(schema.names) or 'none'}"
+                f"{file.path} has no column {name!r} (corpus.{key}); "
+                f"its columns are {', '.join(schema.names) or 'none'}"
             )
-        kind = schema.field(name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         textual = any(
@@ -246,7 +311,12 @@ def require_columns(schema: pa.Schema, path: str, config: CorpusConfig) -> None:
             )
         )
         if not textual and not (key == "id_column" and pa.types.is_integer(kind)):
-            raise InputError(f"{path}: column {name!r} (corpus.{key}) holds {kind}, expected text")
+            raise InputError(f"{file.path}: column {name!r} (corpus.{key}) holds {kind}, expected text")
+
+
+def is_cut_at_bytes(file: SourceFile) -> bool:
+    """Whether lines can be read from any byte on."""
+    return file.format in LINE_FORMATS and file.compression is None and file.encoding == "utf-8"
 
 
 def input_splits(files: Sequence[SourceFile], target_bytes: int) -> list[InputSplit]:
@@ -258,7 +328,7 @@ def input_splits(files: Sequence[SourceFile], target_bytes: int) -> list[InputSp
     for file in files:
         if file in footers:
             splits += _cut_row_groups(file, footers[file], target_bytes)
-        elif file.format in LINE_FORMATS and file.compression is None and file.bytes > target_bytes:
+        elif is_cut_at_bytes(file) and file.bytes > target_bytes:
             parts = -(-file.bytes // target_bytes)
             bounds = [file.bytes * part // parts for part in range(parts + 1)]
             splits += [InputSplit(file, start, stop) for start, stop in itertools.pairwise(bounds)]

@@ -1,8 +1,8 @@
-"""Delta tables: one commit per slice, by ``replaceWhere``; the only module that imports ``delta``.
+"""Delta tables: one commit per slice, by ``replaceWhere``.
 
-Writing is Spark's. What only lists files or versions reads the log itself (`delta_log`), so that it needs
-no Spark job. A reader of the table never sees a part of a slice, and older versions can be read until
-`DeltaTables.maintain` removes their files.
+Writing is Spark's. What only lists files or versions reads the log by `delta_log`, so that it needs no Spark job.
+A reader of the table never sees a part of a slice, and older versions can be read until `DeltaTables.maintain`
+removes their files.
 """
 
 from __future__ import annotations
@@ -105,9 +105,14 @@ class DeltaTables(TableStore):
         return [self._data_file(table, entry) for entry in listed]
 
     def _data_file(self, table: Table, entry: delta_log.LogFile) -> DataFile:
-        path = storage.join(self.path(table), entry.path)
+        path = entry.path
         fs, inner = storage.filesystem(path)
         size = fs.get_file_info(inner).size
+        if entry.deleted is not None:
+            raise InputError(
+                f"table {table.name}: {path} has a deletion vector (the feature deletionVectors), which this reader "
+                "does not apply; set delta.enableDeletionVectors to false and run REORG TABLE ... APPLY (PURGE)"
+            )
         if size != entry.bytes:
             state = "is not there" if size is None else f"has {size} bytes"
             raise InputError(
@@ -126,13 +131,11 @@ class DeltaTables(TableStore):
         return sorted({entry.values[table.partitions[0]] for entry in delta_log.active_files(self.path(table))})
 
     def drop(self, table: Table, where: Slice) -> bool:
-        from delta.tables import DeltaTable
-
         self._check_slice(table, where)
         listed = delta_log.active_files(self.path(table)) if self._exists(table) else []
         if not any(all(entry.values.get(name) == str(value) for name, value in where.items()) for entry in listed):
             return False
-        DeltaTable.forPath(self.session(), spark_path(self.path(table))).delete(slice_predicate(where))
+        self.session().sql(f"DELETE FROM {self._sql_name(table)} WHERE {slice_predicate(where)}")
         return True
 
     def maintain(self, table: Table, retain_hours: float) -> dict[str, int]:
@@ -143,8 +146,6 @@ class DeltaTables(TableStore):
         ConfigError
             `retain_hours` is below `LEAST_RETENTION_HOURS`.
         """
-        from delta.tables import DeltaTable
-
         if retain_hours < LEAST_RETENTION_HOURS:
             raise ConfigError(
                 f"retain_hours is {retain_hours:g}, expected at least {LEAST_RETENTION_HOURS:g}: files that a running "
@@ -152,14 +153,18 @@ class DeltaTables(TableStore):
             )
         if not self._exists(table):
             return {}
-        handle = DeltaTable.forPath(self.session(), spark_path(self.path(table)))
-        metrics = handle.optimize().executeCompaction().select("metrics.*").first()
+        name = self._sql_name(table)
+        metrics = self.session().sql(f"OPTIMIZE {name}").select("metrics.*").first()
         before = _data_files(self.path(table))
-        handle.vacuum(retain_hours)
+        self.session().sql(f"VACUUM {name} RETAIN {retain_hours} HOURS")
         return {
             "optimized_files": int(metrics["numFilesRemoved"]) if metrics is not None else 0,
             "removed_files": before - _data_files(self.path(table)),
         }
+
+    def _sql_name(self, table: Table) -> str:
+        """The table by its path in SQL, which needs Delta's jars and not its Python package."""
+        return f"delta.`{spark_path(self.path(table)).replace('`', '``')}`"
 
     def version(self, table: Table, where: Slice | None = None) -> str | None:
         version = delta_log.latest_version(self.path(table))

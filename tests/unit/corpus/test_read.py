@@ -128,7 +128,7 @@ def test_parquet_rows_are_named_by_number_whatever_the_cut(tmp_path):
 
 def test_parquet_without_some_id_is_refused(tmp_path):
     pq.write_table(pa.table({"id": ["a", None], "text": ["x", "y"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="1 of 2 rows near row 0 have no id"):
+    with pytest.raises(InputError, match=r"a\.parquet: row 1 has no id"):
         documents(tmp_path, id_column="id")
 
 
@@ -207,7 +207,6 @@ def test_csv_bytes_that_are_not_utf8_arrive_as_they_are(tmp_path):
     ("content", "message"),
     [
         (b"body\nx\n", r"has no column 'text' .*; its columns are body"),
-        (b"", r"has no column 'text' .*; its columns are none"),
         (b"text,b\nx\n", r"line 2: 1 fields under a header of 2"),
         (b'text\n"open\n', r"line 2, cannot be decoded \(unexpected end of data\)"),
     ],
@@ -216,6 +215,12 @@ def test_bad_csv_is_refused_with_its_place(tmp_path, content, message):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(InputError, match=message):
         documents(tmp_path)
+
+
+def test_an_empty_csv_file_holds_no_document(tmp_path):
+    (tmp_path / "part-0.csv").write_bytes(b"")
+    (tmp_path / "part-1.csv").write_bytes(b"text\none\n")
+    assert documents(tmp_path) == [("part-1.csv:0", b"one")]
 
 
 def test_csv_records_of_another_length_can_be_skipped(tmp_path):
@@ -232,17 +237,58 @@ def test_the_first_record_shows_a_wrong_column(tmp_path):
         read.check_records(list_sources(config), config)
 
 
-def test_a_delta_table_gives_the_files_of_a_version(tmp_path):
-    deltalake = pytest.importorskip("deltalake")
-    path = str(tmp_path / "table")
-    deltalake.write_deltalake(path, pa.table({"id": ["a"], "text": ["one"]}))
-    deltalake.write_deltalake(path, pa.table({"id": ["b"], "text": ["two"]}), mode="append")
-    deltalake.write_deltalake(path, pa.table({"id": ["c"], "text": ["three"]}), mode="overwrite")
-    assert documents(path, id_column="id") == [("c", b"three")]
-    assert sorted(documents(path, id_column="id", delta_version=1)) == [("a", b"one"), ("b", b"two")]
+def test_columns_of_json_and_parquet_may_be_fields_of_structs(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"meta": {"id": 7}, "body": {"raw": {"text": "one"}}}\n')
+    table = pa.table({"meta": [{"id": 8}], "body": [{"raw": {"text": "two", "other": 1}}]})
+    pq.write_table(table, tmp_path / "b.parquet")
+    keys = {"id_column": "meta.id", "text_column": "body.raw.text"}
+    assert documents(tmp_path, **keys) == [("7", b"one"), ("8", b"two")]
 
 
-def test_a_directory_that_is_no_delta_table_is_refused(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(InputError, match="is no Delta table"):
-        documents(tmp_path, format="delta")
+def test_a_name_with_dots_is_a_column_first(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a.b": "one", "a": {"b": "other"}}\n')
+    pq.write_table(pa.table({"a": [{"b": "other"}], "a.b": ["two"], "c": [1]}), tmp_path / "b.parquet")
+    assert [text for _, text in documents(tmp_path, text_column="a.b")] == [b"one", b"two"]
+
+
+BAD_IDS = {
+    "empty.jsonl": b'{"id": "", "text": "x"}\n',
+    "null.jsonl": b'{"id": null, "text": "x"}\n',
+    "absent.jsonl": b'{"text": "x"}\n',
+    "bytes.jsonl": b'{"id": "\xff", "text": "x"}\n',
+    "empty.csv": b"id,text\n,x\n",
+    "bytes.csv": b"id,text\n\xff,x\n",
+}
+
+
+@pytest.mark.parametrize("name", BAD_IDS)
+def test_bad_ids_are_refused_with_their_file_or_skipped(tmp_path, name):
+    (tmp_path / name).write_bytes(BAD_IDS[name])
+    with pytest.raises(InputError, match=f"{name}.*id"):
+        documents(tmp_path, id_column="id")
+    counts: Counter[str] = Counter()
+    assert documents(tmp_path, id_column="id", corrupt_files="skip", counts=counts) == []
+    assert counts["corrupt_records"] == 1
+
+
+@pytest.mark.parametrize("bad", [None, "", b"\xff"])
+def test_bad_ids_of_parquet_are_refused_with_their_row_or_skipped(tmp_path, bad):
+    kind = pa.binary() if isinstance(bad, bytes) else pa.string()
+    ids = [name if kind == pa.string() else name.encode() for name in "ac"]
+    table = pa.table({"id": pa.array([ids[0], bad, ids[1]], kind), "text": list("xyz")})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet.*row 1"):
+        documents(tmp_path, id_column="id")
+    counts: Counter[str] = Counter()
+    assert documents(tmp_path, id_column="id", corrupt_files="skip", counts=counts) == [("a", b"x"), ("c", b"z")]
+    assert counts["corrupt_records"] == 1
+
+
+@pytest.mark.parametrize("line", [b'{"text": 5}', b'{"other": "x"}', b"[" * 100_000, b"{"])
+def test_json_lines_without_text_can_be_skipped(tmp_path, line):
+    (tmp_path / "a.jsonl").write_bytes(line + b'\n{"text": "good"}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl, byte 0"):
+        documents(tmp_path)
+    counts: Counter[str] = Counter()
+    found = documents(tmp_path, corrupt_files="skip", counts=counts)
+    assert ([text for _, text in found], counts["corrupt_records"]) == ([b"good"], 1)
