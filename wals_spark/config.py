@@ -55,7 +55,7 @@ else:
 class Section(BaseModel):
     """A section of the configuration: frozen, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     execution_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys that say how and where the work runs but cannot change its result."""

@@ -212,10 +212,16 @@ class Stage(ABC):
             {
                 "stage": self.name,
                 "settings": self.settings(context.config),
-                "inputs": {f"{stage}/{key}": manifest.fingerprint for (stage, key), manifest in inputs.items()},
+                "inputs": {f"{stage}/{key}": _state(manifest) for (stage, key), manifest in inputs.items()},
                 "identity": self.identity(context.config),
             }
         )
+
+
+def _state(manifest: Manifest) -> str:
+    """The fingerprint of an output, with the hash of its content where a stage that runs again may make another."""
+    content = manifest.outputs.get("content")
+    return manifest.fingerprint if content is None else f"{manifest.fingerprint}.{content}"
 
 
 def is_done(context: Context, manifest: Manifest | None, expected: str) -> bool:

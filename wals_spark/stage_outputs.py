@@ -61,6 +61,7 @@ class VocabularyOutputs(EncodedFacts):
     tokens: int
     oov: int
     documents: int
+    content: NotRequired[str]
     encoded: str
     shards: int
     paths: list[str]
@@ -76,7 +77,8 @@ class CountedVocabulary(TypedDict):
 class CooccurrenceOutputs(CountedVocabulary):
     """Exact counts of a batch in multiples of 1 / `unit`, and what was read for them.
 
-    `work` is of a batch that was counted, `folded` (the ids of its parts) of one that is a sum.
+    `work` is of a batch that was counted, `folded` (the ids of its parts) of one that is a sum. `subsampled_by` says
+    which version of the vocabulary, with how many tokens in all batches, gave the counts that subsampling goes by.
     """
 
     unit: int
@@ -91,6 +93,7 @@ class CooccurrenceOutputs(CountedVocabulary):
     tokens: int
     kept: int
     subsampled: int
+    subsampled_by: NotRequired[dict[str, int]]
     semantics: dict[str, Any]
     work: NotRequired[dict[str, int]]
     folded: NotRequired[list[str]]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wals_spark.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,13 @@ def load_tokenizer(source: str) -> LoadedTokenizer:
         Nothing there, a tokenizer without a fast version, or a file that does not parse.
     """
     tokenizer = _load(source)
+    if getattr(tokenizer.model, "dropout", None):
+        logger.warning(
+            "the tokenizer %s has BPE dropout %g: every use would cut words another way, so it is set to none",
+            source,
+            tokenizer.model.dropout,
+        )
+        tokenizer.model.dropout = None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -70,6 +81,22 @@ def load_tokenizer(source: str) -> LoadedTokenizer:
         tokens[index] = token
     special = frozenset(index for index, added in tokenizer.get_added_tokens_decoder().items() if added.special)
     return LoadedTokenizer(tokenizer, tuple(tokens), special, vocabulary_hash(tokens))
+
+
+def unknown_id(rules: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int | None:
+    """The id of a tokenizer's unknown token; None where it has none.
+
+    Parameters
+    ----------
+    rules : mapping of str to object
+        A parsed tokenizer.json.
+    vocabulary : mapping of str to int
+        Ids by token.
+    """
+    model = rules.get("model") or {}
+    if model.get("unk_id") is not None:
+        return int(model["unk_id"])
+    return vocabulary.get(model["unk_token"]) if model.get("unk_token") is not None else None
 
 
 def _load(source: str) -> Tokenizer:

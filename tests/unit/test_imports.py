@@ -40,7 +40,7 @@ LEVELS = [
 ]
 PARTS = {
     "cluster": [{"class_archive", "failures", "process_group", "profile"}, {"preflight", "session"}, {"barrier"}],
-    "tables": [{"base", "delta_log"}, {"delta", "parquet", "vocabulary"}],
+    "tables": [{"base", "delta_log"}, {"delta", "parquet", "vocabulary"}, {"count_facts"}],
     "factors": [{"foldin", "gauge", "store", "top_k", "words"}, {"export", "neighbours", "query_tokens"}, {"stages"}],
     "mlm": [
         {"data", "hidden_states", "statistics", "text_sequences"},

@@ -53,8 +53,7 @@ def verify_any_format(directory: str | Path, base: str | None = None, *, reload:
     if manifest["parameters"]["format"] == "factorised":
         _check_code(report, directory)
     elif reload:
-        at = injection.base_with_weights(base, manifest)
-        check_reload(report, directory, expanded, manifest, at, "wals_spark.compress.reload")
+        check_reload(report, directory, expanded, manifest, "wals_spark.compress.reload")
     return report
 
 

@@ -10,8 +10,9 @@ from wals_spark import schemas, storage
 from wals_spark.errors import InputError
 from wals_spark.matrix import to_scipy
 from wals_spark.runs import ManifestStore
-from wals_spark.stage_outputs import CooccurrenceOutputs, require_outputs
+from wals_spark.stage_outputs import CooccurrenceOutputs, outputs_of
 from wals_spark.tables import open_tables
+from wals_spark.tables.count_facts import agreed_facts
 from wals_spark.tables.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
@@ -39,28 +40,27 @@ def read_matrix(warehouse: str, batches: Sequence[str] = ("all",)) -> CountMatri
     Raises
     ------
     InputError
-        A batch is missing, or batches have different units.
+        A batch is missing, batches were counted in different ways, or with tokens that the vocabulary table does not
+        begin with.
     """
     warehouse = storage.absolute(warehouse)
     manifests = ManifestStore(warehouse)
     names = manifests.keys("cooccurrence") if tuple(batches) == ("all",) else list(batches)
     if not names:
         raise InputError(f"there are no counts in {warehouse}; run `wals-spark cooccurrence` first")
-    outputs = [require_outputs(manifests, CooccurrenceOutputs, name) for name in names]
-    units = {found["unit"] for found in outputs}
-    if len(units) != 1:
-        raise InputError(f"the batches {', '.join(names)} have different units: {sorted(units)}")
+    found = [manifests.require("cooccurrence", name) for name in names]
     is_delta = storage.exists(storage.join(warehouse, schemas.COOCCURRENCE.name, "_delta_log"))
     tables = open_tables("delta" if is_delta else "parquet", warehouse, _no_session)
+    vocabulary = read_vocabulary(tables)
+    facts = agreed_facts(found, vocabulary)
     paths = [
         data_file.path
-        for name, found in zip(names, outputs, strict=True)
-        if found["nnz"]
-        for data_file in tables.files(schemas.COOCCURRENCE, {"batch_id": name})
+        for manifest in found
+        if outputs_of(manifest, CooccurrenceOutputs)["nnz"]
+        for data_file in tables.files(schemas.COOCCURRENCE, {"batch_id": manifest.key})
     ]
-    tokens = read_vocabulary(tables).tokens
-    size = len(tokens)
-    return CountMatrix(to_scipy(paths, unit=units.pop(), shape=(size, size)), tokens)
+    size = len(vocabulary.tokens)
+    return CountMatrix(to_scipy(paths, unit=facts.unit, shape=(size, size)), vocabulary.tokens)
 
 
 def _no_session() -> SparkSession:

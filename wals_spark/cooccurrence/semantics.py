@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from wals_spark.config import CooccurrenceConfig
-from wals_spark.errors import InputError
+from wals_spark.errors import ConfigError, InputError
 
 HEAD_ROOM_BITS = 32
 """An occurrence adds at most 2^32 units to a sum, which leaves 2^31 occurrences of one token."""
@@ -84,8 +85,11 @@ class Semantics:
 
     @property
     def minimum_units(self) -> int:
-        """`min_pair_count` in units, rounded up: pairs with fewer are dropped."""
-        return math.ceil(self.min_pair_count * self.unit)
+        """`min_pair_count` in units, rounded up: pairs with fewer are dropped.
+
+        The decimal number is meant, not the binary one nearest to it: with 1.1 a pair of exactly 1.1 stays.
+        """
+        return math.ceil(Fraction(repr(self.min_pair_count)) * self.unit)
 
     def facts(self) -> dict[str, Any]:
         """For the manifest: everything but the weights themselves, which follow from it."""
@@ -136,6 +140,11 @@ def semantics_of(config: CooccurrenceConfig, seed: int = 0) -> Semantics:
         total = sum(sum(_weights(config.distance_weighting, side, exact)) for side in sides)
         unit = exact if total < 1 << HEAD_ROOM_BITS else 1 << ROUNDED_UNIT_BITS
     left, right = (tuple(_weights(config.distance_weighting, side, unit)) for side in sides)
+    if config.min_pair_count * unit >= 2**63:
+        raise ConfigError(
+            f"cooccurrence.min_pair_count is {config.min_pair_count:g}, and no count is as large: an int64 holds "
+            f"{2**63 / unit:.3g} in units of 1/{unit:,}"
+        )
     return Semantics(
         window_left=config.window_left,
         window_right=config.window_right,

@@ -20,7 +20,7 @@ from wals_spark.progress import Progress
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
 from wals_spark.stage_outputs import CooccurrenceOutputs, CountedVocabulary, VocabularyOutputs, require_outputs
-from wals_spark.tables.vocabulary import Vocabulary, read_vocabulary
+from wals_spark.tables.vocabulary import Vocabulary, read_counts_at_encoding, read_vocabulary
 from wals_spark.token_shards import list_shards
 from wals_spark.tokenizer import vocabulary_hash
 
@@ -47,7 +47,10 @@ class CooccurrenceStage(Stage):
         return [("vocabulary", config.corpus.batch_id)]
 
     def check(self, config: Config) -> None:
-        """Raise where the batch is part of a folded one, or is one."""
+        """Raise where the batch is part of a folded one, or is one, and for counts that no pair can have."""
+        from wals_spark.cooccurrence.semantics import semantics_of
+
+        semantics_of(config.cooccurrence)
         refuse_folded(ManifestStore(storage.absolute(config.warehouse)), config.corpus.batch_id)
 
     def run(self, stage_run: StageRun) -> Outcome:
@@ -63,6 +66,7 @@ class CooccurrenceStage(Stage):
         vocabulary = read_vocabulary(context.tables)
         semantics = semantics_of(settings, config.seed)
         semantics.check_head_room(int(vocabulary.counts.max(initial=0)))
+        counts = read_counts_at_encoding(encoded["encoded"], vocabulary)
         # As the table is now: it may have grown at its end since the batch was encoded.
         counted: CountedVocabulary = {
             "vocabulary_hash": vocabulary_hash(vocabulary.tokens),
@@ -90,7 +94,7 @@ class CooccurrenceStage(Stage):
                 blocks_by_rank(vocabulary.counts, plan.blocks),
                 settings.memory_per_task,
                 scratch,
-                vocabulary.counts if semantics.subsample is not None else None,
+                counts if semantics.subsample is not None else None,
             )
             if plan.direct:
                 _count_directly(context, job, plan, where)
@@ -99,6 +103,8 @@ class CooccurrenceStage(Stage):
             blocks, row_units, col_units = counting.collect_facts(job, plan.blocks)
         _write_marginals(context, row_units, col_units, where)
         outputs = _outputs(context, semantics, counted, plan, blocks, row_units, where)
+        if semantics.subsample is not None:
+            outputs["subsampled_by"] = {"version": encoded["version"], "tokens": int(counts.sum())}
         return Outcome(outputs, _metrics(outputs), _lines(outputs))
 
 
@@ -276,6 +282,12 @@ def _lines(outputs: CooccurrenceOutputs) -> list[str]:
         f"{nnz:,} non-zeros, weight {outputs['total_units'] / outputs['unit']:,.1f}, in {outputs['blocks']} blocks; "
         f"{stored / 1e6:,.1f} MB, {stored / max(nnz, 1):.2f} bytes each",
     ]
+    if "subsampled_by" in outputs:
+        by = outputs["subsampled_by"]
+        lines.append(
+            f"subsampling left out {outputs['subsampled']:,} occurrences, by version {by['version']} of the vocabulary "
+            f"with {by['tokens']:,} tokens"
+        )
     if outputs["pruned_cells"]:
         share = outputs["pruned_units"] / max(outputs["pruned_units"] + outputs["total_units"], 1)
         lines.append(f"min_pair_count dropped {outputs['pruned_cells']:,} pairs with {share:.2%} of the weight")

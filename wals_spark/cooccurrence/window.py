@@ -201,14 +201,14 @@ class WindowCounter:
 
     def _clean(self, chunk: TokenChunk) -> tuple[np.ndarray, np.ndarray, int]:
         """Ids that hold a place, segment bounds, and how many ids at the start are context only."""
-        ids, bounds = self._cleaned(DocumentTokens(chunk.tokens, chunk.offsets, chunk.keys, chunk.first), count=True)
+        ids, bounds = self._cleaned(DocumentTokens(chunk.tokens, chunk.offsets, chunk.keys, chunk.first), 1)
         self.totals.documents += int(chunk.first == 0) + len(chunk.keys) - 1
         self.totals.tokens += len(chunk.tokens) - chunk.overlap
         if not chunk.overlap:
             return ids, bounds, 0
         offsets = np.array([0, chunk.overlap], np.int64)
         context, cuts = self._cleaned(
-            DocumentTokens(chunk.tokens[: chunk.overlap], offsets, chunk.keys[:1], chunk.first), count=False
+            DocumentTokens(chunk.tokens[: chunk.overlap], offsets, chunk.keys[:1], chunk.first), -1
         )
         if (
             self.semantics.oov == "close_gap"
@@ -223,7 +223,8 @@ class WindowCounter:
             )
         return ids, bounds, len(context)
 
-    def _cleaned(self, documents: DocumentTokens, *, count: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _cleaned(self, documents: DocumentTokens, sign: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids that hold a place and segment bounds; the totals get `sign` times what is kept and subsampled."""
         tokens = documents.tokens
         breaking = [-code for code in range(1, 5) if self._rules.actions[code] == BREAK]
         breaks = sum(int(np.count_nonzero(tokens == marker)) for marker in breaking)
@@ -235,9 +236,8 @@ class WindowCounter:
                 f"the encoded documents hold the id {int(tokens[bad])}, expected 0 .. {self.size - 1} or a marker "
                 "-4 .. -1: they belong to another vocabulary; run the vocabulary stage again (--force)"
             )
-        if count:
-            self.totals.kept += int(kept)
-            self.totals.subsampled += int(subsampled)
+        self.totals.kept += sign * int(kept)
+        self.totals.subsampled += sign * int(subsampled)
         return out[: int(filled)], bounds[: int(segments)]
 
     def _append(self, ids: np.ndarray, bounds: np.ndarray, overlap: int) -> None:

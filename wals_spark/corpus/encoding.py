@@ -39,6 +39,7 @@ from wals_spark.schemas import DOCUMENTS, VOCABULARY
 from wals_spark.stage import Context, Metric, Outcome
 from wals_spark.stage_outputs import EncodedFacts, VocabularyOutputs
 from wals_spark.tables import DataFile
+from wals_spark.tables.vocabulary import write_counts_at_encoding
 from wals_spark.token_shards import ShardWriter, TokenShard
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
 
@@ -100,13 +101,14 @@ def _run(context: Context, directory: str, text_bytes: float) -> Outcome:
                 if config.vocabulary.kind == "words"
                 else _encode_subwords(context, job)
             )
+        size = len(made.tokens)
+        totals = versions.summed_counts(context, others, size) + np.stack([made.counts, made.document_counts])
         versions.write_counts(staging, made.counts, made.document_counts)
+        write_counts_at_encoding(staging, totals[0])
         token_shards.write_listing(staging, made.shards)
         _remove_temporary(staging)
         storage.remove(target)
         storage.move(staging, target)
-    size = len(made.tokens)
-    totals = versions.summed_counts(context, [*others, config.corpus.batch_id], size)
     rows = vocabulary_rows(made.tokens, totals[0], totals[1], made.special_ids)
     context.tables.replace_rows(VOCABULARY, rows, {})
     version = versions.record_version(context, others, settings, size, made.facts["vocabulary_hash"], len(known))
@@ -121,6 +123,7 @@ def _run(context: Context, directory: str, text_bytes: float) -> Outcome:
         "oov": tokens - inside,
         "documents": sum(shard.documents for shard in made.shards),
         **made.facts,
+        "content": versions.content_hash(made.counts, made.document_counts, totals),
         "encoded": target,
         "shards": len(made.shards),
         "paths": [target, context.tables.path(VOCABULARY)],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,14 @@ def write_counts(directory: str, counts: Any, document_counts: Any) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     storage.write_bytes(storage.join(directory, COUNTS), buffer.getvalue())
+
+
+def content_hash(*counts: Any) -> str:
+    """Of int64 arrays, 16 hexadecimal digits: a batch encoded again with another vocabulary has another one."""
+    digest = blake2b(digest_size=8)
+    for array in counts:
+        digest.update(np.ascontiguousarray(array, "<i8").tobytes())
+    return digest.hexdigest()
 
 
 def summed_counts(context: Context, batches: Sequence[str], size: int) -> Any:

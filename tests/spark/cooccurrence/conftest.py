@@ -39,7 +39,13 @@ def encode():
             }
         )
         context.tables.replace_rows(schemas.VOCABULARY, rows, {})
-        outputs = {"size": size, "vocabulary_hash": vocabulary_hash(tokens), "kind": "words", "encoded": directory}
+        outputs = {
+            "version": 1,
+            "size": size,
+            "vocabulary_hash": vocabulary_hash(tokens),
+            "kind": "words",
+            "encoded": directory,
+        }
         context.manifests.write(
             Manifest("vocabulary", batch_id, "complete", f"vocabulary of {batch_id}", "r", outputs=outputs)
         )

@@ -177,6 +177,15 @@ def test_the_matrix_without_spark(make_context, encode, table_format):
     assert found == expected(documents)
 
 
+def test_the_matrix_is_refused_where_the_vocabulary_is_another(make_context, encode):
+    context = make_context()
+    encode(context, random_documents(7), SIZE)
+    run_stage(context, CooccurrenceStage())
+    encode(context, random_documents(7), SIZE, tokens=[f"other{i}" for i in range(SIZE)])
+    with pytest.raises(InputError, match=r"was counted with a vocabulary of .* does not begin with these"):
+        read_matrix(context.config.warehouse)
+
+
 def test_the_plan_is_explained_before_anything_runs(make_context, encode):
     context = make_context(cooccurrence__blocks=3)
     documents = random_documents(8, documents=200)

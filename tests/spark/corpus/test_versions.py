@@ -3,7 +3,8 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
-from wals_spark import storage
+from wals_spark import schemas, storage
+from wals_spark.cooccurrence.stages import CooccurrenceStage
 from wals_spark.corpus.stages import CorpusStage, VocabularyStage
 from wals_spark.errors import InputError, TransientError
 from wals_spark.runs import RunLock
@@ -82,3 +83,36 @@ def test_two_batches_are_not_encoded_at_the_same_time(encode, tmp_path):
     encode("a", "x x")
     with RunLock(str(tmp_path / "warehouse" / "_encoded"), "it"), pytest.raises(TransientError, match="worked on"):
         encode("b", "x x")
+
+
+def cells_of(context):
+    files = context.tables.files(schemas.COOCCURRENCE, {"batch_id": context.config.corpus.batch_id})
+    rows = [row for file in files for row in pq.read_table(file.path).to_pylist()]
+    return {(row["row_id"], row["col_id"]): row["units"] for row in rows}
+
+
+def test_subsampled_counts_of_a_batch_do_not_change_when_another_arrives(encode):
+    text = "\n".join("x y x z x y w x x y z z x" for _ in range(30))
+    context, *_ = encode("a", text, cooccurrence__subsample=0.05)
+    manifest, _ = run_stage(context, CooccurrenceStage())
+    before = cells_of(context)
+    assert manifest.outputs["subsampled_by"] == {"version": 1, "tokens": 390}
+    assert 0 < manifest.outputs["subsampled"] < 390
+    encode("b", "x " * 5000 + "new new", cooccurrence__subsample=0.05)
+    again, ran = run_stage(context, CooccurrenceStage(), force=True)
+    assert (ran, cells_of(context)) == (True, before)
+    assert again.outputs["subsampled_by"] == {"version": 1, "tokens": 390}
+
+
+def test_a_batch_encoded_again_with_a_grown_vocabulary_is_counted_again(encode):
+    """A word that was too rare in the batch has an id since another batch had it more often."""
+    context, *_ = encode("a", "x x y y once x")
+    run_stage(context, CooccurrenceStage())
+    before = cells_of(context)
+    assert not run_stage(context, CooccurrenceStage())[1]
+    encode("b", "once once x")
+    assert not run_stage(context, CooccurrenceStage())[1], "nothing of the batch has changed"
+    run_stage(context, VocabularyStage(), force=True)
+    _, ran = run_stage(context, CooccurrenceStage())
+    assert ran
+    assert cells_of(context) != before

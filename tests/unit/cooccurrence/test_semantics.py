@@ -107,11 +107,34 @@ def test_a_preset_that_does_not_exist_is_refused():
         ("cooccurrence.subsample=1.5", "subsample"),
         ("cooccurrence.unit_bits=60", "unit_bits"),
         ("cooccurrence.min_pair_count=-1", "min_pair_count"),
+        ("cooccurrence.min_pair_count=.inf", "min_pair_count"),
+        ("cooccurrence.min_pair_count=.nan", "min_pair_count"),
+        ("train.regularization=.inf", "regularization"),
     ],
 )
 def test_values_out_of_range_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize("minimum", [0.1, 0.3, 0.7, 1.1, 2.2, 4.35, 0.2 + 0.1])
+def test_the_least_count_is_compared_exactly_with_the_decimal_number(minimum):
+    unit = semantics_of(CooccurrenceConfig(min_pair_count=minimum)).unit
+    expected = math.ceil(Fraction(repr(minimum)) * unit)
+    found = semantics_of(CooccurrenceConfig(min_pair_count=minimum)).minimum_units
+    assert found == expected
+    assert (found - 1) * 10**17 < int(Fraction(repr(minimum)) * unit * 10**17) <= found * 10**17
+
+
+def test_a_pair_of_exactly_the_least_count_stays():
+    """1.1 is 11 times 1/10, and 1.1 x 2520 in floating point is above 2772."""
+    semantics = semantics_of(CooccurrenceConfig(window_left=0, window_right=10, min_pair_count=1.1))
+    assert (semantics.unit, semantics.minimum_units) == (2520, 2772)
+
+
+def test_a_least_count_that_no_pair_can_have_is_refused():
+    with pytest.raises(ConfigError, match=r"min_pair_count is 1e\+300, and no count is as large"):
+        semantics_of(CooccurrenceConfig(min_pair_count=1e300))
 
 
 def test_no_window_and_a_half_diagonal_are_refused():

@@ -199,6 +199,28 @@ def test_a_cut_document_counts_as_a_whole(oov, diagonal):
         assert merged(semantics, 4, blobs)[0] == expected
 
 
+@pytest.mark.parametrize("subsample", [None, 0.3])
+def test_tokens_that_are_context_only_are_kept_and_subsampled_once(subsample):
+    semantics = semantics_of(CooccurrenceConfig(window_left=3, window_right=4, subsample=subsample))
+    rng = np.random.default_rng(8)
+    tokens = rng.integers(OOV, 4, 60).tolist()
+    counts = np.array([50, 20, 5, 1])
+    found = set()
+    for cut in (7, 20, 60):
+        counter = WindowCounter(semantics, 4, np.zeros(4, np.int64), MEMORY, counts if subsample else None)
+        chunks = [
+            chunk_of([(9, tokens[max(0, low - 15) : low + cut])], overlap=min(low, 15), first=max(0, low - 15))
+            for low in range(0, len(tokens), cut)
+        ]
+        list(counter.count(iter(chunks)))
+        found.add((counter.totals.tokens, counter.totals.kept, counter.totals.subsampled))
+    assert len(found) == 1
+    ((read, kept, subsampled),) = found
+    assert read == 60
+    assert kept + subsampled == sum(token >= 0 for token in tokens)
+    assert (subsampled > 0) == (subsample is not None)
+
+
 def test_any_number_of_tasks_and_blocks_gives_the_same():
     documents = random_documents(10, 50, documents=30, length=300)
     semantics = semantics_of(CooccurrenceConfig())

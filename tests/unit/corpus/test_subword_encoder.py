@@ -6,7 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from wals_spark.corpus import byte_level_bpe, subword_encoder
 from wals_spark.corpus.byte_level_bpe import ByteLevelEncoder, encodes_by_piece, is_byte_level
@@ -15,7 +17,7 @@ from wals_spark.corpus.sentences import punctuation_flags, sentence_ends
 from wals_spark.corpus.subword_encoder import SubwordEncoder, find_breaks
 from wals_spark.corpus.word_rules import SENTENCE_END
 from wals_spark.corpus.words import RULES
-from wals_spark.token_shards import SPECIAL
+from wals_spark.token_shards import OOV, SPECIAL
 
 LETTERS = (
     "abcstmdrevlAB  \n\t'’.!?,\"()019½²ⅷ\u00a0\u2009\u3000\x85\x1c\u200béüßΣдא中文あ가"
@@ -248,3 +250,90 @@ def test_roberta_on_real_text(data):
         source = pq.ParquetFile(data / "corpora" / name)
         texts = [text[:20_000] for text in source.read_row_group(0, columns=["text"])["text"].to_pylist()[:40]]
         assert by_encoder(encoder, texts) == by_tokenizer(tokenizer, texts)
+
+
+def breaks_of(encoded, index):
+    return encoded.breaks[encoded.break_offsets[index] : encoded.break_offsets[index + 1]].tolist()
+
+
+def exact_breaks(serialized, text):
+    """By the spans of the tokenizer itself."""
+    plain = Tokenizer.from_str(subword_encoder.untrimmed(serialized))
+    spans = np.array(plain.encode(text, add_special_tokens=False).offsets, np.int64).reshape(-1, 2)
+    return find_breaks(text, spans).tolist()
+
+
+def with_added_tokens(tokenizer):
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.add_special_tokens([AddedToken("<left>", lstrip=True), AddedToken("<both>", lstrip=True, rstrip=True)])
+    copy.add_tokens([AddedToken("<right>", rstrip=True)])
+    return copy
+
+
+def with_holes(unknown):
+    """A byte-level BPE whose alphabet lacks most bytes, with or without an unknown token."""
+    trained = Tokenizer(models.BPE(unk_token="<unk>" if unknown else None))
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.post_processor = processors.ByteLevel(trim_offsets=True)
+    trainer = trainers.BpeTrainer(special_tokens=["<unk>"] if unknown else [], initial_alphabet=[], show_progress=False)
+    trained.train_from_iterator(["abc. ab\ncab. "], trainer)
+    return trained
+
+
+LOSSY = {
+    "tokens that take white space": with_added_tokens,
+    "holes": lambda _: with_holes(False),
+    "an unknown token": lambda _: with_holes(True),
+}
+PARTS = ["a", "b. ", "c", " ", "\n", ". ", "! x", "x", "é", "<left>", "<right>", "<both>", "<mask>", "<s>", "<unk>"]
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.lists(st.sampled_from(PARTS), max_size=9).map("".join), min_size=1, max_size=4))
+def test_boundaries_stay_in_their_document_where_tokens_do_not_hold_all_bytes(tokenizer, kind, texts):
+    changed = LOSSY[kind](tokenizer)
+    serialized = changed.to_str()
+    encoder = SubwordEncoder(serialized, frozenset(), changed.get_vocab_size())
+    assert encoder.byte_level
+    found = encoder.encode(to_batch(texts))
+    assert [breaks_of(found, index) for index in range(len(texts))] == [exact_breaks(serialized, t) for t in texts]
+
+
+def test_a_boundary_after_a_special_token_does_not_move_into_the_next_document(tokenizer):
+    encoder = SubwordEncoder(tokenizer.to_str(), frozenset({0, 1}), tokenizer.get_vocab_size())
+    found = encoder.encode(to_batch(["a           <mask>\n", "b c d e"]))
+    assert found.break_offsets.tolist() == [0, 0, 0]
+
+
+def test_offsets_hold_white_space_whatever_the_tokenizer(tokenizer):
+    """A paragraph ends after the token of its line feed, not before it."""
+    spaced = altered(
+        tokenizer,
+        lambda t: (
+            setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
+            setattr(t, "post_processor", processors.ByteLevel(trim_offsets=True)),
+        ),
+    )
+    for serialized in (spaced, tokenizer.to_str()):
+        encoder = SubwordEncoder(serialized, frozenset(), tokenizer.get_vocab_size())
+        found = encoder.encode(to_batch(["a\n\nb"]))
+        words = [tokenizer.id_to_token(token) for token in found.tokens]
+        last = breaks_of(found, 0)[-1]
+        assert (last & 1, "".join(words[: (last >> 1) + 1]).strip("Ġ")) == (1, "aĊĊ")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_the_unknown_token_is_out_of_vocabulary_and_not_special(special):
+    model = models.WordLevel({"[UNK]": 0, "a": 1, "b": 2, "[SEP]": 3}, unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[UNK]", "[SEP]"])
+    encoder = SubwordEncoder(tokenizer.to_str(), frozenset({0, 3} if special else {3}), 4)
+    assert encoder.encode(to_batch(["a zz b[SEP]a"])).tokens.tolist() == [1, OOV, 2, SPECIAL, 1]
+
+
+def test_the_unknown_token_of_a_unigram_tokenizer():
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0)], unk_id=0))
+    encoder = SubwordEncoder(tokenizer.to_str(), frozenset({0}), 3)
+    assert encoder.encode(to_batch(["aéb"])).tokens.tolist() == [1, OOV, 2]
