@@ -222,3 +222,9 @@ def worlds(tmp_path: Path) -> Any:
         BatchCounts(tuple(files[0]), marginals(general)),
         V,
     )
+
+
+def random_documents(seed: int, documents: int = 60, longest: int = 90) -> list[list[int]]:
+    """Documents of 20 and more ordinary token ids of `train_tokenizer`."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(5, 300, generator.integers(20, longest)).tolist() for _ in range(documents)]

@@ -88,6 +88,13 @@ _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
 }
 """Of the keys of config.json that are read here, where they are set."""
 EMBEDDING_SUFFIX = "embeddings.word_embeddings.weight"
+_WRAPPERS = {
+    "module.": "DataParallel and DistributedDataParallel",
+    "_orig_mod.": "torch.compile",
+    "base_model.model.": "PEFT (merge the adapter first: merge_and_unload)",
+}
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+"""Under which training loops save a model beside its optimizer."""
 
 
 @dataclass(frozen=True)
@@ -223,9 +230,11 @@ def open_checkpoint(source: str, key: str = "inject.checkpoint") -> Checkpoint:
             "its class"
         )
     tensors, metadata = read_weights(directory)
-    if {family.decoder, family.head_bias} & tensors.keys():
+    if {family.decoder, family.head_bias, family.decoder_bias} & tensors.keys():
         read_config(directory, head=True)
-    embedding = _embedding_name(tensors, directory)
+    tensors = _name_tied_copies(tensors, family)
+    embedding = _embedding_name(tensors, family, directory)
+    metadata = {name: text for name, text in metadata.items() if name not in tensors}
     tensors, dropped = _drop_tied_copies(tensors, embedding, family, directory)
     bias = family.head_bias if family.head_bias in tensors else None
     checkpoint = Checkpoint(source, directory, config, family, tensors, dropped, metadata, embedding, bias)
@@ -315,15 +324,51 @@ def _read_bin(path: Path) -> dict[str, RawTensor]:
         ) from None
     if not isinstance(state, Mapping):
         raise InputError(f"{path} holds a {type(state).__name__}, expected a mapping of names to tensors")
+    nested = next((name for name in _NESTED if isinstance(state.get(name), Mapping)), None)
+    if nested is not None:
+        raise InputError(
+            f"{path} is a file of a training loop, its tensors lie under {nested!r}: transformers would not find them. "
+            "Load them into the model (model.load_state_dict) and save it with save_pretrained"
+        )
     return from_torch(state)
 
 
-def _embedding_name(tensors: Mapping[str, RawTensor], directory: Path) -> str:
-    names = [name for name in tensors if name == EMBEDDING_SUFFIX or name.endswith("." + EMBEDDING_SUFFIX)]
+def _name_tied_copies(tensors: dict[str, RawTensor], family: ModelFamily) -> dict[str, RawTensor]:
+    """Give a tied tensor that lies under its second name alone its first one, as transformers does on load.
+
+    safetensors' own `save_model` keeps one of two shared tensors, whichever comes first by name.
+    """
+    renamed = {}
+    embedding = any(_is_embedding(name) for name in tensors)
+    if family.decoder in tensors and not embedding:
+        renamed[family.decoder] = family.prefix + EMBEDDING_SUFFIX
+    if family.decoder_bias in tensors and family.head_bias not in tensors:
+        renamed[family.decoder_bias] = family.head_bias
+    return {renamed.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _is_embedding(name: str) -> bool:
+    return name == EMBEDDING_SUFFIX or name.endswith("." + EMBEDDING_SUFFIX)
+
+
+def _embedding_name(tensors: Mapping[str, RawTensor], family: ModelFamily, directory: Path) -> str:
+    names = [name for name in tensors if _is_embedding(name)]
+    wrappers = sorted({prefix for prefix in _WRAPPERS if any(name.startswith(prefix) for name in tensors)})
+    if wrappers:
+        raise InputError(
+            f"{directory}: names of tensors start with {wrappers[0]!r}, the mark of {_WRAPPERS[wrappers[0]]}: "
+            "transformers would not find them. Save the inner model with save_pretrained, which writes names without it"
+        )
     if len(names) != 1:
         raise InputError(
             f"{directory}: found {len(names)} tensors named *{EMBEDDING_SUFFIX} ({', '.join(names) or 'none'}), "
             "expected one"
+        )
+    if names[0] not in (EMBEDDING_SUFFIX, family.prefix + EMBEDDING_SUFFIX):
+        raise InputError(
+            f"{directory}: the embedding is called {names[0]}, expected {family.prefix}{EMBEDDING_SUFFIX}: "
+            f"transformers would not find it under the prefix {names[0].removesuffix(EMBEDDING_SUFFIX)!r}. Save the "
+            "model with save_pretrained"
         )
     return names[0]
 

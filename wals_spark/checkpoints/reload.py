@@ -54,6 +54,7 @@ def load_with_class(directory: str, name: str, variant: str | None = None) -> di
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,
             dtype="auto",
             variant=variant,
         )
@@ -64,7 +65,7 @@ def load_with_class(directory: str, name: str, variant: str | None = None) -> di
         "class": type(model).__name__,
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(info["unexpected_keys"]),
-        "mismatched": sorted(str(key) for key in info["mismatched_keys"]),
+        "mismatched": sorted(key[0] if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"]),
         "dtype": str(inputs.weight.dtype),
         "embedding": _digest(inputs.weight),
         "padding_idx": inputs.padding_idx,
@@ -73,6 +74,7 @@ def load_with_class(directory: str, name: str, variant: str | None = None) -> di
     if outputs is not None:
         found["tied"] = outputs.weight is inputs.weight
         found["head_bias"] = None if outputs.bias is None else _digest(outputs.bias)
+        found["head_bias_dtype"] = None if outputs.bias is None else str(outputs.bias.dtype)
     return found
 
 

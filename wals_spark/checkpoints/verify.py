@@ -24,7 +24,7 @@ from wals_spark.checkpoints.artifact import (
     ids_sha256,
     manifest_sha256,
 )
-from wals_spark.checkpoints.checkpoint import WEIGHTS, open_checkpoint
+from wals_spark.checkpoints.checkpoint import WEIGHTS, locate_checkpoint, open_checkpoint
 from wals_spark.checkpoints.json_file import read_json_object, require_ids, require_texts, require_value
 from wals_spark.checkpoints.outliers import outlier_rows
 from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, gather_rows, tensor_hashes
@@ -95,8 +95,13 @@ def verify_checkpoint(directory: str | Path, base: str | None = None, *, reload:
         return report
     check_content(report, tensors, proof, manifest, base)
     if reload:
-        check_reload(report, directory, tensors, manifest)
+        check_reload(report, directory, tensors, manifest, base_with_weights(base, manifest))
     return report
+
+
+def base_with_weights(base: str | None, manifest: Mapping[str, Any]) -> Path | None:
+    """The directory of the base, None where it is not given or only its config.json was read."""
+    return None if base is None or manifest["mode"] == "init" else locate_checkpoint(base, "--base")
 
 
 def check_manifest(report: VerificationReport, directory: Path, manifest: Mapping[str, Any]) -> None:
@@ -408,7 +413,6 @@ def _check_outliers(
 def open_base_tensors(base: str, manifest: Mapping[str, Any]) -> Mapping[str, RawTensor]:
     """The tensors that the edit started from: a checkpoint's, or for ``init`` the same initial model."""
     if manifest["mode"] == "init":
-        from wals_spark.checkpoints.checkpoint import locate_checkpoint
         from wals_spark.checkpoints.from_scratch import initialise_model
 
         return initialise_model(locate_checkpoint(base, "--base", weights=False), manifest["parameters"]["seed"])[0]

@@ -53,7 +53,8 @@ def verify_any_format(directory: str | Path, base: str | None = None, *, reload:
     if manifest["parameters"]["format"] == "factorised":
         _check_code(report, directory)
     elif reload:
-        check_reload(report, directory, expanded, manifest, "wals_spark.compress.reload")
+        at = injection.base_with_weights(base, manifest)
+        check_reload(report, directory, expanded, manifest, at, "wals_spark.compress.reload")
     return report
 
 

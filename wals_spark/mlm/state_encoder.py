@@ -3,7 +3,7 @@
 The state h_t is what the model's output embedding, a linear map, is given at position t. It is caught there by a hook,
 so no name of a head's layers is needed; that the output embedding makes the model's logits of it is checked once for
 each model. Logits are computed at masked positions only, in float32, from the states as they are stored (float16), in
-blocks of `LOGIT_BYTES`.
+blocks of bounded size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "tf32", "bf16"]
 LOGIT_BYTES = 64 << 20
-"""Bytes of the logits that are in memory at a time."""
+"""Bytes of the logits that are in memory at a time on a processor."""
+LOGIT_BYTES_CUDA = 1 << 30
+"""The same on a GPU."""
 BATCH_CPU = 16
 BATCH_CUDA = 128
 """Masked sequences of a forward pass where the caller does not say."""
@@ -173,7 +175,8 @@ class StateEncoder:
             stored = h.half()
             self._check_finite(h, stored)
             states.hidden[rows] = stored.cpu().numpy()
-            chunk = max(1, LOGIT_BYTES // (4 * self.size))
+            held = LOGIT_BYTES_CUDA if self.device.type == "cuda" else LOGIT_BYTES
+            chunk = max(1, held // (4 * self.size))
             for begin in range(0, len(rows), chunk):
                 at = rows[begin : begin + chunk]
                 logits = self.decoder(stored[begin : begin + chunk].to(self.decoder.weight.dtype)).float()  # (c, V)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from inject_models import inject, make_checkpoint, make_factors, tokenizer_json, worlds
+from inject_models import inject, make_checkpoint, make_factors, random_documents, tokenizer_json, worlds
 
-from wals_spark import schemas
+from wals_spark import schemas, storage, token_shards
 from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
 from wals_spark.matrix.list_column import matrix_to_lists
 from wals_spark.runs import Manifest
@@ -50,5 +50,40 @@ def context(make_context, make_checkpoint, make_factors):
         outputs = {"vocabulary_hash": tokenizer.hash}
         made.manifests.write(Manifest("train", "default", "complete", "f", "default", outputs=outputs))
         return made
+
+    return make
+
+
+@pytest.fixture
+def text_context(make_context, make_checkpoint):
+    """A context whose batches are encoded with the tokenizer of its checkpoint."""
+
+    def make(batches=None, shards=2, **values):
+        directory = values.pop("checkpoint", None) or make_checkpoint()
+        tokenizer = load_tokenizer(str(directory))
+        settings = {
+            "inject__mode": "fit",
+            "inject__checkpoint": str(directory),
+            "vocabulary__tokenizer": str(directory),
+            "states__sequence_length": 32,
+            "states__sequences": 40,
+            "states__maskings": 2,
+            "states__part_sequences": 16,
+            **values,
+        }
+        context = make_context(**settings)
+        for batch, documents in (batches or {"default": random_documents(0)}).items():
+            encoded = storage.join(context.manifests.warehouse, "_encoded", batch)
+            listing = []
+            for shard in range(shards):
+                writer = token_shards.ShardWriter(storage.join(encoded, f"part-{shard:05d}.arrow"))
+                mine = range(shard, len(documents), shards)
+                flat = np.array([token for d in mine for token in documents[d]], np.int32)
+                writer.write([f"{batch}-{d}" for d in mine], flat, np.cumsum([0, *(len(documents[d]) for d in mine)]))
+                listing.append(writer.close())
+            token_shards.write_listing(encoded, listing)
+            outputs = {"vocabulary_hash": tokenizer.hash, "kind": "tokenizer", "encoded": encoded}
+            context.manifests.write(Manifest("vocabulary", batch, "complete", f"f-{batch}", "r", outputs=outputs))
+        return context
 
     return make

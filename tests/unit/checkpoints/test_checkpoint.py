@@ -244,3 +244,28 @@ def test_the_source_is_never_written_to(make_checkpoint):
     with pytest.raises(ValueError, match="read-only"):
         found.tensors[EMBEDDING].data[0] = 1
     assert (copy / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "model.", "student."])
+def test_prefixes_of_wrappers_are_refused_by_name(make_checkpoint, prefix):
+    from safetensors.torch import load_file, save_file
+
+    directory = make_checkpoint()
+    state = load_file(directory / "model.safetensors")
+    wrapped = {prefix + name: value for name, value in state.items()}
+    save_file(wrapped, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=rf"{prefix}.*save_pretrained"):
+        open_checkpoint(str(directory))
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_a_file_of_a_training_loop_is_refused_by_its_key(make_checkpoint, key):
+    import torch
+    from safetensors.torch import load_file
+
+    directory = make_checkpoint()
+    state = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save({key: state, "epoch": 3}, directory / "pytorch_model.bin")
+    with pytest.raises(InputError, match=f"lie under '{key}'.*save_pretrained"):
+        open_checkpoint(str(directory))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 
 import numpy as np
@@ -148,3 +150,29 @@ def test_sequences_come_back_with_their_splits(tmp_path):
     assert splits == ["training", "training", "general"]
     for name in ("tokens", "offsets", "document", "start"):
         assert np.array_equal(getattr(found, name), getattr(sequences, name))
+
+
+FULL_PROGRAM = """
+import resource, signal, sys
+import numpy as np
+from wals_spark.errors import TransientError
+from wals_spark.mlm.hidden_states import MaskedStates
+from wals_spark.mlm.state_files import write_state_part
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+n = 1000
+states = MaskedStates(np.zeros((n, 768), np.float16), np.zeros(n, np.int32), np.zeros(n, np.uint64),
+                      np.zeros((n, 64), np.int32), np.zeros(n, np.float32), np.zeros(n, np.float32))
+try:
+    write_state_part(sys.argv[1] + "/part-00000.arrow", states)
+except TransientError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_said_and_leaves_no_part(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "no space left on the device; free some and run again" in done.stdout
+    assert list(tmp_path.iterdir()) == []

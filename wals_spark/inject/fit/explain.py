@@ -60,7 +60,7 @@ def explain_states(context: Context) -> list[str]:
         f"in {settings.precision} on {device.kind}",
         f"disk: at most {passes * hidden * state_bytes(opened.hidden_size) / 1e6:,.0f} MB, "
         f"{state_bytes(opened.hidden_size):,} bytes a masked token",
-        f"about {hours:.2g} hours in {slots} tasks at a time: {seconds:.3g} s a pass with {threads} threads, timed on "
+        f"about {_duration(hours)} in {slots} tasks at a time: {seconds:.3g} s a pass with {threads} threads, timed on "
         f"the driver in a batch of {TIMED_SEQUENCES}, taken for {where}",
     ]
 
@@ -84,6 +84,10 @@ def seconds_per_pass(encoder: StateEncoder, length: int, threads: int) -> float:
     finally:
         torch.set_num_threads(before)
     return (time.perf_counter() - started) / size
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.2g} minutes"
 
 
 def _tokens(directories: Iterable[str]) -> int:

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 LEAST_SEQUENCES = 32
 """Sequences that a sample must have, half of them left to fit on; from fewer no gain can be told from chance."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+_PART = re.compile(r"part-\d+\.arrow(\.[0-9a-f]+\.tmp)?")
 _UNKNOWN = ("<unk>", "[UNK]")
 
 
@@ -300,7 +301,7 @@ def _outputs(job: StatesJob, tokenizer: LoadedTokenizer, parts: Sequence[StatePa
 
 
 def _remove_others(home: str, directory: str, parts: Sequence[StatePart]) -> None:
-    """Remove states of other fingerprints, and parts of this one that another size of parts left."""
+    """Remove states of other fingerprints, and parts of this one that another size of parts or a kill left."""
     own = directory.rpartition("/")[2]
     for info in storage.list_files(home):
         name = info.base_name
@@ -308,7 +309,7 @@ def _remove_others(home: str, directory: str, parts: Sequence[StatePart]) -> Non
             storage.remove(storage.join(home, name))
     listed = {part.path.rpartition("/")[2] for part in parts}
     for info in storage.list_files(directory):
-        if re.fullmatch(r"part-\d+\.arrow", info.base_name) and info.base_name not in listed:
+        if _PART.fullmatch(info.base_name) and info.base_name not in listed:
             storage.remove(storage.join(directory, info.base_name))
 
 

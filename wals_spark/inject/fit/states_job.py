@@ -284,7 +284,9 @@ def _compute_in_spark(
 
     def run(index: int, own: Iterator[PlannedPart]) -> Iterator[StatePart]:
         from pyspark import TaskContext
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.set_verbosity_error()  # a checkpoint's pooler is no part of its masked-LM class
         context = TaskContext.get()
         assert context is not None
         gpu = context.resources().get("gpu")
