@@ -125,8 +125,9 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
     """Inject factors that fit the checkpoint, without Spark; returns the directory and injection.json."""
 
     def run(checkpoint: Path, mode: str = "blend", *, factors: Any = None, name: str = "out", **values: Any) -> Any:
-        from wals_spark.checkpoints import artifact, atomic_directory
+        from wals_spark.checkpoints import atomic_directory
         from wals_spark.checkpoints.checkpoint import embedding_values, open_checkpoint
+        from wals_spark.checkpoints.pack_making import write_packed_artifact
         from wals_spark.factors.store import Vectors
         from wals_spark.inject.prepare import prepare_edit
         from wals_spark.tokenizer import load_tokenizer
@@ -155,7 +156,7 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
         }
         directory = tmp_path / name
         with atomic_directory.staged_directory(str(directory), replace=False) as staging:
-            manifest = artifact.write_artifact(staging, base, change, used, described)
+            manifest = write_packed_artifact(staging, base, change, used, described, config.inject.pack)
         return directory, manifest
 
     return run

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import wals_spark
+from wals_spark.checkpoints.pack_command import add_pack_parsers
 from wals_spark.compress.command import add_parser as add_compress
 from wals_spark.config import Config, load_config, reference_markdown
 from wals_spark.errors import EXIT_BUG, EXIT_DONE, EXIT_GATE, EXIT_TRANSIENT, ConfigError, WalsSparkError
@@ -54,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_extend_tokenizer(commands)
     add_compress(commands)
     commands.choices["compress"].set_defaults(execute=_compress)
+    add_pack_parsers(commands)
+    commands.choices["pack"].set_defaults(execute=_pack)
+    commands.choices["apply"].set_defaults(execute=_apply)
     _add_config(commands)
     demo = commands.add_parser("demo", help="the whole pipeline on the documentation of your installed packages")
     demo.add_argument("--directory", default="demo", help="where everything goes (default: demo)")
@@ -309,6 +313,18 @@ def _compress(options: argparse.Namespace) -> int:
     from wals_spark.compress.command import run_compress
 
     return run_compress(options)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from wals_spark.checkpoints.pack_command import run_pack
+
+    return run_pack(options)
+
+
+def _apply(options: argparse.Namespace) -> int:
+    from wals_spark.checkpoints.pack_command import run_apply
+
+    return run_apply(options)
 
 
 def _config(options: argparse.Namespace) -> int:

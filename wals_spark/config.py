@@ -416,6 +416,7 @@ class InjectConfig(Section):
     """From factors to a checkpoint."""
 
     execution_keys = frozenset({"overwrite", "driver_rows"})
+    later_keys = frozenset({"pack"})
 
     mode: Literal["none", "init", "fit", "auto", "blend", "replace", "extend", "trim"] = Field(
         "none",
@@ -486,6 +487,11 @@ class InjectConfig(Section):
     folds: int = Field(5, ge=2, le=100, description="Folds of the cross-validation.")
     anchor_min_count: int = Field(20, ge=1, description="Rows rarer than this do not fit the alignment.")
     anchor_half_count: float = Field(100.0, ge=0, description="Count at which an anchor has half its full weight.")
+    pack: Literal["none", "int8", "fp16", "fp32"] = Field(
+        "none",
+        description="blend, replace: write a domain pack of this dtype beside the checkpoint, whose rows are then "
+        "those of the pack. fp32 changes nothing, int8 and fp16 round what rows moved by.",
+    )
     gate: bool = Field(True, description="blend, replace: refuse (exit 3) when alignment is no better than controls.")
     gate_margin: float = Field(0.01, ge=0, lt=1, description="Gain in held-out R^2 over the controls that is needed.")
     force: bool = Field(False, description="Write in spite of the gate; recorded in injection.json.")
@@ -494,7 +500,9 @@ class InjectConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _shift_has_what_it_needs(self) -> InjectConfig:
+    def _keys_fit_each_other(self) -> InjectConfig:
+        if self.pack != "none" and self.mode in ("init", "extend", "trim"):
+            raise ValueError(f"pack is {self.pack}: mode {self.mode} moves no rows of a base, set it to none")
         if self.shift != 0 and not self.general_batches:
             raise ValueError("shift compares the domain with general text: name batches of it in general_batches")
         if self.shift != 0 and self.combine != "u":

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 import wals_spark
-from wals_spark.config import Config, CorpusConfig, TrainConfig, fingerprint, load_config, reference_markdown
+from wals_spark.config import (
+    Config,
+    CorpusConfig,
+    InjectConfig,
+    TrainConfig,
+    fingerprint,
+    load_config,
+    reference_markdown,
+)
 from wals_spark.errors import ConfigError
 from wals_spark.objective import configuration_keys
 
@@ -96,10 +104,11 @@ def test_execution_keys_do_not_determine_the_result():
 
 
 def test_the_sections_of_a_default_configuration_have_the_fingerprint_that_warehouses_hold():
-    """`states` came later: the other sections are as they were."""
+    """`states` came later, as did some keys: everything else is as it was."""
     left_out = ("warehouse", "run_id", "spark", "states")
     kept = {k: v for k, v in Config().dump().items() if k not in left_out}
-    kept["corpus"] = {k: v for k, v in kept["corpus"].items() if k not in CorpusConfig.later_keys}
+    for name, section in (("corpus", CorpusConfig), ("inject", InjectConfig)):
+        kept[name] = {k: v for k, v in kept[name].items() if k not in section.later_keys}
     assert fingerprint(kept) == "2bbefb97754cd10b"
 
 
@@ -110,6 +119,11 @@ def test_a_key_of_a_later_version_counts_where_it_is_no_default(override):
     changed = load_config(None, [override])
     assert changed.fingerprint != Config().fingerprint
     assert changed.corpus.result_keys() != Config().corpus.result_keys()
+
+
+def test_no_domain_pack_is_no_key_of_the_result():
+    assert "pack" not in Config().inject.result_keys()
+    assert load_config(None, ["inject.pack=int8"]).inject.result_keys()["pack"] == "int8"
 
 
 def test_the_reference_of_all_keys_is_current():

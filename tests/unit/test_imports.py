@@ -48,13 +48,18 @@ PARTS = {
         {"pretrain", "state_encoder"},
     ],
     "checkpoints": [
-        {"json_file", "model_card", "raw_tensor", "reload", "verification_report"},
+        {"json_file", "model_card", "raw_tensor", "reload", "row_quantisation", "verification_report"},
         {"from_scratch", "row_comparison", "safetensors_file"},
         {"checkpoint"},
         {"base_files", "edit", "outliers", "reload_check"},
         {"artifact"},
+        {"domain_pack"},
+        {"pack_sum"},
+        {"pack_check"},
         {"output_check", "verify"},
-        {"atomic_directory"},
+        {"atomic_directory", "pack_making"},
+        {"pack_application"},
+        {"pack_command"},
     ],
     "evaluate": [
         {"controls", "intrinsic", "masked_lm"},
@@ -128,6 +133,8 @@ PARTS = {
 """Within a package: its modules and subpackages from the bottom to the top."""
 SPARK_FREE = [
     "checkpoints.artifact",
+    "checkpoints.pack_application",
+    "checkpoints.pack_making",
     "checkpoints.verify",
     "compress.closed_form",
     "compress.methods",

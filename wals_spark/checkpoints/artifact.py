@@ -185,7 +185,7 @@ def _embedding_record(base: BaseCheckpoint, new: RawTensor, changes: RowChanges)
         "rows_changed": len(changes.changed),
         "changed_ids_sha256": ids_sha256(changes.changed),
         "displacement": distribution_summary(changes.displacement[changes.changed]),
-        "row_norm": distribution_summary(row_norms(old.values())),
+        "row_norm": distribution_summary(row_norms(old)),
         "protected": base.protected.tolist(),
     }
 
@@ -209,7 +209,7 @@ def row_changes(old: RawTensor, new: RawTensor, origin: np.ndarray) -> RowChange
     """Compare an edited embedding `new` (V', d) with `old` (V, d), its row i with the row ``origin[i]``."""
     before, after = row_hashes(old), row_hashes(new)
     changed = np.flatnonzero(changed_rows(before, after, origin))
-    displacement = displacements(old.values(), new.values(), origin).astype(np.float32)
+    displacement = displacements(old, new, origin).astype(np.float32)
     return RowChanges(origin, before, changed, displacement)
 
 

@@ -12,6 +12,7 @@ _VERBS = {
     "replace": "was replaced by corpus co-occurrence factors",
     "blend": "was blended with corpus co-occurrence factors",
     "extend": "got rows for new tokens of a corpus",
+    "apply": "was changed by domain packs",
     "trim": "was cut down to the tokens of a corpus",
 }
 _GOALS = {"sum": "general text and the domain together", "domain": "the corpus"}
@@ -54,12 +55,13 @@ def render_model_card(manifest: Mapping[str, Any], config: Mapping[str, Any]) ->
         verb=_VERBS[mode],
         unchanged=manifest["embedding"]["rows_changed"] == 0,
         mode=mode,
-        seed=manifest["parameters"]["seed"],
+        seed=manifest["parameters"].get("seed"),
         strength=strengths.get("head_bias"),
         goal=_GOALS.get(strengths.get("head_bias_target"), "the corpus"),
         embedding=manifest["embedding"],
         head_bias=manifest["head_bias"],
         factors=manifest["factors"],
+        packs=manifest.get("packs", []),
         gate=gate,
         forced=gate is not None and not gate["passed"],
     )

@@ -35,7 +35,7 @@ ITEM_BYTES = {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U64": "<u8"}
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U64": "<u8", "I8": "i1"}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -98,7 +98,7 @@ def from_values(values: np.ndarray, dtype: str) -> RawTensor:
     Raises
     ------
     InputError
-        `dtype` is none of F64, F32, F16, BF16, I64, I32 and U64.
+        `dtype` is none of F64, F32, F16, BF16, I64, I32, I8 and U64.
     """
     if dtype == "BF16":
         wide = np.ascontiguousarray(values, np.float32).view(np.uint32)

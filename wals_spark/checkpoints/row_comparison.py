@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from wals_spark.checkpoints.raw_tensor import RawTensor
+from wals_spark.checkpoints.raw_tensor import RawTensor, gather_rows
 
 _ROWS_AT_ONCE = 4096
 
@@ -21,21 +21,28 @@ def differing_rows(before: RawTensor, after: RawTensor, origin: np.ndarray) -> n
     return found
 
 
-def displacements(before: np.ndarray, after: np.ndarray, origin: np.ndarray) -> np.ndarray:
+def displacements(before: RawTensor | np.ndarray, after: RawTensor | np.ndarray, origin: np.ndarray) -> np.ndarray:
     """|e'_i - e_origin(i)| of every row, float64 (n,), in bounded memory; |e'_i| for a new row (-1)."""
     found = np.empty(len(origin))
     for begin in range(0, len(origin), _ROWS_AT_ONCE):
-        part = slice(begin, begin + _ROWS_AT_ONCE)
-        old = before[np.maximum(origin[part], 0)].astype(np.float64)
+        part = np.arange(begin, min(begin + _ROWS_AT_ONCE, len(origin)))
+        old = _rows_at(before, np.maximum(origin[part], 0))
         old[origin[part] < 0] = 0
-        found[part] = np.linalg.norm(after[part] - old, axis=1)
+        found[part] = np.linalg.norm(_rows_at(after, part) - old, axis=1)
     return found
 
 
-def row_norms(rows: np.ndarray) -> np.ndarray:
+def row_norms(rows: RawTensor | np.ndarray) -> np.ndarray:
     """Euclidean length of every row, float64 (n,), in bounded memory."""
-    parts = (rows[begin : begin + _ROWS_AT_ONCE] for begin in range(0, len(rows), _ROWS_AT_ONCE))
-    return np.concatenate([np.linalg.norm(part.astype(np.float64), axis=1) for part in parts] or [np.zeros(0)])
+    n = rows.shape[0]
+    parts = (np.arange(begin, min(begin + _ROWS_AT_ONCE, n)) for begin in range(0, n, _ROWS_AT_ONCE))
+    return np.concatenate([np.linalg.norm(_rows_at(rows, part), axis=1) for part in parts] or [np.zeros(0)])
+
+
+def _rows_at(rows: RawTensor | np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Some rows as float64, a copy."""
+    found = gather_rows(rows, ids).values() if isinstance(rows, RawTensor) else rows[ids]
+    return found.astype(np.float64)
 
 
 def row_hashes(tensor: RawTensor) -> np.ndarray:

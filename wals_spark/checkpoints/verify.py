@@ -27,6 +27,7 @@ from wals_spark.checkpoints.artifact import (
 from wals_spark.checkpoints.checkpoint import WEIGHTS, locate_checkpoint, open_checkpoint
 from wals_spark.checkpoints.json_file import read_json_object, require_ids, require_texts, require_value
 from wals_spark.checkpoints.outliers import outlier_rows
+from wals_spark.checkpoints.pack_check import APPLY, check_applied, check_packs
 from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, gather_rows, tensor_hashes
 from wals_spark.checkpoints.reload_check import check_reload
 from wals_spark.checkpoints.row_comparison import differing_rows, row_hashes
@@ -94,6 +95,11 @@ def verify_checkpoint(directory: str | Path, base: str | None = None, *, reload:
         report.add("readable", False, str(error))
         return report
     check_content(report, tensors, proof, manifest, base)
+    packed = "packs" in manifest or manifest["mode"] == APPLY
+    if packed and proof_problem(tensors, proof, manifest) is None:
+        packs = check_packs(report, directory, tensors, proof, manifest)
+        if packs is not None and base is not None:
+            check_applied(report, directory, tensors, proof, manifest, packs, base, OF_HUB)
     if reload:
         check_reload(report, directory, tensors, manifest, base_with_weights(base, manifest))
     return report

@@ -19,9 +19,11 @@ import numpy as np
 from wals_spark.checkpoints.artifact import CARD, FACTORS, MANIFEST
 from wals_spark.checkpoints.base_files import check_base_files
 from wals_spark.checkpoints.checkpoint import WEIGHTS, locate_checkpoint
+from wals_spark.checkpoints.domain_pack import PACK_FILE
 from wals_spark.checkpoints.edit import BaseCheckpoint, EmbeddingEdit, apply_edit, reindexed_tensors
 from wals_spark.checkpoints.json_file import read_json_object, require_value
 from wals_spark.checkpoints.raw_tensor import ITEM_BYTES, RawTensor
+from wals_spark.checkpoints.row_quantisation import rounding_bounds
 from wals_spark.checkpoints.verification_report import VerificationReport, first_of
 from wals_spark.checkpoints.verify import OF_HUB
 from wals_spark.config import Config, validate_config
@@ -100,14 +102,16 @@ def check_recomputed(
     except (ConfigError, InputError, GateError, np.linalg.LinAlgError, ValueError, OverflowError) as error:
         report.add("recomputed", False, f"cannot be computed again: {str(error).splitlines()[0]:.300}")
         return
-    check_base_files(report, directory, opened.companions(), _OWN_FILES)
+    own = _OWN_FILES if config.inject.pack == "none" else _OWN_FILES | {PACK_FILE}
+    check_base_files(report, directory, opened.companions(), own)
+    _check_pack(report, manifest, config.inject.pack)
     if config.inject.mode == "extend":
         _check_extended_tokenizer(report, result, base)
     _check_protected(report, result, opened)
     if not _check_origin(report, result, opened, edit):
         return
     _check_shares(report, result, edit)
-    _check_values(report, result, opened, edit)
+    _check_values(report, result, opened, edit, config.inject.pack)
     if strengths is not None:
         _check_strengths(report, config, strengths, edit, has_head=opened.head_bias is not None)
     if config.inject.mode in ("blend", "replace"):
@@ -213,12 +217,28 @@ def _check_shares(report: VerificationReport, result: _Result, edit: EmbeddingEd
     )
 
 
-def _check_values(report: VerificationReport, result: _Result, base: BaseCheckpoint, edit: EmbeddingEdit) -> None:
+def _check_pack(report: VerificationReport, manifest: Mapping[str, Any], dtype: str) -> None:
+    """There is one domain pack of the dtype asked for, at full strength, or none was asked for."""
+    records = manifest.get("packs", [])
+    expected = [] if dtype == "none" else [(PACK_FILE, dtype, 1.0)]
+    listed = isinstance(records, list) and all(isinstance(record, Mapping) for record in records)
+    found = [tuple(record.get(key) for key in ("file", "dtype", "strength")) for record in records] if listed else None
+    if expected or found:
+        report.add(
+            "pack asked for",
+            found == expected,
+            f"one domain pack in {dtype}" if found == expected else f"packs are {found!s:.100}, asked for was {dtype}",
+        )
+
+
+def _check_values(
+    report: VerificationReport, result: _Result, base: BaseCheckpoint, edit: EmbeddingEdit, pack: str
+) -> None:
     """Rows of the embedding and entries of the head bias: to the bit where they stay, up to rounding where computed."""
     expected = apply_edit(base, edit)
     before = reindexed_tensors(base, edit)
     name, bias = base.embedding, base.head_bias
-    wrong = _differing(result.tensors.get(name), expected[name], before[name], edit.ids)
+    wrong = _differing(result.tensors.get(name), expected[name], before[name], edit.ids, pack)
     _add_values(
         report, "computed rows", wrong, f"{len(edit.ids)} rows are what the recorded vectors and strengths give"
     )
@@ -240,9 +260,12 @@ def _add_values(report: VerificationReport, name: str, wrong: np.ndarray | None,
 
 
 def _differing(
-    found: RawTensor | None, expected: RawTensor, before: RawTensor, computed: np.ndarray
+    found: RawTensor | None, expected: RawTensor, before: RawTensor, computed: np.ndarray, pack: str = "none"
 ) -> np.ndarray | None:
-    """Rows that are not `expected`, to the bit or where `computed` up to rounding; None for another shape or dtype."""
+    """Rows that are not `expected`, to the bit or where `computed` up to rounding; None for another shape or dtype.
+
+    Where a domain pack rounded the moves, its rounding is allowed too.
+    """
     if found is None or (found.dtype, found.shape) != (expected.dtype, expected.shape) or found.dtype not in _ROUNDING:
         return None
     differ = np.flatnonzero((found.rows != expected.rows).any(axis=1))
@@ -253,6 +276,8 @@ def _differing(
         for tensor in (found, expected, before)
     )
     allowed = TOLERANCE * np.linalg.norm(wanted - old, axis=1) + _ROUNDING[found.dtype] * np.linalg.norm(wanted, axis=1)
+    if pack != "none":
+        allowed += rounding_bounds(wanted - old, pack)
     near = np.isin(differ, computed) & (np.linalg.norm(got - wanted, axis=1) <= allowed)
     return differ[~near]
 

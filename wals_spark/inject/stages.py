@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from wals_spark import storage
-from wals_spark.checkpoints import artifact, atomic_directory
+from wals_spark.checkpoints import atomic_directory
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.edit import EmbeddingEdit
 from wals_spark.checkpoints.model_card import change_sentence
 from wals_spark.checkpoints.output_check import check_output
+from wals_spark.checkpoints.pack_making import write_packed_artifact
 from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, GateError, InputError
@@ -176,7 +177,7 @@ class InjectStage(_StageOfInjection):
                 "combine": config.inject.combine,
             }
         with atomic_directory.staged_directory(output, replace=_may_replace(config), inputs=inputs) as staging:
-            manifest = artifact.write_artifact(staging, base, change, factors, described)
+            manifest = write_packed_artifact(staging, base, change, factors, described, config.inject.pack)
         return _outcome(output, manifest, change)
 
 
@@ -320,6 +321,12 @@ def _outcome(output: str, manifest: dict[str, Any], change: EmbeddingEdit) -> Ou
         metrics += [Metric(f"r2_{name}", value) for name, value in gate["r2"].items()]
         metrics.append(Metric("gate_gain", gate["gain"], gate["low"], gate["high"]))
         lines.append(gate["reason"] if gate["passed"] else f"written by force though {gate['reason']}")
+    for pack in manifest.get("packs", []):
+        metrics.append(Metric("pack_relative_error", pack["error"]["relative_rms"]))
+        lines.append(
+            f"domain pack {pack['file']}: {pack['rows']:,} rows and {pack['biases']:,} biases in {pack['dtype']}, "
+            f"relative error {pack['error']['relative_rms']:.2g}"
+        )
     outputs: InjectOutputs = {
         "paths": [output],
         "directory": output,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from inject_models import train_tokenizer
 
+from wals_spark.checkpoints.domain_pack import read_pack
 from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.inject.stages import InjectStage, VerifyStage
@@ -27,6 +28,22 @@ def test_inject_then_verify_then_nothing(context):
     assert run_stage(made, VerifyStage())[1] is False
     recorded = read_manifest(Path(manifest.outputs["directory"]))
     assert recorded["run"]["fingerprint"] == manifest.fingerprint
+
+
+def test_a_domain_pack_is_written_beside_the_checkpoint_and_proven(context):
+    made = context(inject__pack="int8")
+    manifest, _ = run_stage(made, InjectStage())
+    verified, _ = run_stage(made, VerifyStage())
+    directory = Path(manifest.outputs["directory"])
+    assert read_manifest(directory)["packs"][0]["rows"] >= manifest.outputs["rows_changed"] > 0
+    assert read_pack(directory / "domain_pack.safetensors").dtype == "int8"
+    assert "to the bit" in verified.outputs["checks"]["rows of packs"]
+
+
+@pytest.mark.parametrize("mode", ["init", "extend", "trim"])
+def test_a_domain_pack_of_another_vocabulary_is_refused_at_once(make_config, mode):
+    with pytest.raises(ConfigError, match=f"pack is int8: mode {mode} moves no rows of a base"):
+        make_config(inject__mode=mode, inject__pack="int8")
 
 
 def test_a_refusal_stands_in_the_manifest_and_leaves_no_output(context):
