@@ -49,7 +49,7 @@ PARTS = {
     ],
     "checkpoints": [
         {"json_file", "model_card", "raw_tensor", "reload", "row_quantisation", "verification_report"},
-        {"from_scratch", "row_comparison", "safetensors_file"},
+        {"from_scratch", "row_comparison", "safetensors_file", "special_tokens"},
         {"checkpoint"},
         {"base_files", "edit", "outliers", "reload_check"},
         {"artifact"},

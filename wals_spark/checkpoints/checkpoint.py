@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from wals_spark.checkpoints.json_file import read_json_object, refuse_lfs_pointer, require_texts, require_value
 from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, from_torch
 from wals_spark.checkpoints.safetensors_file import read_raw_tensors
+from wals_spark.checkpoints.special_tokens import named_special_tokens
 from wals_spark.errors import InputError
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
 
@@ -445,7 +446,7 @@ def embedding_values(checkpoint: Checkpoint) -> np.ndarray:
 
 
 def checkpoint_tokenizer(directory: Path) -> LoadedTokenizer:
-    """The tokenizer in a checkpoint's directory.
+    """The tokenizer in a checkpoint's directory; tokens that files beside it name as special ones are special.
 
     Raises
     ------
@@ -457,16 +458,16 @@ def checkpoint_tokenizer(directory: Path) -> LoadedTokenizer:
             f"{directory} has no tokenizer.json: which row belongs to which token cannot be known. Put there the "
             "tokenizer that the model was trained with (AutoTokenizer.from_pretrained(...).save_pretrained(...))"
         )
-    return load_tokenizer(str(directory))
+    loaded = load_tokenizer(str(directory))
+    named = (loaded.tokenizer.token_to_id(token) for token in named_special_tokens(directory))
+    return replace(loaded, special_ids=loaded.special_ids | {index for index in named if index is not None})
 
 
 def protected_ids(tokenizer: LoadedTokenizer, config: Mapping[str, Any], rows: int) -> np.ndarray:
     """Ids whose rows never change: special and reserved tokens, the config's ids, padding rows; ascending int64."""
     protected = set(tokenizer.special_ids)
     protected.update(index for index, token in enumerate(tokenizer.tokens) if _UNUSED.fullmatch(token))
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if isinstance(config.get(name), int):
-            protected.add(config[name])
+    protected.update(value for name, value in config.items() if name.endswith("_token_id") and isinstance(value, int))
     protected.update(range(len(tokenizer.tokens), rows))
     return np.array(sorted(index for index in protected if 0 <= index < rows), np.int64)
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.edit import BaseCheckpoint, EmbeddingEdit, TokenFactors, base_of_checkpoint
+from wals_spark.checkpoints.json_file import read_json_object
+from wals_spark.checkpoints.special_tokens import config_token_ids, default_token_ids, named_special_tokens
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.store import Vectors
@@ -19,8 +21,11 @@ from wals_spark.inject import frequency, modes, strength_search
 from wals_spark.inject.gate import FoldSums
 from wals_spark.inject.proposal import RowProposal, TokenFrequencies, adjusted_head_bias, edit_of_proposal, propose_rows
 from wals_spark.inject.vocabulary import extend, trim
+from wals_spark.inject.vocabulary.tokenizer_json import check_tokenizer_json
 from wals_spark.mlm.data import special_ids
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer, vocabulary_hash
+
+_GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,7 @@ def _inject(
 
 def _with_texts(base: BaseCheckpoint, config: Mapping[str, Any], texts: Mapping[str, str]) -> BaseCheckpoint:
     """The base with another config.json and tokenizer; files that repeat the old vocabulary stay behind."""
-    kept = ("generation_config.json", "tokenizer_config.json")
+    kept = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     return replace(
         base,
         config=config,
@@ -230,15 +235,22 @@ def _trim(config: Config, vectors: Vectors) -> tuple[BaseCheckpoint, EmbeddingEd
     tokenizer = ckpt.checkpoint_tokenizer(opened.directory)
     ckpt.check_tokenizer(tokenizer, opened.vocab_size, source)
     check_same_vocabulary(vocabulary_hash(vectors.tokens), tokenizer, "the vocabulary table", source)
-    special = ckpt.protected_ids(tokenizer, opened.config, len(tokenizer.tokens))
-    special = special[np.isin(special, list(tokenizer.special_ids) + _config_ids(opened.config))]
-    content = json.loads((opened.directory / "tokenizer.json").read_text(encoding="utf-8"))
+    _check_named_tokens(opened, tokenizer)
+    directory, size = opened.directory, len(tokenizer.tokens)
+    described = {**default_token_ids(opened.config, size), **opened.config}
+    special = np.array(sorted(tokenizer.special_ids | _token_ids_of_files(directory, described, size)), np.int64)
+    content = read_json_object(directory / "tokenizer.json")
     kept = trim.kept_ids(content, vectors.counts, special.tolist(), config.inject.trim_min_count)
-    texts = {"tokenizer.json": json.dumps(trim.trim_tokenizer(content, kept), ensure_ascii=False)}
-    described = opened.directory / "tokenizer_config.json"
-    if described.is_file():
-        texts[described.name] = trim.renumber_tokenizer_config(described.read_text(encoding="utf-8"), kept)
-    base = _with_texts(base_of_checkpoint(opened, source, special), trim.renumber_config(opened.config, kept), texts)
+    trimmed = trim.trim_tokenizer(content, kept)
+    check_tokenizer_json(trimmed, "trim")
+    texts = {"tokenizer.json": json.dumps(trimmed, ensure_ascii=False)} | trim.renumber_tokenizer_files(directory, kept)
+    if (directory / _GENERATION).is_file():
+        generation = trim.renumber_ids(
+            read_json_object(directory / _GENERATION), kept, size, str(directory / _GENERATION)
+        )
+        texts[_GENERATION] = json.dumps(generation, indent=2, sort_keys=True) + "\n"
+    described = trim.renumber_ids(described, kept, size, str(directory / "config.json"))
+    base = _with_texts(base_of_checkpoint(opened, source, special), described, texts)
     facts = {
         "tokens_before": len(tokenizer.tokens),
         "tokens_after": len(kept),
@@ -251,8 +263,25 @@ def _trim(config: Config, vectors: Vectors) -> tuple[BaseCheckpoint, EmbeddingEd
     return base, EmbeddingEdit(nothing, rows, None, share, {}, facts, None, kept, {"counts": vectors.counts})
 
 
-def _config_ids(config: Mapping[str, Any]) -> list[int]:
-    return [value for name, value in config.items() if name.endswith("_token_id") and isinstance(value, int)]
+def _token_ids_of_files(directory: Path, config: Mapping[str, Any], size: int) -> set[int]:
+    """Ids that config.json, generation_config.json and files of the tokenizer name."""
+    found = {index for ids in config_token_ids(config, size, str(directory / "config.json")).values() for index in ids}
+    path = directory / _GENERATION
+    if path.is_file():
+        named = config_token_ids(read_json_object(path), size, str(path))
+        found |= {index for ids in named.values() for index in ids}
+    return found | {index for index in trim.added_token_ids(directory) if index < size}
+
+
+def _check_named_tokens(opened: ckpt.Checkpoint, tokenizer: LoadedTokenizer) -> None:
+    """Raise `InputError` for a special token that tokenizer.json lacks: a load would give it the id of another."""
+    for token, where in named_special_tokens(opened.directory).items():
+        if tokenizer.tokenizer.token_to_id(token) is None:
+            raise InputError(
+                f"{opened.directory} names the special token {token!r} ({where}), tokenizer.json does not have it: "
+                "transformers would append it under an id of its own. Save the tokenizer with "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...), or remove the entry"
+            )
 
 
 def _extend(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[BaseCheckpoint, EmbeddingEdit]:
@@ -260,6 +289,7 @@ def _extend(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Ba
     opened = ckpt.open_checkpoint(source)
     old = ckpt.checkpoint_tokenizer(opened.directory)
     ckpt.check_tokenizer(old, opened.vocab_size, source)
+    _check_named_tokens(opened, old)
     new = extended_tokenizer(config, old, source)
     check_same_vocabulary(vocabulary_hash(vectors.tokens), new, "the factors table", str(config.vocabulary.tokenizer))
     protected = ckpt.protected_ids(old, opened.config, opened.vocab_size)
@@ -275,8 +305,15 @@ def _extend(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Ba
     )
     described = {**opened.config, "vocab_size": size}
     assert config.vocabulary.tokenizer is not None
-    texts = {"tokenizer.json": new.tokenizer.to_str()}
+    texts = {"tokenizer.json": _tokenizer_text(config.vocabulary.tokenizer, new)}
     return _with_texts(base_of_checkpoint(opened, source, protected), described, texts), edit
+
+
+def _tokenizer_text(source: str, loaded: LoadedTokenizer) -> str:
+    """The content of tokenizer.json, with its truncation and padding where it is a file."""
+    path = Path(source).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    return path.read_text(encoding="utf-8") if path.is_file() else loaded.tokenizer.to_str()
 
 
 def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> LoadedTokenizer:

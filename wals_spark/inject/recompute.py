@@ -9,7 +9,7 @@ move). Numbers that the result alone has are bounded: strengths by what was aske
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from wals_spark.factors.store import Vectors
 from wals_spark.inject.prepare import EncodedText, RecordedChoices, prepare_edit, strengths_need_text
 from wals_spark.inject.proposal import TokenFrequencies
 from wals_spark.inject.strength_search import HALF_EXPOSURE_GRID, HEAD_BIAS_GRID, SHIFT_GRID, Strengths
+from wals_spark.inject.vocabulary.segmentation import compare_segmentation, load_auto_pieces, random_texts
 from wals_spark.inject.vocabulary.tokenizer_json import extension_problems
 from wals_spark.tokenizer import load_tokenizer
 
@@ -42,6 +43,7 @@ LARGEST_RATIO = 1e6
 """No token is a million times as frequent in one text as in another, so no head bias moves further."""
 _ROUNDING = {"F64": 2.0**-23, "F32": 2.0**-21, "F16": 2.0**-9, "BF16": 2.0**-6}
 """Of a stored number, twice the spacing at 1; float64 rows are computed in float32."""
+_RANDOM_TEXTS = 300
 _COUNTS = ("counts", "corpus_counts", "exposure")
 _OWN_FILES = frozenset({MANIFEST, CARD, FACTORS, WEIGHTS}) | OF_HUB
 
@@ -77,6 +79,7 @@ def check_recomputed(
     tensors: Mapping[str, RawTensor],
     proof: Mapping[str, RawTensor],
     base: str,
+    texts: Sequence[str] = (),
 ) -> None:
     """Compute the edit again and compare everything with it.
 
@@ -94,6 +97,8 @@ def check_recomputed(
         Of factors.safetensors.
     base : str
         The checkpoint that it was made from.
+    texts : sequence of str
+        ``trim`` and ``extend``: segmented before and after; none = texts of random tokens.
     """
     result = _Result(directory, manifest, tensors, proof)
     try:
@@ -110,6 +115,8 @@ def check_recomputed(
     _check_protected(report, result, opened)
     if not _check_origin(report, result, opened, edit):
         return
+    if edit.origin is not None:
+        _check_segmentation(report, directory, base, edit.origin, texts)
     _check_shares(report, result, edit)
     _check_values(report, result, opened, edit, config.inject.pack)
     if strengths is not None:
@@ -171,6 +178,34 @@ def _check_extended_tokenizer(report: VerificationReport, result: _Result, base:
         not problems,
         "every entry of the base's tokenizer is there, new tokens come behind" if not problems else first_of(problems),
     )
+
+
+def _check_segmentation(
+    report: VerificationReport, directory: Path, base: str, origin: np.ndarray, texts: Sequence[str]
+) -> None:
+    """Both tokenizers load, special tokens are the same, and texts change only by dropped or through new tokens."""
+    source = locate_checkpoint(base)
+    sample = list(texts) or random_texts(load_tokenizer(str(source)), _RANDOM_TEXTS, 0)
+    try:
+        old, new = load_auto_pieces(source), load_auto_pieces(directory)
+    except InputError as error:
+        report.add("segmentation", False, str(error))
+        return
+    moved = {name: int(origin[index]) if index < len(origin) else -2 for name, index in new.special.items()}
+    wrong = sorted(name for name in moved.keys() | old.special.keys() if moved.get(name) != old.special.get(name))
+    if wrong:
+        report.add("segmentation", False, f"special tokens are not those of the base: {first_of(wrong)}")
+        return
+    found = compare_segmentation(old.pieces, new.pieces, origin, sample)
+    extends = bool((origin < 0).any())
+    said = f"of {found.texts} texts {found.unchanged} segment as with the base"
+    if extends:
+        said += f", {found.within} differ within new tokens, {len(found.elsewhere)} elsewhere"
+    else:
+        said += f", {found.dropped} hold dropped tokens"
+    bad = found.without_new if extends else len(found.elsewhere)
+    why = f"{said}; {bad} differ without a {'new' if extends else 'dropped'} token, the first: "
+    report.add("segmentation", bad == 0, said if bad == 0 else why + repr(sample[found.elsewhere[0]])[:80])
 
 
 def _check_protected(report: VerificationReport, result: _Result, base: BaseCheckpoint) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from wals_spark import storage
+from wals_spark import schemas, storage
 from wals_spark.checkpoints import atomic_directory
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.edit import EmbeddingEdit
@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 SHIFT_MIN_COUNT = 5
 """Tokens that the domain has less often do not shift."""
+SAMPLE_DOCUMENTS = 200
+"""Counted documents, and held-out ones, that are segmented before and after a change of the vocabulary."""
 
 
 class _StageOfInjection(Stage):
@@ -202,7 +204,7 @@ class VerifyStage(_StageOfInjection):
         config = stage_run.context.config
         directory = stage_run.outputs(InjectOutputs)["directory"]
         with _local(directory) as local:
-            report = verify_injection(local, checkpoint_source(config))
+            report = verify_injection(local, checkpoint_source(config), texts=_sample(stage_run.context))
         for line in report.lines():
             logger.info("verify: %s", line)
         if not report.passed:
@@ -249,6 +251,17 @@ def _is_own(config: Config) -> bool:
         run = made.get("run")
         return isinstance(run, dict) and (run.get("run_id"), run.get("stage")) == (config.run_id, config.injection)
     return False
+
+
+def _sample(context: Context) -> list[str]:
+    """Documents that are counted, and as many that are held out, where the mode changes the vocabulary."""
+    if context.config.inject.mode not in ("trim", "extend"):
+        return []
+    from pyspark.sql import functions as F
+
+    frame = context.tables.read(schemas.DOCUMENTS).where(F.col("batch_id") == context.config.corpus.batch_id)
+    parts = (frame.where(F.col("held_out") == held_out).limit(SAMPLE_DOCUMENTS) for held_out in (False, True))
+    return [row["text"] for part in parts for row in part.select("text").toLocalIterator()]
 
 
 def _sums(context: Context, rows: int) -> FoldSums | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from wals_spark.checkpoints.artifact import FACTORS
@@ -13,7 +14,9 @@ from wals_spark.errors import InputError
 from wals_spark.inject.recompute import MODES, check_recomputed
 
 
-def verify_injection(directory: str | Path, base: str | None = None, *, reload: bool = True) -> VerificationReport:
+def verify_injection(
+    directory: str | Path, base: str | None = None, *, reload: bool = True, texts: Sequence[str] = ()
+) -> VerificationReport:
     """Verify an injected checkpoint, and with its base compute the edit again.
 
     Parameters
@@ -24,6 +27,8 @@ def verify_injection(directory: str | Path, base: str | None = None, *, reload: 
         The checkpoint it was made from, a directory or hub name; without it the recorded hashes stand in.
     reload : bool
         Load it through the stock classes in a new process.
+    texts : sequence of str
+        Of a corpus: segmented before and after a change of the vocabulary.
 
     Returns
     -------
@@ -45,5 +50,5 @@ def verify_injection(directory: str | Path, base: str | None = None, *, reload: 
     except (InputError, FileNotFoundError):
         return report  # which says so
     if proof_problem(tensors, proof, manifest) is None:
-        check_recomputed(report, directory, manifest, tensors, proof, base)
+        check_recomputed(report, directory, manifest, tensors, proof, base, texts)
     return report

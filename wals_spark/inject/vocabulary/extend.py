@@ -34,7 +34,14 @@ from typing import Any
 import numpy as np
 
 from wals_spark.errors import InputError
-from wals_spark.inject.vocabulary.tokenizer_json import bpe_merges, token_ids, tokenizer_model_type
+from wals_spark.inject.vocabulary.tokenizer_json import (
+    bpe_merges,
+    check_tokenizer_json,
+    merged,
+    subword_affixes,
+    token_ids,
+    tokenizer_model_type,
+)
 from wals_spark.tokenizer import LoadedTokenizer
 
 _CHUNK = 512
@@ -71,7 +78,7 @@ def extend_tokenizer(tokenizer: Mapping[str, Any], words: Iterable[Sequence[str]
     kind, result = tokenizer_model_type(tokenizer), copy.deepcopy(dict(tokenizer))
     known, size = set(vocabulary), max(vocabulary.values()) + 1
     if kind == "BPE":
-        added = _add_merges(result["model"], words, known, bpe_merges(tokenizer))
+        added = _add_merges(result["model"], words, known, bpe_merges(tokenizer), subword_affixes(tokenizer)[0])
     elif kind == "Unigram":
         if size != len(result["model"]["vocab"]):
             raise InputError(
@@ -87,13 +94,18 @@ def extend_tokenizer(tokenizer: Mapping[str, Any], words: Iterable[Sequence[str]
         raise InputError(f"extend: a tokenizer of type {kind}, expected BPE, Unigram or WordPiece")
     if kind != "Unigram":
         result["model"]["vocab"].update({token: size + number for number, token in enumerate(added)})
+    check_tokenizer_json(result, "extend")
     return result, added
 
 
 def _add_merges(
-    model: dict[str, Any], words: Iterable[Sequence[str]], known: set[str], merges: list[tuple[str, str]]
+    model: dict[str, Any],
+    words: Iterable[Sequence[str]],
+    known: set[str],
+    merges: list[tuple[str, str]],
+    prefix: str,
 ) -> list[str]:
-    """Append the merges that lead to the words; returns the new tokens in the order of their making."""
+    """Append the merges that lead to the words (see `merged` for the prefix); returns the new tokens in order."""
     present = set(merges)
     added = []
     for word in words:
@@ -102,7 +114,7 @@ def _add_merges(
             if (left, right) not in present:
                 present.add((left, right))
                 merges.append((left, right))
-            left += right
+            left = merged(left, right, prefix)
             if left not in known:
                 known.add(left)
                 added.append(left)

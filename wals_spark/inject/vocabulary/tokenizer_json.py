@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from wals_spark.errors import InputError
+
 
 def tokenizer_model_type(tokenizer: Mapping[str, Any]) -> str:
     """BPE, WordPiece, Unigram or WordLevel.
@@ -31,6 +33,17 @@ def bpe_merges(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
+def subword_affixes(tokenizer: Mapping[str, Any]) -> tuple[str, str]:
+    """The prefix of pieces that continue a word and the suffix of pieces that end one; empty where there is none."""
+    model = tokenizer["model"]
+    return model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+
+
+def merged(left: str, right: str, prefix: str) -> str:
+    """The token that a BPE merge makes: `right` loses the prefix of pieces that continue a word."""
+    return left + right.removeprefix(prefix)
+
+
 def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """Token -> id, added tokens included."""
     vocabulary = tokenizer["model"]["vocab"]
@@ -38,6 +51,23 @@ def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     ids = {entry[0]: index for index, entry in enumerate(vocabulary)} if unigram else dict(vocabulary)
     ids.update({added["content"]: added["id"] for added in tokenizer.get("added_tokens", ())})
     return ids
+
+
+def check_tokenizer_json(tokenizer: Mapping[str, Any], what: str) -> None:
+    """Raise `InputError` where the tokenizers library does not load it, or gives a token another id than it says."""
+    from tokenizers import Tokenizer
+
+    try:
+        found = Tokenizer.from_str(json.dumps(tokenizer)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise InputError(f"{what}: the new tokenizer.json does not load ({error}); it was not written") from None
+    expected = token_ids(tokenizer)
+    wrong = sorted(token for token in found.keys() | expected.keys() if found.get(token) != expected.get(token))
+    if wrong:
+        raise InputError(
+            f"{what}: the tokenizers library gives {wrong[0]!r} the id {found.get(wrong[0])}, expected "
+            f"{expected.get(wrong[0])} (and {len(wrong) - 1} more): a tokenizer of this kind cannot be changed"
+        )
 
 
 def extension_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

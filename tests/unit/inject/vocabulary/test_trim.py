@@ -8,7 +8,7 @@ from inject_models import TEXT, train_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from wals_spark.errors import InputError
-from wals_spark.inject.vocabulary.trim import kept_ids, merge_closure, renumber_config, trim_tokenizer
+from wals_spark.inject.vocabulary.trim import kept_ids, merge_closure, renumber_ids, trim_tokenizer
 
 WORDS = tuple(TEXT.split())
 
@@ -83,7 +83,7 @@ def test_special_ids_are_renumbered_everywhere():
     kept, small = trimmed(tokenizer, lines(1, words=["cat"]))
     assert small.encode("cat").ids[0] == small.token_to_id("<s>") == 0
     assert kept[small.token_to_id("<mask>")] == mask["id"]
-    config = renumber_config({"vocab_size": 400, "pad_token_id": 1, "mask_token_id": 4, "x": 7}, kept)
+    config = renumber_ids({"vocab_size": 400, "pad_token_id": 1, "mask_token_id": 4, "x": 7}, kept, 400, "x")
     assert config == {"vocab_size": len(kept), "pad_token_id": 1, "mask_token_id": 4, "x": 7}
 
 
