@@ -412,6 +412,56 @@ class StatesConfig(Section):
     part_sequences: int = Field(64, ge=1, description="Sequences of a task; a stage that was killed repeats no task.")
 
 
+class FitConfig(Section):
+    """inject.mode fit: rows and head bias fitted to hidden states."""
+
+    execution_keys = frozenset({"workers", "threads", "device", "max_attempts", "timeout_s"})
+
+    rows: Literal["bias", "free", "factors", "both"] = Field(
+        "free",
+        description="What moves: bias = the head bias alone, free = every token that occurs among the targets, factors "
+        "= what a linear map of the run's factors can express, both = their sum. factors and both need the stage "
+        "train.",
+    )
+    lambda_rows: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Penalty of a row's squared length, against the sum of nats over targets; auto = chosen on "
+        "documents held out of the fit.",
+    )
+    lambda_bias: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Penalty of a bias squared; auto = 7 / |h|^2 of lambda_rows, with |h| the length of a state.",
+    )
+    lambda_factors: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Penalty of the map from factors (of mean length 1) to rows; auto = 100 times lambda_rows.",
+    )
+    factor_min_count: int = Field(
+        20, ge=1, description="factors, both: tokens that the corpus has less often move only where they are free."
+    )
+    tolerance: float = Field(
+        1e-3, gt=0, lt=0.5, description="The end: a step that can gain less than this share of the decrease so far."
+    )
+    iterations: int = Field(30, ge=1, description="Newton steps at most, for each penalty.")
+    check_sequences: int = Field(
+        64, ge=1, description="Held-out sequences that go through the encoder with the new rows before it is written."
+    )
+    workers: int | None = Field(None, ge=1, description="Ranks; none = all slots (or all GPUs).")
+    threads: int | None = Field(None, ge=1, description="CPU threads per rank; none = the task's cpus.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = GPUs where executors have them.")
+    max_attempts: int = Field(3, ge=1, description="Runs of the barrier stage before giving up.")
+    timeout_s: float = Field(1800.0, gt=0, description="Longest wait of a rank for the others.")
+
+    @model_validator(mode="after")
+    def _penalties_are_given_together(self) -> FitConfig:
+        if self.lambda_rows == "auto" and (self.lambda_bias != "auto" or self.lambda_factors != "auto"):
+            raise ValueError(
+                "lambda_bias and lambda_factors are given, but lambda_rows is auto, of which they would be multiples: "
+                "give lambda_rows too"
+            )
+        return self
+
+
 class InjectConfig(Section):
     """From factors to a checkpoint."""
 
@@ -590,6 +640,7 @@ class Config(Section):
     export: ExportConfig = ExportConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
     states: StatesConfig = StatesConfig()
+    fit: FitConfig = FitConfig()
     inject: InjectConfig = InjectConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     spark: SparkConfig = SparkConfig()

@@ -13,6 +13,8 @@ _VERBS = {
     "blend": "was blended with corpus co-occurrence factors",
     "extend": "got rows for new tokens of a corpus",
     "apply": "was changed by domain packs",
+    "fit": "was fitted to the encoder's hidden states on a corpus",
+    "auto": "was fitted to a corpus",
     "trim": "was cut down to the tokens of a corpus",
 }
 _GOALS = {"sum": "general text and the domain together", "domain": "the corpus"}
@@ -63,5 +65,8 @@ def render_model_card(manifest: Mapping[str, Any], config: Mapping[str, Any]) ->
         factors=manifest["factors"],
         packs=manifest.get("packs", []),
         gate=gate,
+        fit=manifest["fit"].get("fit"),
+        encoder=manifest["fit"].get("through_the_encoder"),
+        auto=manifest["fit"].get("auto"),
         forced=gate is not None and not gate["passed"],
     )

@@ -54,6 +54,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "head_bias.changed": bool,
 }
 """Keys of injection.json that the checks read, and their types."""
+_NO_DECLARED_SHARE = ("init", "fit", "auto")
+"""Modes of which rows move by what a fit gave them: there is no share that displacements could be compared with."""
 _COLUMNS = {"origin": "I64", "displacement": "F32", "base_row_hashes": "U64", "share": "F32"}
 """Tensors of factors.safetensors that the checks read, and their dtypes."""
 
@@ -397,7 +399,7 @@ def _check_outliers(
     manifest: Mapping[str, Any],
 ) -> None:
     """Rows that moved unlike the others (`wals_spark.checkpoints.outliers`): rows changed by hand."""
-    if manifest["mode"] == "init" or not (origin >= 0).any():
+    if manifest["mode"] in _NO_DECLARED_SHARE or not (origin >= 0).any():
         return
     shares = None
     shifted = manifest["fit"].get("strengths", {}).get("shift", 0) > 0  # then displacement is not the share's alone

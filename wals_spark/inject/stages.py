@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 from wals_spark import schemas, storage
 from wals_spark.checkpoints import atomic_directory
 from wals_spark.checkpoints import checkpoint as ckpt
-from wals_spark.checkpoints.edit import EmbeddingEdit
+from wals_spark.checkpoints.edit import BaseCheckpoint, EmbeddingEdit, TokenFactors
 from wals_spark.checkpoints.model_card import change_sentence
 from wals_spark.checkpoints.output_check import check_output
 from wals_spark.checkpoints.pack_making import write_packed_artifact
@@ -24,6 +24,7 @@ from wals_spark.config import Config
 from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.factors.store import Vectors, read_vectors
 from wals_spark.inject import domain_shift, frequency
+from wals_spark.inject.fit.injection import fit_edit
 from wals_spark.inject.gate import FoldSums
 from wals_spark.inject.prepare import (
     EncodedText,
@@ -93,12 +94,24 @@ class InjectStage(_StageOfInjection):
     name = "inject"
     sections = ("inject",)
 
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The sections ``inject`` and, of modes that fit, ``fit``."""
+        fits = {"fit": config.fit.result_keys()} if config.inject.mode in ("fit", "auto") else {}
+        return {**super().settings(config), **fits}
+
     def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
         """The factors, and the encoded text that strengths are chosen on; of ``trim`` the vocabulary alone."""
         if config.inject.mode == "trim":
             return [("vocabulary", config.corpus.batch_id)]
-        found = [("train", config.run_id)]
         train = manifests.find("train", config.run_id)
+        if config.inject.mode in ("fit", "auto"):
+            found = [("states", config.run_id)]
+            if config.fit.rows in ("factors", "both") or (config.inject.mode == "auto" and train is not None):
+                found += [("train", config.run_id)]
+            if config.inject.mode == "auto" and train is not None:
+                found += [("vocabulary", batch) for batch in outputs_of(train, TrainOutputs).get("batches", ())]
+            return found
+        found = [("train", config.run_id)]
         if train is not None and config.inject.mode in ("blend", "replace"):
             found += [("vocabulary", batch) for batch in outputs_of(train, TrainOutputs).get("batches", ())]
         return found
@@ -106,8 +119,6 @@ class InjectStage(_StageOfInjection):
     def check(self, config: Config) -> None:
         """Raise where the checkpoint, its tokenizer and the keys of ``inject`` do not fit each other."""
         source = checkpoint_source(config)
-        if config.inject.mode in ("fit", "auto"):
-            raise ConfigError(f"inject.mode {config.inject.mode}: the fit is not there yet; `wals-spark states` is")
         if config.vocabulary.kind != "tokenizer":
             raise ConfigError(
                 "inject needs factors of a tokenizer's tokens, but vocabulary.kind is words: an embedding's rows are "
@@ -161,6 +172,9 @@ class InjectStage(_StageOfInjection):
         }
         if config.inject.mode == "trim":
             base, change, factors = prepare_edit(config, _counted(context))
+        elif config.inject.mode in ("fit", "auto"):
+            base, change, factors = _fitted(stage_run)
+            described["parameters"]["fit"] = config.fit.result_keys()
         else:
             train = stage_run.input("train")
             vectors = read_vectors(context.tables, config.run_id, config.inject.combine)
@@ -181,6 +195,22 @@ class InjectStage(_StageOfInjection):
         with atomic_directory.staged_directory(output, replace=_may_replace(config), inputs=inputs) as staging:
             manifest = write_packed_artifact(staging, base, change, factors, described, config.inject.pack)
         return _outcome(output, manifest, change)
+
+
+def _fitted(stage_run: StageRun) -> tuple[BaseCheckpoint, EmbeddingEdit, TokenFactors | None]:
+    """The edit of the modes ``fit`` and ``auto``."""
+    context = stage_run.context
+    config = context.config
+    vectors = None
+    if any(name == "train" for name, _ in stage_run.inputs):
+        vectors = read_vectors(context.tables, config.run_id, config.inject.combine)
+
+    def blend() -> EmbeddingEdit:
+        assert vectors is not None
+        blended = config.model_copy(update={"inject": config.inject.model_copy(update={"mode": "blend"})})
+        return prepare_edit(blended, vectors, _text(stage_run), _sums(context, len(vectors.tokens)))[1]
+
+    return fit_edit(stage_run, vectors, blend if vectors is not None and config.inject.mode == "auto" else None)
 
 
 class VerifyStage(_StageOfInjection):
