@@ -539,7 +539,7 @@ class InjectConfig(Section):
     anchor_half_count: float = Field(100.0, ge=0, description="Count at which an anchor has half its full weight.")
     pack: Literal["none", "int8", "fp16", "fp32"] = Field(
         "none",
-        description="blend, replace: write a domain pack of this dtype beside the checkpoint, whose rows are then "
+        description="blend, replace, fit: write a domain pack of this dtype beside the checkpoint, whose rows are then "
         "those of the pack. fp32 changes nothing, int8 and fp16 round what rows moved by.",
     )
     gate: bool = Field(True, description="blend, replace: refuse (exit 3) when alignment is no better than controls.")

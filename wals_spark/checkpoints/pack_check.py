@@ -18,10 +18,10 @@ from wals_spark.checkpoints.pack_sum import (
     PackBase,
     ScaledPack,
     check_pack_base,
-    edit_of_packs,
     moved_head_bias,
     moved_rows,
     scaled_packs,
+    shares_of_packs,
     union_of_ids,
 )
 from wals_spark.checkpoints.raw_tensor import RawTensor, from_values, gather_rows
@@ -142,7 +142,7 @@ def check_applied(
     expected = {
         "protected": (manifest["embedding"]["protected"], protected.tolist()),
         "origin": (proof["origin"].data.view("<i8").tolist(), list(range(opened.vocab_size))),
-        "share": (proof["share"].data.view("<f4").tolist(), edit_of_packs(packs, made_of).share.tolist()),
+        "share": (proof["share"].data.view("<f4").tolist(), shares_of_packs(packs, opened.vocab_size).tolist()),
     }
     wrong = [name for name, (found, given) in expected.items() if found != given]
     report.add(

@@ -220,13 +220,15 @@ def edit_of_packs(packs: Sequence[ScaledPack], base: BaseCheckpoint) -> Embeddin
         "biases_of_several_packs": int((biases > 1).sum()),
     }
     bias = moved_head_bias(packs, base.tensors[base.head_bias]) if base.head_bias is not None else None
-    return EmbeddingEdit(ids, rows, bias, _shares(acting, embedding.shape[0]), {}, facts)
+    return EmbeddingEdit(ids, rows, bias, shares_of_packs(packs, embedding.shape[0]), {}, facts)
 
 
-def _shares(packs: Sequence[ScaledPack], size: int) -> np.ndarray:
-    """sum_p |s_p| share_p of each row, float32 (V,), where every pack declares shares; else zeros."""
+def shares_of_packs(packs: Sequence[ScaledPack], size: int) -> np.ndarray:
+    """sum_p |s_p| share_p of each row, float32 (V,), where every acting pack declares shares; else zeros."""
     found = np.zeros(size, np.float32)
     for each in packs:
+        if each.strength == 0:
+            continue
         if each.pack.share is None:
             return np.zeros(size, np.float32)
         found[each.pack.ids] += np.float32(abs(each.strength)) * each.pack.share
