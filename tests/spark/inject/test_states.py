@@ -11,7 +11,7 @@ from inject_models import random_documents
 
 from wals_spark import schemas, storage, token_shards
 from wals_spark.errors import ConfigError, InputError
-from wals_spark.inject.fit import stages, states_job
+from wals_spark.inject.fit import sample, stages, states_job
 from wals_spark.inject.fit.explain import explain_states
 from wals_spark.inject.fit.stages import StatesStage
 from wals_spark.mlm.hidden_states import MaskedStates
@@ -75,7 +75,7 @@ def test_a_killed_stage_keeps_its_parts(text_context, monkeypatch):
     before = {path.name: path.stat().st_mtime_ns for path in directory.glob("part-*")}
     assert len(before) == 2
     drawn = []
-    monkeypatch.setattr(stages, "sample_sequences", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(sample, "sample_sequences", lambda *arguments: drawn.append(arguments))
     manifest, _ = run_stage(context, StatesStage())
     assert drawn == []
     assert {name: (directory / name).stat().st_mtime_ns for name in before} == before

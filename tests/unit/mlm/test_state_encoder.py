@@ -166,7 +166,7 @@ def test_ids_of_another_tokenizer_and_sequences_beyond_the_positions_are_refused
     encoder = StateEncoder(model, special)
     with pytest.raises(InputError, match=r"token id 9\d\d is outside the model's vocabulary of 4"):
         encoder.states(text(size=1000), MASKINGS)
-    assert longest_sequence(model.config) == 38
+    assert longest_sequence(model.config.to_dict()) == 38
     long = cut_documents(np.full(60, 9, np.int32), np.array([0, 60]), np.zeros(1, np.uint64), 60)
     with pytest.raises(InputError, match="sequences of 60 tokens do not fit the model's 38 positions"):
         encoder.states(long, MASKINGS)

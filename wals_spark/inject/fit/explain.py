@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from wals_spark.inject.fit.stages import check_checkpoint, encoded_text, text_batches
+from wals_spark.inject.fit.inputs import check_checkpoint, encoded_text, text_batches
 from wals_spark.inject.fit.states_job import choose_device
 from wals_spark.mlm.data import special_ids
 from wals_spark.mlm.loss import load_masked_lm
