@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fresh_process import run_module
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,46 @@ def train_tokenizer(size: int = 400) -> Tokenizer:
     )
     tokenizer.train_from_iterator(lines, trainer)
     return tokenizer
+
+
+LINES = [" ".join(np.random.default_rng(seed).choice(TEXT.split(), 12)) for seed in range(300)]
+
+
+def unigram() -> Tokenizer:
+    """A Unigram tokenizer over generated text."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120,
+        special_tokens=special,
+        unk_token="<unk>",
+        show_progress=False,
+        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz"),
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    return tokenizer
+
+
+def wordpiece() -> Tokenizer:
+    """A WordPiece tokenizer over generated text."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=120,
+        special_tokens=special,
+        show_progress=False,
+        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz"),
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    return tokenizer
+
+
+KINDS = {"BPE": train_tokenizer, "Unigram": unigram, "WordPiece": wordpiece}
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,7 @@ def write_raw_tensors(path: str | Path, tensors: Mapping[str, RawTensor], metada
     and copies nothing.
     """
     order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    header: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **metadata}.items()))}
     offset = 0
     for name in order:
         tensor = tensors[name]

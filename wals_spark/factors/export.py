@@ -127,7 +127,11 @@ def write_stream(path: str, chunks: Iterator[bytes]) -> None:
 
 
 def export_safetensors(path: str, vectors: Vectors, metadata: dict[str, str]) -> None:
-    """Write ``vectors``, ``counts`` and ``bias`` with every id in its place."""
+    """Write ``vectors``, ``counts`` and ``bias`` with every id in its place; the same bytes from the same input.
+
+    The library's writer puts the keys of `metadata` into an order that varies from run to run, so the header is
+    written again with its keys sorted.
+    """
     from safetensors.numpy import save
 
     tensors: dict[str, np.ndarray] = {
@@ -135,7 +139,12 @@ def export_safetensors(path: str, vectors: Vectors, metadata: dict[str, str]) ->
         "counts": np.ascontiguousarray(vectors.counts, np.int64),
         "bias": np.ascontiguousarray(vectors.bias, np.float32),
     }
-    storage.write_bytes(path, save(tensors, metadata=metadata))
+    content = save(tensors)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:start])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    storage.write_bytes(path, len(text).to_bytes(8, "little") + text + content[start:])
 
 
 def export_npy(path: str, matrix: np.ndarray) -> None:

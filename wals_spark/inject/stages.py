@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from wals_spark import schemas, storage
+from wals_spark import storage
 from wals_spark.checkpoints import atomic_directory
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.checkpoints.edit import BaseCheckpoint, EmbeddingEdit, TokenFactors
@@ -35,6 +36,7 @@ from wals_spark.inject.prepare import (
     prepare_edit,
 )
 from wals_spark.inject.verify import verify_injection
+from wals_spark.inject.vocabulary.candidates import sample_documents
 from wals_spark.objective import Objective
 from wals_spark.runs import ManifestStore, Run
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
@@ -54,8 +56,8 @@ logger = logging.getLogger(__name__)
 
 SHIFT_MIN_COUNT = 5
 """Tokens that the domain has less often do not shift."""
-SAMPLE_DOCUMENTS = 200
-"""Counted documents, and held-out ones, that are segmented before and after a change of the vocabulary."""
+SAMPLE_DOCUMENTS = 400
+"""Documents, half of them held-out ones, that are segmented before and after a change of the vocabulary."""
 
 
 class _StageOfInjection(Stage):
@@ -168,7 +170,7 @@ class InjectStage(_StageOfInjection):
             "mode": config.inject.mode,
             "parameters": {"seed": config.seed, **config.inject.result_keys()},
             "factors": None,
-            "run": {"run_id": config.run_id, "stage": config.injection, "fingerprint": stage_run.fingerprint},
+            "run": {**_identity_of_run(config), "fingerprint": stage_run.fingerprint},
         }
         if config.inject.mode == "trim":
             base, change, factors = prepare_edit(config, _counted(context))
@@ -279,19 +281,21 @@ def _is_own(config: Config) -> bool:
         except InputError:
             return False
         run = made.get("run")
-        return isinstance(run, dict) and (run.get("run_id"), run.get("stage")) == (config.run_id, config.injection)
+        return isinstance(run, dict) and _identity_of_run(config).items() <= run.items()
     return False
+
+
+def _identity_of_run(config: Config) -> dict[str, str]:
+    """What tells the results of one run and mode from those of others: the warehouse (as a hash of its path) too."""
+    warehouse = hashlib.sha256(storage.absolute(config.warehouse).encode()).hexdigest()[:16]
+    return {"warehouse": warehouse, "run_id": config.run_id, "stage": config.injection}
 
 
 def _sample(context: Context) -> list[str]:
     """Documents that are counted, and as many that are held out, where the mode changes the vocabulary."""
     if context.config.inject.mode not in ("trim", "extend"):
         return []
-    from pyspark.sql import functions as F
-
-    frame = context.tables.read(schemas.DOCUMENTS).where(F.col("batch_id") == context.config.corpus.batch_id)
-    parts = (frame.where(F.col("held_out") == held_out).limit(SAMPLE_DOCUMENTS) for held_out in (False, True))
-    return [row["text"] for part in parts for row in part.select("text").toLocalIterator()]
+    return sample_documents(context, [context.config.corpus.batch_id], SAMPLE_DOCUMENTS)
 
 
 def _sums(context: Context, rows: int) -> FoldSums | None:

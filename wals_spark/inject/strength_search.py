@@ -132,7 +132,7 @@ class _Search:
         return False
 
     def shift(self, half: float, head_bias: float, before: np.ndarray) -> float:
-        """The strength of the shift, given or searched; `before` is the loss without."""
+        """The strength of the shift, given or searched; `before` is the loss at the shares of a blend without it."""
         inject, proposal = self.config.inject, self.losses.proposal
         if inject.shift != "auto":
             return float(inject.shift)
@@ -141,7 +141,7 @@ class _Search:
             "shift",
             "shift_choice",
             SHIFT_GRID,
-            before,
+            before if inject.mode == "blend" else self.losses.at(head_bias, share),
             lambda strength: self.losses.at(head_bias, share, shift=strength),
         )
         return best

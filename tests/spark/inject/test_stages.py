@@ -2,15 +2,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from inject_models import train_tokenizer
 
+from wals_spark import schemas
 from wals_spark.checkpoints.domain_pack import read_pack
 from wals_spark.checkpoints.verify import read_manifest
 from wals_spark.errors import ConfigError, GateError, InputError
 from wals_spark.inject.stages import InjectStage, VerifyStage
 from wals_spark.runs import Manifest
 from wals_spark.stage import run_stage
+from wals_spark.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.spark
 
@@ -81,6 +85,45 @@ def test_an_output_that_exists_is_refused_in_check_unless_overwrite(context, tmp
     InjectStage().check(made.config)
     manifest, _ = run_stage(made, InjectStage())
     assert manifest.outputs["directory"] == str(tmp_path / "mine")
+
+
+def test_a_run_of_another_warehouse_does_not_replace_an_output_of_the_same_name(context, tmp_path):
+    asked = {"inject__output": str(tmp_path / "mine")}
+    run_stage(context(**asked), InjectStage())
+    before = (tmp_path / "mine" / "injection.json").read_bytes()
+    InjectStage().check(context(**asked, inject__b_max=0.1).config)
+    other = context(**asked, warehouse=str(tmp_path / "another"))
+    with pytest.raises(InputError, match="mine exists"):
+        InjectStage().check(other.config)
+    with pytest.raises(InputError, match="mine exists"):
+        run_stage(other, InjectStage())
+    assert (tmp_path / "mine" / "injection.json").read_bytes() == before
+
+
+def test_trim_is_verified_on_documents_counted_and_held_out(make_context, make_checkpoint):
+    base = make_checkpoint()
+    tokenizer = load_tokenizer(str(base))
+    made = make_context(inject__mode="trim", inject__checkpoint=str(base), vocabulary__tokenizer=str(base))
+    counts = np.zeros(len(tokenizer.tokens), np.int64)
+    for index in tokenizer.tokenizer.encode("the cat sat on the mat", add_special_tokens=False).ids:
+        counts[index] += 1
+    columns = {
+        "token_id": pa.array(np.arange(len(counts)), pa.int32()),
+        "token": list(tokenizer.tokens),
+        "count": pa.array(counts, pa.int64()),
+        "document_count": pa.array(counts, pa.int64()),
+        "is_special": [index in tokenizer.special_ids for index in range(len(counts))],
+    }
+    made.tables.replace_rows(schemas.VOCABULARY, pa.table(columns), {})
+    texts = ["the cat sat on the mat", "tired sailors"]
+    documents = pa.table({"doc_id": ["a", "b"], "text": texts, "held_out": [False, True]})
+    made.tables.replace_rows(schemas.DOCUMENTS, documents, {"batch_id": "default"})
+    made.manifests.write(Manifest("vocabulary", "default", "complete", "f", "default"))
+    run_stage(made, InjectStage())
+    verified, _ = run_stage(made, VerifyStage())
+    assert verified.outputs["checks"]["segmentation"] == (
+        "of 2 texts 1 segment as with the base, 1 hold dropped tokens"
+    )
 
 
 def test_a_checkpoint_that_is_the_default_output_is_refused_before_anything_runs(context, tmp_path):

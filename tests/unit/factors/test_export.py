@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from wals_spark.errors import InputError
-from wals_spark.factors.export import escape, export_vectors, unescape, word2vec_tokens
+from wals_spark.factors.export import escape, export_safetensors, export_vectors, unescape, word2vec_tokens
 from wals_spark.factors.store import Vectors
 
 
@@ -100,3 +100,16 @@ def test_no_partial_file_is_left(tmp_path, vectors):
         "vectors.safetensors",
         "vectors.txt",
     ]
+
+
+def test_an_export_is_the_same_bytes_whatever_the_order_of_its_metadata(tmp_path, vectors):
+    metadata = {f"key{number}": f"value {number} \u00e9" for number in range(12)}
+    export_safetensors(str(tmp_path / "a.safetensors"), vectors, metadata)
+    export_safetensors(str(tmp_path / "b.safetensors"), vectors, dict(reversed(metadata.items())))
+    content = (tmp_path / "a.safetensors").read_bytes()
+    assert content == (tmp_path / "b.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(metadata)
+    with safe_open(tmp_path / "a.safetensors", "numpy") as file:
+        assert file.metadata() == metadata
+        assert np.array_equal(file.get_tensor("vectors"), vectors.matrix)

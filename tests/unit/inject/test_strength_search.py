@@ -86,7 +86,9 @@ def prepared(tmp_path, make_checkpoint, make_factors, make_config):
         vectors = Vectors(list(tokenizer.tokens), counts, factors.matrix, np.zeros(SIZE, np.float32))
         settings = {"inject__mode": "blend", "inject__anchor_min_count": 1, "inject__text_sequences": 40, **values}
         config = make_config(inject__checkpoint=str(base), inject__general_batches=["general"], **settings)
-        return prepare_edit(config, vectors, EncodedText((general,), (domain,))), counts_of(general), counts_of(domain)
+        delta = np.random.default_rng(5).standard_normal(factors.matrix.shape).astype(np.float32)
+        text = EncodedText((general,), (domain,), delta if config.inject.shift != 0 else None)
+        return prepare_edit(config, vectors, text), counts_of(general), counts_of(domain)
 
     return run
 
@@ -123,3 +125,15 @@ def test_force_writes_nothing_helpful_but_says_so(prepared):
 def test_the_domain_is_what_is_left_of_the_counts(prepared):
     (_, change, _), _, domain = prepared(inject__strengths="fitted", inject__gate=False)
     assert not change.share[domain == 0].any()
+
+
+def test_the_gain_of_a_shift_is_counted_from_the_replacement_and_does_not_include_it(prepared):
+    """Replacing rows costs much here; a shift that is measured from the rows as they were would look as bad."""
+    (_, change, _), _, _ = prepared(inject__mode="replace", inject__shift="auto", inject__gate=False)
+    strengths = change.facts["strengths"]
+    losses = strengths["shift_choice"]["losses"]
+    assert losses["0"] != pytest.approx(strengths["base_loss"], abs=1e-6)
+    (_, again, _), _, _ = prepared(inject__mode="replace", inject__shift=0.1, inject__gate=False)
+    assert len(again.ids) == len(change.ids)
+    best = strengths["shift_choice"]["best"]
+    assert strengths["shift_choice"]["gain"]["value"] == pytest.approx(losses["0"] - losses[f"{best:g}"], abs=1e-9)

@@ -11,6 +11,7 @@ character, which would need tokens that are no text.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,6 +76,26 @@ def count_words_of_documents(context: Context, batches: Sequence[str], min_count
     words = frame.select(F.explode(F.regexp_extract_all("text", F.lit(WORD), F.lit(0))).alias("word"))
     counted = words.groupBy("word").count().where(F.col("count") >= min_count)
     return {row["word"]: int(row["count"]) for row in counted.toLocalIterator()}
+
+
+def sample_documents(context: Context, batches: Sequence[str], most: int) -> list[str]:
+    """Some documents of batches, counted and held-out ones in equal numbers."""
+    from pyspark.sql import functions as F
+
+    frame = context.tables.read(schemas.DOCUMENTS)
+    if tuple(batches) != ("all",):
+        frame = frame.where(F.col("batch_id").isin(list(batches)))
+    parts = (frame.where(F.col("held_out") == held_out).limit(most // 2) for held_out in (False, True))
+    return [row["text"] for part in parts for row in part.select("text").toLocalIterator()]
+
+
+def sample_lines(paths: Sequence[str], most: int) -> list[str]:
+    """The first lines of UTF-8 text files that are not empty."""
+    found: list[str] = []
+    for path in paths:
+        with open(path, encoding="utf-8") as lines:
+            found += [line.rstrip("\n") for line in itertools.islice(lines, most) if line.strip()]
+    return found[:most]
 
 
 def count_words_of_files(paths: Sequence[str]) -> dict[str, int]:

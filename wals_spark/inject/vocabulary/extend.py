@@ -3,9 +3,10 @@ r"""New tokens: appended to the tokenizer, their rows from factors or from a bas
 A word is added to a tokenizer so that other text segments as before, unless it has the same pieces in a row:
 
 - BPE by merges appended after its own, left to right over the word's own pieces;
-- Unigram by a piece whose score is just above the sum of the scores of the word's pieces, so that it wins over them
-  and over nothing else;
-- WordPiece by an entry of its vocabulary; being greedy, it then prefers the word to its beginnings.
+- Unigram by a piece whose score is just above the sum of the scores of the word's pieces, the more the more pieces they
+  are, so that it wins over them, and over shorter additions within it, and over nothing else;
+- WordPiece by an entry of its vocabulary; being greedy, it then prefers the word to its beginnings, in longer words too
+  (`wals_spark.inject.vocabulary.additions`).
 
 Rows of new tokens (`wals_spark.inject.modes.extension_edit`):
 
@@ -46,7 +47,7 @@ from wals_spark.tokenizer import LoadedTokenizer
 
 _CHUNK = 512
 _AHEAD = 1e-4
-"""By how much a Unigram word's score exceeds that of its pieces."""
+"""By how much a Unigram word's score exceeds that of its pieces, for every piece beyond the first."""
 
 
 def extend_tokenizer(tokenizer: Mapping[str, Any], words: Iterable[Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
@@ -131,7 +132,7 @@ def _add_pieces(model: dict[str, Any], words: Iterable[Sequence[str]], known: se
         if joined not in known:
             known.add(joined)
             added.append(joined)
-            model["vocab"].append([joined, sum(scores[piece] for piece in word) + _AHEAD])
+            model["vocab"].append([joined, sum(scores[piece] for piece in word) + _AHEAD * (len(word) - 1)])
     return added
 
 

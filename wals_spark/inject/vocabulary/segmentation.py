@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wals_spark.errors import InputError
 from wals_spark.tokenizer import LoadedTokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _BATCH = 256
 _LENGTH = 12
@@ -143,11 +147,11 @@ def load_auto_pieces(directory: Path) -> AutoPieces:
     return AutoPieces(pieces, {name: index for name, index in special.items() if index is not None})
 
 
-def pieces_of_tokenizer(tokenizer: LoadedTokenizer) -> Callable[[list[str]], list[list[Piece]]]:
-    """A tokenizer without special tokens."""
+def pieces_of(tokenizer: Tokenizer) -> Callable[[list[str]], list[list[Piece]]]:
+    """Texts -> pieces of each, without special tokens."""
 
     def pieces(texts: list[str]) -> list[list[Piece]]:
-        found = tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)
+        found = tokenizer.encode_batch(texts, add_special_tokens=False)
         return [
             [(index, start, end) for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)]
             for encoding in found

@@ -4,53 +4,15 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
-from inject_models import TEXT, train_tokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from inject_models import KINDS, LINES, train_tokenizer, wordpiece
+from tokenizers import Tokenizer
 
 from wals_spark.cli import main
 from wals_spark.errors import InputError
 from wals_spark.inject.vocabulary import candidates
 from wals_spark.inject.vocabulary.extend import extend_tokenizer
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
-
-LINES = [" ".join(np.random.default_rng(seed).choice(TEXT.split(), 12)) for seed in range(300)]
-
-
-def unigram():
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120,
-        special_tokens=special,
-        unk_token="<unk>",
-        show_progress=False,
-        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz"),
-    )
-    tokenizer.train_from_iterator(LINES, trainer)
-    return tokenizer
-
-
-def wordpiece():
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=120,
-        special_tokens=special,
-        show_progress=False,
-        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz"),
-    )
-    tokenizer.train_from_iterator(LINES, trainer)
-    return tokenizer
-
-
-KINDS = {"BPE": train_tokenizer, "Unigram": unigram, "WordPiece": wordpiece}
 
 
 @pytest.fixture(params=list(KINDS))
