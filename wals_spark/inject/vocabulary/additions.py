@@ -129,7 +129,8 @@ def build_extension(
     """
     from tokenizers import Tokenizer
 
-    left, left_out = list(words), {}
+    left: list[CandidateWord] = list(words)
+    left_out: dict[str, str] = {}
     while left:
         pieces = [[tokenizer.tokens[index] for index in word.pieces] for word in left]
         extended, added = extend_tokenizer(content, pieces)
