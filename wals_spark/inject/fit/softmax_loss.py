@@ -144,6 +144,21 @@ class SoftmaxLoss:
             gradient.addmm_(p.T, x)
         return LossGradient(loss, gradient, mass, squared)
 
+    def batch_gradient(self, D: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
+        """The gradient of the loss of some positions alone, float32 (A, d + 1)."""
+        import torch
+
+        index = torch.from_numpy(positions).to(D.device)
+        h = self._hidden[index].float()
+        x = torch.cat([h, h.new_full((len(h), 1), self.bias_scale)], 1)
+        z = x @ (self.W0 + D).T
+        frozen = self._frozen[index]
+        p = torch.exp(z - torch.logaddexp(z.logsumexp(1), frozen)[:, None])
+        row = self._row[index]
+        own = (row >= 0).nonzero()[:, 0]
+        p[own, row[own]] -= 1
+        return p.T @ x
+
     def probabilities(self, D: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """x_t (c, d + 1) and p_tv of the movable rows (c, A) at D, a chunk of positions at a time."""
         W = self.W0 + D
