@@ -62,7 +62,8 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Barri
     master = conf.get("spark.master", "")
     local = master.startswith("local") and not master.startswith("local-cluster")
     problems = []
-    if conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true":
+    # A local master has no executors to allocate.
+    if not local and conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true":
         problems.append(
             "spark.dynamicAllocation.enabled is true, but barrier stages need a fixed set of executors; "
             "set it to false and spark.executor.instances to the number you want"

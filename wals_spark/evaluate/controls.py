@@ -101,6 +101,11 @@ def svd_vectors(context: Context, train: TrainOutputs, k: int) -> np.ndarray:
         for batch in train["batches"]
         for data_file in context.tables.files(schemas.COOCCURRENCE, {"batch_id": batch})
     ]
+    if not files:
+        raise InputError(
+            "evaluate.controls: svd is made of counts, and the factors were trained on train.cells; take svd out of "
+            "the list"
+        )
     total = sum(data_file.rows for data_file in files)
     if total > SVD_CELLS:
         raise InputError(

@@ -61,13 +61,16 @@ def read_side(tables: TableStore, run_id: str, side: str) -> Vectors:
     if not files:
         raise InputError(f"run {run_id!r} has no factors of side {side!r} in {tables.warehouse}")
     ids, tokens, counts, vectors, biases = [], [], [], [], []
-    for data_file in files:
-        part = data_file.read(columns)
+    for part in [part for data_file in files if len(part := data_file.read(columns))]:
         ids.append(part["token_id"].to_numpy())
         tokens += part["token"].to_pylist()
         counts.append(part["count"].to_numpy())
         vectors.append(lists_to_matrix(part["vector"]))  # (rows, k)
         biases.append(part["bias"].to_numpy())
+    if not ids:
+        raise InputError(
+            f"factors of run {run_id!r}, side {side!r}: the table holds no rows; run train again (--force)"
+        )
     token_id = np.concatenate(ids)
     order = np.argsort(token_id, kind="stable")
     if not np.array_equal(token_id[order], np.arange(len(order))):

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from wals_spark.errors import InputError
 from wals_spark.objective.keys import key
 
 WEIGHTS: dict[str, type[Weight]] = {}
@@ -113,13 +114,16 @@ class Confidence(Weight, name="confidence"):
 
 @dataclass(frozen=True)
 class Column(Weight, name="column"):
-    """The weight given with the cell; for cells that come without one, `Power` with its defaults."""
+    """The weight given with the cell; cells without one are refused, since no weight can be made of their values."""
 
     formula = "given with the cell"
     of_column = True
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return Power()(x)
+        raise InputError(
+            f"the objective custom takes the weight of every cell as it is given, and {len(x):,} cells have none; name "
+            "the column of the weights (weight), or use an objective that makes weights of the values"
+        )
 
     @property
     def text(self) -> str:

@@ -9,6 +9,7 @@ from wals_spark.errors import InputError
 from wals_spark.runs import Manifest
 from wals_spark.stage_outputs import CooccurrenceOutputs, outputs_of
 from wals_spark.tables.vocabulary import Vocabulary
+from wals_spark.tokenizer import vocabulary_hash
 
 AGREED = ("unit", "symmetric", "semantics")
 
@@ -59,3 +60,8 @@ def agreed_facts(manifests: Sequence[Manifest], vocabulary: Vocabulary) -> Count
         largest["vocabulary_hash"],
         largest["vocabulary_size"],
     )
+
+
+def facts_of_cells(vocabulary: Vocabulary) -> CountFacts:
+    """The facts of cells that are given with their targets, over the vocabulary's ids: they are no counts."""
+    return CountFacts(1, False, {}, vocabulary_hash(vocabulary.tokens), len(vocabulary.tokens))

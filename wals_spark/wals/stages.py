@@ -15,7 +15,8 @@ from wals_spark.objective import from_config
 from wals_spark.runs import ManifestStore
 from wals_spark.stage import Context, Metric, Outcome, Stage, StageRun
 from wals_spark.stage_outputs import TrainOutputs
-from wals_spark.tables.count_facts import CountFacts, agreed_facts
+from wals_spark.tables.base import spark_read_path
+from wals_spark.tables.count_facts import CountFacts, agreed_facts, facts_of_cells
 from wals_spark.tables.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class TrainStage(Stage):
         return config.run_id
 
     def inputs(self, config: Config, manifests: ManifestStore) -> Sequence[tuple[str, str]]:
-        """The counts of every batch to train on."""
+        """The counts of every batch to train on; for given cells the vocabulary of their ids."""
+        if config.train.cells:
+            return [("vocabulary", config.corpus.batch_id)]
         batches = config.train.batches
         if batches == ("all",):
             batches = tuple(manifests.keys("cooccurrence")) or (config.corpus.batch_id,)
@@ -73,7 +76,10 @@ class TrainStage(Stage):
 
         context = stage_run.context
         config = context.config.train
-        counts = agreed_facts(stage_run.inputs_of("cooccurrence"), read_vocabulary(context.tables))
+        vocabulary = read_vocabulary(context.tables)
+        counts = facts_of_cells(vocabulary)
+        if not config.cells:
+            counts = agreed_facts(stage_run.inputs_of("cooccurrence"), vocabulary)
         size = counts.vocabulary_size
         check_shape(config.k, (size, size))
         batches = [manifest.key for manifest in stage_run.inputs_of("cooccurrence")]
@@ -209,7 +215,9 @@ def factors_frame(context: Context, result: dict[str, Any], size: int) -> DataFr
     sides = []
     for side in ("row", "col"):
         paths = [entry["path"] for entry in result["files"] if entry["side"] == side]
-        vectors = context.spark.read.schema("token_id int, vector array<float>, bias float").parquet(*paths)
+        vectors = context.spark.read.schema("token_id int, vector array<float>, bias float").parquet(
+            *map(spark_read_path, paths)
+        )
         sides.append(vectors.withColumn("side", F.lit(side)))
     frame = sides[0].unionByName(sides[1]).join(vocabulary, "token_id")
     return frame.select("token_id", "token", "count", "vector", "bias", "side").repartition(1, "side")

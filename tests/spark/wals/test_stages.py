@@ -161,7 +161,10 @@ def test_given_targets_and_weights_take_the_place_of_the_counts(make_context: An
     options["train__precision"] = "float64"
     context = make_context(**options, train__cells=path)
     write_counts(context, "default", symmetric_counts())
-    run_stage(context, TrainStage())
+    context.manifests.remove("cooccurrence", "default")
+    context.manifests.write(Manifest("vocabulary", "default", "complete", "v", "r"))
+    manifest, _ = run_stage(context, TrainStage())
+    assert manifest.outputs["batches"] == [], "no counts are asked for"
     where = {"run_id": context.config.run_id}
     left, right = (read_side(context.tables, where["run_id"], side).matrix for side in ("row", "col"))
     assert np.abs((left @ right.T - u @ v.T)[row, col]).max() < 0.01

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
+from wals_spark.cluster import preflight
 from wals_spark.cluster.preflight import expected_slots
+from wals_spark.errors import ConfigError
 
 ONE_GPU_EACH = {"spark.executor.instances": "3", "spark.executor.cores": "8", "spark.executor.resource.gpu.amount": "1"}
 
@@ -30,3 +34,19 @@ def test_slots_of_the_default_profile(conf: dict[str, str], slots: int) -> None:
 def test_a_profile_with_a_gpu_per_task_promises_no_more_than_the_gpus(cpus: int, slots: int) -> None:
     profile = ResourceProfileBuilder().require(TaskResourceRequests().cpus(cpus).resource("gpu", 1.0)).build
     assert expected_slots(ONE_GPU_EACH, profile) == slots
+
+
+@pytest.mark.parametrize(("master", "refused"), [("local[2]", False), ("local-cluster[2,1,512]", True), ("yarn", True)])
+def test_dynamic_allocation_matters_where_there_are_executors(monkeypatch, master: str, refused: bool) -> None:
+    conf = {"spark.master": master, "spark.dynamicAllocation.enabled": "true"}
+
+    class Reached(Exception):  # noqa: N818
+        pass
+
+    def slots(*_: object, **__: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(preflight, "available_slots", slots)
+    session = SimpleNamespace(sparkContext=SimpleNamespace(getConf=lambda: conf))
+    with pytest.raises(ConfigError if refused else Reached):
+        preflight.preflight(session, workers=1, device="cpu")

@@ -130,3 +130,8 @@ def test_negative_preferences_do_not_count() -> None:
 def test_an_unknown_name_is_refused_with_the_known_ones(field: str) -> None:
     with pytest.raises(ConfigError, match="objective 'ppmi': found 'other', expected one of"):
         replace(PRESETS["ppmi"], **{field: "other"})
+
+
+def test_cells_of_custom_without_weights_are_refused():
+    with pytest.raises(InputError, match=r"takes the weight of every cell as it is given, and 3 cells have none"):
+        PRESETS["custom"].weight_function(np.ones(3))

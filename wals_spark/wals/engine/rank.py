@@ -139,10 +139,10 @@ def _alternate(
     magnitude = loss_magnitude(store, task.objective.rho)
     report = StatusReport(task, half, phases)
     if row_update is not None:
-        _evaluate(store, row_update, SIDES[half % 2], SIDES[1 - half % 2])
+        _evaluate(store, row_update, task.order[half % 2], task.order[1 - half % 2])
     sweeps = 0 if task.start_only else config.sweeps
     while half < 2 * sweeps and not (half % 2 == 0 and has_converged(losses, config.tolerance)):
-        name, fixed = SIDES[half % 2], SIDES[1 - half % 2]
+        name, fixed = task.order[half % 2], task.order[1 - half % 2]
         side = store.sides[name]
         with phases("gramian"):
             gramian = store.gramian(fixed, task.threads, task.device)

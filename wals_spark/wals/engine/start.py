@@ -36,7 +36,7 @@ def start_factors(task: RankTask, store: FactorStore) -> tuple[int, list[float]]
             for side in SIDES:
                 store.arrays[side][:, task.config.k] = store.sides[side].offsets[store.local_ids(side)]
         # Rows stay zero where there are sweeps, since they are solved first.
-        for side in SIDES if task.start_only else ("col",):
+        for side in SIDES if task.start_only else task.order[1:]:
             _start_side(task, store, side)
         if task.initial is not None:
             _start_from(task.initial, task.config.k, store)
@@ -54,7 +54,9 @@ def _start_side(task: RankTask, store: FactorStore, side: str) -> None:
     for part in checkpoint.slices(len(places), 6 * 8 * task.config.k):
         random = initial_factors(task.seed, side, ids[places[part]], task.config.k)
         if task.start == "positive":
-            random = np.abs(random) / np.linalg.norm(random, axis=1, keepdims=True)
+            random = np.abs(random)
+        if task.start != "normal":
+            random /= np.linalg.norm(random, axis=1, keepdims=True)
         x[places[part], : task.config.k] = random
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from wals_spark.wals.engine.system_memory import peak_memory
 from wals_spark.wals.engine.task import RankTask
-from wals_spark.wals.partition.side import SIDES, Side
+from wals_spark.wals.partition.side import Side
 
 
 class PhaseTimer:
@@ -51,7 +51,7 @@ class StatusReport:
             "half_sweep": half,
             "half_sweeps": half_sweeps,
             "sweep": (half + 1) // 2,
-            "side": SIDES[(half - 1) % 2],
+            "side": self.task.order[(half - 1) % 2],
             "loss": losses[-1],
             "relative_change": change,
             "seconds_per_half_sweep": round(per_half, 3),

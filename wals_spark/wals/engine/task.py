@@ -52,9 +52,11 @@ class RankTask:
         Decided from ``train.device`` and the cluster.
     canonical : bool
         The result stands in the canonical gauge of ``train.gauge_power``; False = as it was solved.
-    start : {"normal", "positive"}
-        Random columns: of independent normal numbers, or of their absolute values with norm 1, which is nearer to
-        the solution for ratings that are all positive, and MLlib's choice.
+    start : {"normal", "unit", "positive"}
+        Random rows of the side that is solved second: of independent normal numbers, of these with norm 1, which is
+        MLlib's choice, or of their absolute values with norm 1, for factors that must not be negative.
+    first : {"row", "col"}
+        The side that is solved first; MLlib begins with its items, the columns.
     initial : str or None
         A Parquet file or directory of (id, vector): where the columns start; others start at random.
     start_only : bool
@@ -87,6 +89,7 @@ class RankTask:
     device: str = "cpu"
     canonical: bool = True
     start: str = "normal"
+    first: str = "row"
     initial: str | None = None
     start_only: bool = False
     nonnegative: bool = False
@@ -161,6 +164,11 @@ class RankTask:
             whole=not self.objective.is_quadratic,
             biased=self.objective.bias != "none",
         )
+
+    @property
+    def order(self) -> tuple[str, str]:
+        """The side that is solved first, and the one that the training starts from."""
+        return ("row", "col") if self.first == "row" else ("col", "row")
 
     @property
     def status_path(self) -> str:

@@ -30,6 +30,7 @@ from wals_spark.cluster.preflight import preflight
 from wals_spark.config import TrainConfig
 from wals_spark.errors import ConfigError
 from wals_spark.objective import Objective, make_objective
+from wals_spark.tables.base import without_wildcards
 from wals_spark.wals.engine.driver import train
 from wals_spark.wals.engine.task import RankTask
 from wals_spark.wals.estimator.factor_files import FACTS
@@ -157,7 +158,7 @@ class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable
             result = train(spark, task, placement)
         for side, ids in (("row", users), ("col", items)):
             paths = [entry["path"] for entry in result["files"] if entry["side"] == side]
-            vectors = spark.read.schema(RESULT_SCHEMA).parquet(*paths)
+            vectors = spark.read.schema(RESULT_SCHEMA).parquet(*map(without_wildcards, paths))
             named = vectors.join(ids, vectors["token_id"] == ids["number"])
             columns = ["id", F.col("vector").alias("features"), "bias", "sum", "cells"]
             named.select(*columns).write.parquet(storage.join(directory, side))
@@ -198,7 +199,8 @@ class WALS(Estimator["WALSModel"], EstimatorParams, EstimatorSetters, MLReadable
             duplicates=_duplicates(self),
             signed=True,
             weight="weight" if self.isSet(self.weightCol) else None,
-            start="positive",
+            start="positive" if self.getNonnegative() else "unit",
+            first="col" if initial is None else "row",
             initial=initial,
             start_only=self.getMaxIter() == 0,
             nonnegative=self.getNonnegative(),

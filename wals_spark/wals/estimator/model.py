@@ -15,6 +15,7 @@ from wals_spark import storage
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.factors.foldin import refuse_without_half_step
 from wals_spark.objective import Objective
+from wals_spark.tables.base import without_wildcards
 from wals_spark.wals.estimator.factor_files import FACTOR_COLUMNS, FACTS, SCHEMA
 from wals_spark.wals.estimator.foldin import FOLD_IN_SCHEMA, folder
 from wals_spark.wals.estimator.params import ModelParams, check_cold_start
@@ -49,7 +50,7 @@ class WALSModel(Model, ModelParams, ModelSetters, MLReadable["WALSModel"], MLWri
 
     def side_factors(self, side: str) -> DataFrame:
         """Columns ``id``, ``features``, ``bias``, ``sum`` and ``cells`` of the side "row" (users) or "col" (items)."""
-        return SparkSession.active().read.schema(SCHEMA).parquet(storage.join(self.directory, side))
+        return SparkSession.active().read.schema(SCHEMA).parquet(without_wildcards(storage.join(self.directory, side)))
 
     @property
     def userFactors(self) -> DataFrame:

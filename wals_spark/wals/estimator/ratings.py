@@ -12,6 +12,7 @@ from pyspark.sql import types as T
 
 from wals_spark import storage
 from wals_spark.errors import InputError
+from wals_spark.tables.base import without_wildcards
 from wals_spark.wals.estimator.params import EstimatorParams
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")
@@ -162,7 +163,7 @@ def write_matrix(params: EstimatorParams, dataset: DataFrame, directory: str) ->
     with input_errors():
         cells.write.parquet(raw)
     schema = ", ".join(["user bigint, item bigint", *(f"{name} double" for name in columns)])
-    cells = spark.read.schema(schema).parquet(raw)
+    cells = spark.read.schema(schema).parquet(without_wildcards(raw))
     users, items = (_number(spark, cells, name, directory) for name in ("user", "item"))
     matrix = (
         cells.join(users.select(F.col("id").alias("user"), F.col("number").alias("row_id")), "user")
@@ -225,7 +226,7 @@ def _number(spark: SparkSession, cells: DataFrame, name: str, directory: str) ->
     number = F.row_number().over(Window.orderBy("id")) - 1
     path = storage.join(directory, f"{name}-ids")
     distinct.select("id", number.alias("number")).write.parquet(path)
-    return spark.read.schema("id bigint, number int").parquet(path)
+    return spark.read.schema("id bigint, number int").parquet(without_wildcards(path))
 
 
 def _finite(column: str, dataset: DataFrame, least: float = float("-inf")) -> Column:
