@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands.choices["apply"].set_defaults(execute=_apply)
     _add_config(commands)
     demo = commands.add_parser("demo", help="the whole pipeline on the documentation of your installed packages")
-    demo.add_argument("--directory", default="demo", help="where everything goes (default: demo)")
+    demo.add_argument(
+        "--directory", default="demo", type=os.path.expanduser, help="where everything goes (default: demo)"
+    )
     demo.set_defaults(execute=_demo)
     return parser
 
@@ -78,8 +81,18 @@ def _add_stages(commands: Any) -> None:
         if name == "neighbours":
             command.add_argument("--tokens", metavar="A,B", help="tokens to look up (neighbours.tokens)")
         if name == "verify":
-            command.add_argument("directory", nargs="?", help="an injected checkpoint; none = the one of the run")
-            command.add_argument("--base", metavar="CKPT", help="with a directory: the checkpoint it was made from")
+            command.add_argument(
+                "directory",
+                nargs="?",
+                type=os.path.expanduser,
+                help="an injected checkpoint; none = the one of the run",
+            )
+            command.add_argument(
+                "--base",
+                type=os.path.expanduser,
+                metavar="CKPT",
+                help="with a directory: the checkpoint it was made from",
+            )
             command.set_defaults(execute=_verify)
         if name == "cooccurrence":
             command.add_argument("--explain", action="store_true", help="print the plan and count nothing")
@@ -118,8 +131,8 @@ def _add_compare(commands: Any) -> None:
         "whoever made them: signs of embedding poisoning.",
         epilog="Exit codes: 0 no row is flagged, 3 some are, 2 the checkpoints cannot be compared.",
     )
-    compare.add_argument("before", help="a checkpoint: directory or hub name")
-    compare.add_argument("after", help="what became of it")
+    compare.add_argument("before", type=os.path.expanduser, help="a checkpoint: directory or hub name")
+    compare.add_argument("after", type=os.path.expanduser, help="what became of it")
     compare.set_defaults(execute=_compare)
 
 
@@ -133,11 +146,17 @@ def _add_extend_tokenizer(commands: Any) -> None:
     extend.set_defaults(execute=_extend_tokenizer)
     _add_configuration(extend)
     extend.add_argument("--checkpoint", metavar="CKPT", help="whose tokenizer (inject.checkpoint)")
-    extend.add_argument("--output", required=True, metavar="DIR", help="directory to write; must not exist")
+    extend.add_argument(
+        "--output", required=True, type=os.path.expanduser, metavar="DIR", help="directory to write; must not exist"
+    )
     source = extend.add_mutually_exclusive_group()
     source.add_argument("--batches", metavar="A,B|all", help="choose from their documents (default: corpus.batch_id)")
-    source.add_argument("--text", nargs="+", metavar="FILE", help="choose from UTF-8 text files instead")
-    source.add_argument("--word-list", metavar="FILE", help="add the words of this file, one per line")
+    source.add_argument(
+        "--text", nargs="+", type=os.path.expanduser, metavar="FILE", help="choose from UTF-8 text files instead"
+    )
+    source.add_argument(
+        "--word-list", type=os.path.expanduser, metavar="FILE", help="add the words of this file, one per line"
+    )
     extend.add_argument("--words", type=int, default=1000, metavar="N", help="how many to choose (default: 1000)")
     extend.add_argument(
         "--min-count", type=int, default=20, metavar="N", help="rarer words are not chosen (default: 20)"
@@ -154,7 +173,7 @@ def _add_config(commands: Any) -> None:
 
 
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="YAML file; conf/ has examples")
+    parser.add_argument("--config", type=os.path.expanduser, metavar="FILE", help="YAML file; conf/ has examples")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override section.key")
     parser.add_argument("--warehouse", metavar="DIR", help="directory of all tables")
     parser.add_argument("--run-id", metavar="ID", help="names the run; the same on every retry")

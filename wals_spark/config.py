@@ -11,6 +11,7 @@ import codecs
 import difflib
 import hashlib
 import json
+import os
 import re
 import types
 import typing
@@ -682,7 +683,8 @@ def load_config(
     path : str or Path or None
         A YAML file; None for the defaults.
     overrides : iterable of str
-        ``section.key=value``; the value is YAML.
+        ``section.key=value``. The value of a key that holds text is that text, as it is; of a list, the text or a YAML
+        list of texts; of any other key, YAML. An empty value, ``none`` and ``null`` are none where a key may be none.
     flags : mapping of str to object, optional
         Top-level or dotted keys with their values, applied last; None leaves a key as it is.
 
@@ -700,11 +702,7 @@ def load_config(
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.k=64")
-        try:
-            value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
-        _assign(data, key.strip(), value, f"--set {override!r}")
+        _assign(data, key.strip(), _parse_value(key.strip(), text), f"--set {override!r}")
     for key, value in (flags or {}).items():
         if value is not None:
             _assign(data, key, value, key)
@@ -714,9 +712,45 @@ def load_config(
 def validate_config(data: Mapping[str, Any], where: str) -> Config:
     """The configuration of nested plain values; `ConfigError`, which names `where`, for what does not validate."""
     try:
-        return Config.model_validate(data)
+        return Config.model_validate(_expanded(data))
     except ValidationError as error:
         raise ConfigError(_explain(error, where)) from None
+
+
+PATHS = (
+    "warehouse",
+    "corpus.path",
+    "vocabulary.tokenizer",
+    "train.cells",
+    "train.scratch",
+    "inject.checkpoint",
+    "inject.output",
+    "evaluate.similarity",
+    "evaluate.analogies",
+    "evaluate.checkpoints",
+    "spark.delta_jars",
+)
+"""Keys that hold paths, in which ``~`` is the home directory."""
+
+
+def _expanded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data with ``~`` and ``~user`` at the beginning of paths replaced."""
+
+    def expand(value: Any) -> Any:
+        if isinstance(value, str):
+            return os.path.expanduser(value)
+        if isinstance(value, Mapping):
+            return {name: expand(part) for name, part in value.items()}
+        return [expand(part) for part in value] if isinstance(value, list | tuple) else value
+
+    changed = dict(data)
+    for dotted in PATHS:
+        section, _, key = dotted.rpartition(".")
+        if not section:
+            changed.update({key: expand(data[key])} if key in data else {})
+        elif isinstance(changed.get(section), Mapping) and key in changed[section]:
+            changed[section] = {**changed[section], key: expand(changed[section][key])}
+    return changed
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -749,8 +783,60 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
+def _parse_value(key: str, text: str) -> Any:
+    """The value that ``--set key=text`` gives, by the type of the key."""
+    field = known_keys().get(key)
+    kinds = _kinds(field.annotation) if field is not None else ({str} if _mapping_of(key) is not None else set())
+    if type(None) in kinds and text in ("", "none", "null", "~"):
+        return None
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if kinds <= {str, type(None)} and kinds:
+        return _parse_yaml(key, text) if quoted else text
+    if kinds == {tuple}:
+        try:
+            found = yaml.load(text, yaml.BaseLoader) if text.startswith(("[", "- ")) or quoted else text
+        except yaml.YAMLError:
+            found = text  # a glob such as [ab]*.txt
+        return found if isinstance(found, list | str) and text else ()
+    return _parse_yaml(key, text) if text else None
+
+
+def _parse_yaml(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}={text}: the value is not YAML: {error}") from error
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that a key may hold: str for a text, and for a choice of texts, tuple for a list of texts."""
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is Annotated:
+        return _kinds(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(_kinds, arguments))
+    if origin is Literal:
+        return {type(value) for value in arguments}
+    if origin is tuple:
+        return {tuple} if _kinds(arguments[0]) == {str} else {list}
+    return {origin or annotation}
+
+
+def _mapping_of(dotted: str) -> str | None:
+    """The key of texts by name that a longer key lies in, such as ``spark.conf``."""
+    for key, field in known_keys().items():
+        if dotted.startswith(f"{key}.") and typing.get_origin(field.annotation) is dict:
+            return key
+    return None
+
+
 def _assign(data: dict[str, Any], dotted: str, value: Any, source: str) -> None:
-    *sections, key = dotted.split(".")
+    mapping = _mapping_of(dotted)
+    if mapping is None:
+        *sections, key = dotted.split(".")
+    else:  # the rest is one name, dots included: spark.conf.spark.executor.memory
+        sections, key = mapping.split("."), dotted[len(mapping) + 1 :]
     node = data
     for section in sections:
         child = node.setdefault(section, {})

@@ -157,3 +157,16 @@ def test_batches_are_counted_summed_folded_and_dropped_by_command(arguments, tmp
     assert main(["drop-batch", *arguments, "--batch-id", "week"]) == 0
     assert store.keys("cooccurrence") == []
     assert main(["drop-batch", *arguments, "--batch-id", "week"]) == 0
+
+
+def test_every_stage_works_in_a_path_of_odd_characters(arguments, tmp_path):
+    odd = tmp_path / "odd [x] {y,z} q?* #1 back\\slash"
+    corpus = write_corpus(odd / "corpus")
+    settings = [f"warehouse={odd / 'warehouse'}", f"corpus.path={corpus}", "export.formats=[npy, word2vec]"]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    assert main(["pipeline", *arguments, *flags]) == 0
+    store = ManifestStore(str(odd / "warehouse"))
+    assert {stage for stage in STAGES if store.keys(stage)} >= {"corpus", "vocabulary", "cooccurrence", "train"}
+    assert main(["compact", *arguments, *flags, "--into", "all-of-it"]) == 0
+    assert main(["drop-batch", *arguments, *flags, "--batch-id", "all-of-it"]) == 0
+    assert main(["maintain", *arguments, *flags]) == 0

@@ -6,11 +6,13 @@ import pytest
 
 import wals_spark
 from wals_spark.config import (
+    PATHS,
     Config,
     CorpusConfig,
     InjectConfig,
     TrainConfig,
     fingerprint,
+    known_keys,
     load_config,
     reference_markdown,
 )
@@ -69,13 +71,71 @@ def test_set_overrides_yaml_and_flags_override_set(tmp_path):
         ("cooccurrence.window_left=256", "window_left"),
         ("run_id=../up", "directory name"),
         ("corpus.batch_id=a/b", "directory name"),
-        ("vocabulary.pattern='['", "not a regular expression"),
+        ("vocabulary.pattern=[", "not a regular expression"),
         ("train", "expected section.key=value"),
     ],
 )
 def test_bad_value_is_refused_with_its_key(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "expected"),
+    [
+        ("vocabulary.pattern=[a-z]+", "vocabulary.pattern", "[a-z]+"),
+        ("vocabulary.pattern=a # b", "vocabulary.pattern", "a # b"),
+        ("corpus.batch_id=20241101", "corpus.batch_id", "20241101"),
+        ("corpus.batch_id=2024-11-01", "corpus.batch_id", "2024-11-01"),
+        ("corpus.batch_id=0123", "corpus.batch_id", "0123"),
+        ("run_id=1e5", "run_id", "1e5"),
+        ("run_id=no", "run_id", "no"),
+        ("corpus.text_column=true", "corpus.text_column", "true"),
+        ("corpus.text_column=a: b", "corpus.text_column", "a: b"),
+        ("corpus.text_column='a b'", "corpus.text_column", "a b"),
+        ("corpus.id_column=none", "corpus.id_column", None),
+        ("corpus.id_column=", "corpus.id_column", None),
+        ("corpus.delimiter=;", "corpus.delimiter", ";"),
+        ("corpus.delimiter=\t", "corpus.delimiter", "\t"),
+        ("corpus.quote=", "corpus.quote", None),
+        ("corpus.escape=\\", "corpus.escape", "\\"),
+        ("corpus.path=*.txt", "corpus.path", ("*.txt",)),
+        ("corpus.path=[ab]*.txt", "corpus.path", ("[ab]*.txt",)),
+        ("corpus.path=a #1.txt", "corpus.path", ("a #1.txt",)),
+        ("corpus.path=[a.txt, 7, no]", "corpus.path", ("a.txt", "7", "no")),
+        ("corpus.path=['a, b.txt']", "corpus.path", ("a, b.txt",)),
+        ("corpus.path=", "corpus.path", ()),
+        ("train.batches=20241101,b", "train.batches", ("20241101", "b")),
+        ("neighbours.tokens=no", "neighbours.tokens", ("no",)),
+        ("cooccurrence.distance_weighting=none", "cooccurrence.distance_weighting", "none"),
+        ("cooccurrence.subsample=none", "cooccurrence.subsample", None),
+        ("cooccurrence.subsample=1e-5", "cooccurrence.subsample", 1e-5),
+        ("corpus.normalize=no", "corpus.normalize", False),
+        ("train.k=64", "train.k", 64),
+        ("spark.conf.spark.executor.memory=2g", "spark.conf", {"spark.executor.memory": "2g"}),
+        ("spark.conf.spark.x=010", "spark.conf", {"spark.x": "010"}),
+        ("evaluate.checkpoints.v1.5=/a b", "evaluate.checkpoints", {"v1.5": "/a b"}),
+    ],
+)
+def test_set_takes_a_value_by_the_type_of_its_key(override, key, expected):
+    found = load_config(None, [override])
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == expected
+
+
+def test_the_home_directory_in_any_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overrides = ["corpus.path=[~/a, b]", "inject.checkpoint=~", "evaluate.checkpoints.x=~/c", "corpus.text_column=~"]
+    config = load_config(None, overrides, {"warehouse": "~/w", "vocabulary.tokenizer": "~/t.json"})
+    home = str(tmp_path)
+    assert (config.warehouse, config.corpus.path) == (f"{home}/w", (f"{home}/a", "b"))
+    assert (config.inject.checkpoint, config.vocabulary.tokenizer) == (None, f"{home}/t.json")
+    assert (config.evaluate.checkpoints, config.corpus.text_column) == ({"x": f"{home}/c"}, "~")
+
+
+def test_every_key_of_a_path_is_known():
+    assert set(PATHS) <= set(known_keys())
 
 
 def test_window_of_zero_on_both_sides_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -26,8 +27,10 @@ def add_parser(commands: Any) -> None:
         epilog=f"methods:\n{METHOD_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="directory or hub name")
-    parser.add_argument("--output", required=True, metavar="DIR", help="what is written")
+    parser.add_argument(
+        "--checkpoint", required=True, type=os.path.expanduser, metavar="DIR", help="directory or hub name"
+    )
+    parser.add_argument("--output", required=True, type=os.path.expanduser, metavar="DIR", help="what is written")
     parser.add_argument("--method", metavar="M", help="see below (default: the preset's)")
     parser.add_argument(
         "--preset",
@@ -47,7 +50,12 @@ def add_parser(commands: Any) -> None:
         help="dense: a stock checkpoint (default); factorised: smaller, loads with trust_remote_code; plugin: smaller, "
         "loads into the stock classes with wals_spark.compress.plugin",
     )
-    parser.add_argument("--text", metavar="PATH", help="text like the model's: .txt, or Parquet with a column text")
+    parser.add_argument(
+        "--text",
+        type=os.path.expanduser,
+        metavar="PATH",
+        help="text like the model's: .txt, or Parquet with a column text",
+    )
     parser.add_argument(
         "--frequencies", metavar="PATH", help="a table with token_id and count, or text (default: counted in --text)"
     )

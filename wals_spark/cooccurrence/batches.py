@@ -54,11 +54,23 @@ def compact(context: Context, into: str, batches: Sequence[str] = ("all",)) -> M
         started = existing.inputs.get("folding")
         if started is None:
             raise InputError(f"counting of batch {into!r} was not finished; finish it, or drop it first")
+    if existing is not None and started is None and _is_folded(context, existing, batches):
+        logger.info("compact: already done by run %s at %s", existing.run_id, existing.finished_at)
+        return existing
     names = _names(context, batches, into, started)
     with ExitStack() as locks:
         for name in sorted({into, *names}):
             locks.enter_context(output_lock(context, STAGE, name))
         return _compact(context, into, names, existing if started else None)
+
+
+def _is_folded(context: Context, manifest: Manifest, batches: Sequence[str]) -> bool:
+    """Whether a batch is the sum of those asked for already, and nothing else is there to fold."""
+    complete = set(context.manifests.keys(STAGE))
+    folded = set(outputs_of(manifest, CooccurrenceOutputs).get("folded", [manifest.key]))
+    if tuple(batches) == ("all",):
+        return complete == {manifest.key}
+    return set(batches) <= folded | {manifest.key} and not (set(batches) - {manifest.key}) & complete
 
 
 def _names(context: Context, batches: Sequence[str], into: str, started: list[str] | None) -> list[str]:
@@ -90,8 +102,6 @@ def _compact(context: Context, into: str, names: list[str], interrupted: Manifes
     else:
         found = {name: context.manifests.require(STAGE, name) for name in names}
         sources = {name: outputs_of(manifest, CooccurrenceOutputs) for name, manifest in found.items()}
-        if names == [into]:
-            return found[into]
         manifest = Manifest(
             stage=STAGE,
             key=into,

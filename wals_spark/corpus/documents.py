@@ -40,7 +40,7 @@ from wals_spark.heartbeat import Heartbeat, text_progress
 from wals_spark.schemas import DOCUMENTS
 from wals_spark.stage import Context, Metric, Outcome
 from wals_spark.stage_outputs import CorpusOutputs
-from wals_spark.tables.base import spark_path
+from wals_spark.tables.base import spark_read_path
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def _target(context: Context, where: dict[str, str]) -> Iterator[tuple[str, str]
         else:
             written = storage.join(work, "documents")
             yield written, work
-            frame = context.spark.read.schema(DOCUMENTS.data_ddl).parquet(spark_path(written))
+            frame = context.spark.read.schema(DOCUMENTS.data_ddl).parquet(spark_read_path(written))
             context.tables.replace(DOCUMENTS, frame, where)
 
 

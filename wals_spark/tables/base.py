@@ -7,6 +7,7 @@ point and run again, sees the old slice or the new one.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -184,6 +185,16 @@ class TableStore(ABC):
                 f"table {table.name}: a slice is named by its leading partition columns {table.partitions}, "
                 f"found {tuple(where)}"
             )
+
+
+def spark_read_path(path: str) -> str:
+    """As `spark_path`, for Spark's readers; see `without_wildcards`."""
+    return without_wildcards(spark_path(path))
+
+
+def without_wildcards(path: str) -> str:
+    """A path for Spark's readers, which take it for a glob: its wildcards and backslashes escaped."""
+    return re.sub(r"([\\{}\[\]*?])", r"\\\1", path)
 
 
 def spark_path(path: str) -> str:

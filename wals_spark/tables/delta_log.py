@@ -149,9 +149,10 @@ def _open(table_path: str, version: int | None) -> DeltaTable:
         raise InputError(f"there is no Delta table at {table_path}")
     if version is not None and version > newest:
         raise InputError(f"{table_path} has no version {version}, its newest is {newest}")
-    if storage.is_local(table_path) and re.search("%[0-9A-Fa-f]{2}", table_path):
+    if storage.is_local(table_path) and (odd := re.search(r"%[0-9A-Fa-f]{2}|\\", table_path)):
         raise InputError(
-            f"the Delta table {table_path} cannot be opened: deltalake decodes the percent sign; rename it"
+            f"the Delta table {table_path} cannot be opened: deltalake takes {odd.group()!r} for another character; "
+            "rename the directory"
         )
     try:
         return DeltaTable(table_path, version=version)

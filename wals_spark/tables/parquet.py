@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from wals_spark import storage
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.schemas import Table
-from wals_spark.tables.base import DataFile, Slice, TableStore, spark_path
+from wals_spark.tables.base import DataFile, Slice, TableStore, spark_path, spark_read_path
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -178,7 +178,7 @@ class ParquetTables(TableStore):
         slices = self._slices(table, where)
         if not slices:
             raise self._missing(table, where)
-        return reader.parquet(*map(spark_path, slices)).select(*table.names)
+        return reader.parquet(*map(spark_read_path, slices)).select(*table.names)
 
     def files(self, table: Table, where: Slice | None = None) -> list[DataFile]:
         where = where or {}

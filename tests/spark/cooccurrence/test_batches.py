@@ -75,6 +75,20 @@ def test_folding_gives_the_exact_sum_once(three, read_pairs, table_format):
     assert read_pairs(context, "c") == expected(0, 1, 2)
 
 
+@pytest.mark.parametrize("again", [["a", "b"], ["b"], ["a", "b", "sum"]])
+def test_folding_what_is_folded_is_done_already(three, caplog, again):
+    context = three()
+    first = batches.compact(context, "sum", ["a", "b"])
+    with caplog.at_level("INFO"):
+        assert batches.compact(context, "sum", again) == first
+    assert "already done" in caplog.text
+    assert batches.compact(context, "sum", ["all"]).outputs["folded"] == ["a", "b", "c"]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        batches.compact(context, "sum", ["all"])
+    assert "already done" in caplog.text
+
+
 def test_a_folded_part_is_not_halved_or_pruned_again(three, read_pairs):
     options = {"diagonal": "once", "min_pair_count": 1.0}
     context = three(**{f"cooccurrence__{key}": value for key, value in options.items()})

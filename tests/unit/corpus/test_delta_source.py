@@ -139,9 +139,10 @@ def test_any_characters_in_the_path_of_a_table(tmp_path, odd):
     assert documents(path) == documents_of(ROWS)
 
 
-def test_a_path_that_deltalake_cannot_open_is_named(tmp_path):
-    path = write_log(tmp_path / "per%20cent", [add(tmp_path / "per%20cent", "a.parquet", ROWS)])
-    with pytest.raises(InputError, match="decodes the percent sign; rename it"):
+@pytest.mark.parametrize("odd", ["per%20cent", "back\\slash"])
+def test_a_path_that_deltalake_cannot_open_is_named(tmp_path, odd):
+    path = write_log(tmp_path / odd, [add(tmp_path / odd, "a.parquet", ROWS)])
+    with pytest.raises(InputError, match="for another character; rename the directory"):
         documents(path)
 
 
