@@ -36,6 +36,7 @@ ITEM_BYTES = {
     "F8_E5M2": 1,
 }
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U64": "<u8", "I8": "i1"}
+_ROWS_AT_ONCE = 4096
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -114,9 +115,10 @@ def from_values(values: np.ndarray, dtype: str) -> RawTensor:
 def replace_rows(tensor: RawTensor, ids: np.ndarray, values: np.ndarray) -> RawTensor:
     """A copy of `tensor` with the rows `ids` set to `values` (n, d); every other row keeps its bits."""
     data = tensor.data.copy()
-    if len(ids):
-        new = from_values(values, tensor.dtype)
-        data.reshape(tensor.shape[0], -1)[ids] = new.data.reshape(len(ids), -1)
+    for begin in range(0, len(ids), _ROWS_AT_ONCE):  # rounding to a narrower dtype takes several copies
+        part = ids[begin : begin + _ROWS_AT_ONCE]
+        new = from_values(values[begin : begin + _ROWS_AT_ONCE], tensor.dtype)
+        data.reshape(tensor.shape[0], -1)[part] = new.data.reshape(len(part), -1)
     return RawTensor(tensor.dtype, tensor.shape, data)
 
 

@@ -34,3 +34,18 @@ def test_replaced_rows_change_and_others_keep_their_bits(dtype):
 def test_quantised_tensors_have_no_values():
     with pytest.raises(InputError, match="before quantisation"):
         from_numpy([("ids", np.arange(4))])["ids"].values()
+
+
+def test_replacing_rows_takes_one_copy_of_the_tensor_and_little_more():
+    import tracemalloc
+
+    values = np.ones((20_000, 256), np.float32)
+    tensor = from_values(np.zeros((20_000, 256), np.float32), "BF16")
+    tracemalloc.start()
+    try:
+        found = replace_rows(tensor, np.arange(20_000), values)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.same_bytes(from_values(values, "BF16"))
+    assert peak < 4 * tensor.data.nbytes
