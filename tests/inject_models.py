@@ -196,7 +196,7 @@ def inject(tmp_path: Path, make_config: Callable[..., Any], make_factors: Callab
         }
         directory = tmp_path / name
         with atomic_directory.staged_directory(str(directory), replace=False) as staging:
-            manifest = write_packed_artifact(staging, base, change, used, described, config.inject.pack)
+            manifest = write_packed_artifact(staging, base, change, used, described, config.inject.pack_dtype)
         return directory, manifest
 
     return run

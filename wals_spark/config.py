@@ -538,10 +538,11 @@ class InjectConfig(Section):
     folds: int = Field(5, ge=2, le=100, description="Folds of the cross-validation.")
     anchor_min_count: int = Field(20, ge=1, description="Rows rarer than this do not fit the alignment.")
     anchor_half_count: float = Field(100.0, ge=0, description="Count at which an anchor has half its full weight.")
-    pack: Literal["none", "int8", "fp16", "fp32"] = Field(
-        "none",
+    pack: Literal["auto", "none", "int8", "fp16", "fp32"] = Field(
+        "auto",
         description="blend, replace, fit: write a domain pack of this dtype beside the checkpoint, whose rows are then "
-        "those of the pack. fp32 changes nothing, int8 and fp16 round what rows moved by.",
+        "those of the pack. fp32 changes nothing, int8 and fp16 round what rows moved by. auto = int8 for fit and "
+        "auto, none for other modes.",
     )
     gate: bool = Field(True, description="blend, replace: refuse (exit 3) when alignment is no better than controls.")
     gate_margin: float = Field(0.01, ge=0, lt=1, description="Gain in held-out R^2 over the controls that is needed.")
@@ -552,7 +553,7 @@ class InjectConfig(Section):
 
     @model_validator(mode="after")
     def _keys_fit_each_other(self) -> InjectConfig:
-        if self.pack != "none" and self.mode in ("init", "extend", "trim"):
+        if self.pack not in ("auto", "none") and self.mode in ("init", "extend", "trim"):
             raise ValueError(f"pack is {self.pack}: mode {self.mode} moves no rows of a base, set it to none")
         if self.shift != 0 and not self.general_batches:
             raise ValueError("shift compares the domain with general text: name batches of it in general_batches")
@@ -561,6 +562,13 @@ class InjectConfig(Section):
         if self.head_bias_target == "sum" and not self.general_batches:
             raise ValueError("head_bias_target is sum: name the batches of general text in general_batches")
         return self
+
+    @property
+    def pack_dtype(self) -> str:
+        """`pack` with ``auto`` decided."""
+        if self.pack == "auto":
+            return "int8" if self.mode in ("fit", "auto") else "none"
+        return self.pack
 
     @property
     def bias_goal(self) -> Literal["domain", "sum"]:

@@ -107,9 +107,9 @@ def check_recomputed(
     except (ConfigError, InputError, GateError, np.linalg.LinAlgError, ValueError, OverflowError) as error:
         report.add("recomputed", False, f"cannot be computed again: {str(error).splitlines()[0]:.300}")
         return
-    own = _OWN_FILES if config.inject.pack == "none" else _OWN_FILES | {PACK_FILE}
+    own = _OWN_FILES if config.inject.pack_dtype == "none" else _OWN_FILES | {PACK_FILE}
     check_base_files(report, directory, opened.companions(), own)
-    _check_pack(report, manifest, config.inject.pack)
+    _check_pack(report, manifest, config.inject.pack_dtype)
     if config.inject.mode == "extend":
         _check_extended_tokenizer(report, result, base)
     _check_protected(report, result, opened)
@@ -118,7 +118,7 @@ def check_recomputed(
     if edit.origin is not None:
         _check_segmentation(report, directory, base, edit.origin, texts)
     _check_shares(report, result, edit)
-    _check_values(report, result, opened, edit, config.inject.pack)
+    _check_values(report, result, opened, edit, config.inject.pack_dtype)
     if strengths is not None:
         _check_strengths(report, config, strengths, edit, has_head=opened.head_bias is not None)
     if config.inject.mode in ("blend", "replace"):

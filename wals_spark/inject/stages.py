@@ -195,7 +195,7 @@ class InjectStage(_StageOfInjection):
                 "combine": config.inject.combine,
             }
         with atomic_directory.staged_directory(output, replace=_may_replace(config), inputs=inputs) as staging:
-            manifest = write_packed_artifact(staging, base, change, factors, described, config.inject.pack)
+            manifest = write_packed_artifact(staging, base, change, factors, described, config.inject.pack_dtype)
         return _outcome(output, manifest, change)
 
 

@@ -88,6 +88,13 @@ def test_only_rows_and_biases_move_and_held_out_text_gains(fitted):
     assert report.failures == []
 
 
+def test_a_pack_in_int8_lies_beside_the_checkpoint(fitted):
+    made, _ = run_stage(fitted(), InjectStage())
+    (pack,) = manifest_of(made.outputs["directory"])["packs"]
+    assert pack["dtype"] == "int8"
+    assert pack["rows"] == made.outputs["rows_changed"]
+
+
 def test_what_a_fit_leaves_for_a_resume_is_gone_afterwards(fitted):
     context = fitted()
     run_stage(context, InjectStage())
