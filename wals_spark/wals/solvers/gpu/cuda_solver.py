@@ -217,6 +217,8 @@ class CudaSolver(TorchSolver):
         layout = Layout(system.ridge.shape[1], system.known.shape[1])
         if system.fixed_factors.z.dtype != np.float32 or not layout.fits or self._trusted.get(layout) is False:
             return super().solve(block, system)
+        if (system.fixed_factors.rho * block.popularity[system.ridge[:, 0] == 0] == 0).any():
+            return super().solve(block, system)  # sums over cells alone may be singular, which torch_solver looks for
         x, row_loss, failed = self.solve_prepared(self.prepare(block, system))
         out, losses = x.cpu().numpy(), row_loss.cpu().numpy()
         self.solve_again(block, system, np.flatnonzero(failed.cpu().numpy()), out, losses)

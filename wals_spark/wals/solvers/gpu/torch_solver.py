@@ -217,8 +217,35 @@ class _PaddedSystems:
         a = a[:, :free, :free].contiguous()
         a.diagonal(dim1=1, dim2=2).add_(self.ridge[rows])
         factor, info = torch.linalg.cholesky_ex(a)
+        info = torch.where(_are_singular(a, factor, scale, self.ridge[rows, 0], stop - start), 1, info)
         x = torch.cholesky_solve(reduced.to(self.dtype)[:, :, None], factor)[:, :, 0]
         # An accurate residual needs products in float64; a batch of them at a time, they are k^2 per row.
         residual = reduced - torch.einsum("bpq,bq->bp", a.double(), x.double())
         loss = constant - ((reduced + residual) * x.double()).sum(1)
         return x, loss, info
+
+
+def _are_singular(
+    a: torch.Tensor, factor: torch.Tensor, scale: torch.Tensor, ridge: torch.Tensor, cells: torch.Tensor
+) -> torch.Tensor:
+    """Whether each A is a sum over cells alone with fewer of them than columns, or pivots that are rounding errors.
+
+    As the compiled kernels decide it (`normal_equations`): a thousand roundings, since those of the pivots before grow
+    with the condition of their block.
+
+    Parameters
+    ----------
+    a, factor : tensor of shape (B, k, k)
+        Systems and their Cholesky factors: ``l_cc^2`` is what is left of ``a_cc``.
+    scale, ridge : tensor of shape (B,)
+        Of the unobserved term and the first added diagonal; only where both are 0 is A a sum over cells alone.
+    cells : int64 tensor of shape (B,)
+
+    Returns
+    -------
+    bool tensor of shape (B,)
+    """
+    rounding = 1e3 * (1.2e-7 if a.dtype == torch.float32 else 2.3e-16)
+    left = factor.diagonal(dim1=1, dim2=2) ** 2
+    rounded = (left <= rounding * a.diagonal(dim1=1, dim2=2)).any(1)
+    return (scale == 0) & (ridge == 0) & ((cells < a.shape[1]) | rounded)

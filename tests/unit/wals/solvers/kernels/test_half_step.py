@@ -23,6 +23,7 @@ GROUP = LocalGroup()
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
 VARIANTS = {
     **{name: objective for name, objective in PRESETS.items() if objective.is_quadratic},
+    "custom": replace(PRESETS["custom"], weight="power"),  # as it is, weights come with the cells
     "smoothed": replace(PRESETS["ppmi"], context_smoothing=0.75, shift=2.0),
     "counted ridge": replace(PRESETS["ppmi"], regularization=0.01, regularization_exponent=1.0),
     # An observed cell may weigh less than an unobserved one: negative extra weights.
@@ -165,9 +166,10 @@ def test_rows_are_solved_without_regularisation_where_they_have_a_unique_solutio
     assert np.allclose(solved, expected, rtol=1e-3 if dtype == "float32" else 1e-9, atol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", ["cpu", "torch"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("k", [4, 5, 33])
-def test_rows_without_a_unique_solution_are_named_without_regularisation(dtype: str, k: int) -> None:
+def test_rows_without_a_unique_solution_are_named_without_regularisation(kernel: str, dtype: str, k: int) -> None:
     """Row 2 has fewer cells than factors; row 5 has as many, but two of its columns are the same."""
     rng = np.random.default_rng(0)
     ratings = rng.integers(1, 6, (12, k + 3))
@@ -177,4 +179,11 @@ def test_rows_without_a_unique_solution_are_named_without_regularisation(dtype: 
     z = rng.standard_normal((k + 3, k)).astype(dtype)
     z[k - 1] = z[0]
     with pytest.raises(InputError, match=r"2 rows have no unique solution \(ids 2, 5\)"):
-        solve(CpuSolver(1, woodbury=True), row, col.popularity, z, FactorLayout(k, "none"), 0.0)
+        solve(
+            CpuSolver(1, woodbury=True) if kernel == "cpu" else solvers()[kernel],
+            row,
+            col.popularity,
+            z,
+            FactorLayout(k, "none"),
+            0.0,
+        )
