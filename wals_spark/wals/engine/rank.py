@@ -19,7 +19,7 @@ from wals_spark.factors.foldin import log_mean
 from wals_spark.matrix.coo import Coo, list_row_groups, read_coo, read_coo_batches
 from wals_spark.wals.engine import checkpoint
 from wals_spark.wals.engine.collectives import all_gather_rows
-from wals_spark.wals.engine.convergence import check_loss, has_converged, loss_magnitude
+from wals_spark.wals.engine.convergence import check_loss, has_converged, loss_magnitude, without_rounding
 from wals_spark.wals.engine.factors import FactorLayout, FactorStore, ReplicatedFactors, ShardedFactors
 from wals_spark.wals.engine.make_solver import make_solver
 from wals_spark.wals.engine.memory_estimate import plan_memory
@@ -141,7 +141,8 @@ def _alternate(
     if row_update is not None:
         _evaluate(store, row_update, task.order[half % 2], task.order[1 - half % 2])
     sweeps = 0 if task.start_only else config.sweeps
-    while half < 2 * sweeps and not (half % 2 == 0 and has_converged(losses, config.tolerance)):
+    last = half >= 2 * sweeps or (half % 2 == 0 and has_converged(losses, config.tolerance))
+    while not last:
         name, fixed = task.order[half % 2], task.order[1 - half % 2]
         side = store.sides[name]
         with phases("gramian"):
@@ -159,9 +160,10 @@ def _alternate(
                 all_gather_rows(group, side.owner, side.ids, row_loss, all_losses)
                 loss = float(all_losses.sum()) + store.regularization(fixed)
         half += 1
-        check_loss(loss, losses, config.precision, half, magnitude)
+        loss = without_rounding(loss, losses, config.precision, magnitude)
+        at_floor = check_loss(loss, losses, config.precision, half, magnitude)
         losses.append(loss)
-        last = half == 2 * config.sweeps or (half % 2 == 0 and has_converged(losses, config.tolerance))
+        last = half == 2 * sweeps or at_floor or (half % 2 == 0 and has_converged(losses, config.tolerance))
         if half - saved >= config.checkpoint_every or last:
             with phases("checkpoint"):
                 changed = (name,) if half - saved == 1 and saved > 0 else SIDES
