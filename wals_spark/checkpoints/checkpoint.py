@@ -36,6 +36,8 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "sentencepiece.bpe.model",
 )
+_LICENSES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
+_NOT_MISSED = frozenset({"README.md", "injection.json", "factors.safetensors", ".gitattributes", ".git", ".cache"})
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _UNUSED = re.compile(r"madeupword\d+|<\|endoftext\|>|\[unused\d+\]|<unused\d+>|<gap:\d+>")
 """Tokens that tokenizers reserve: no text produces them, so no corpus counts them."""
@@ -151,6 +153,8 @@ class Checkpoint:
 def locate_checkpoint(source: str, key: str = "inject.checkpoint", *, weights: bool = True) -> Path:
     """The local directory of a checkpoint: a path, or a hub name that is downloaded to the hub's cache.
 
+    A hub name may have a revision (branch, tag or commit) behind an @, as in ``org/name@main``.
+
     Raises
     ------
     InputError
@@ -161,22 +165,34 @@ def locate_checkpoint(source: str, key: str = "inject.checkpoint", *, weights: b
         return path
     if path.exists():
         raise InputError(f"{key}: {source} is a file, expected the directory that holds config.json")
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+    name, _, revision = source.partition("@")
+    if source.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"{key}: there is nothing at {source}; give a checkpoint's directory or a hub name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    small = ["*.json", "*.txt", "*.model"]
+    small = ["*.json", "*.txt", "*.model", *_LICENSES]
+
+    def download(*patterns: str) -> Path:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=[*small, *patterns]))
+
     try:
-        found = Path(snapshot_download(source, allow_patterns=[*small, "model*.safetensors"] if weights else small))
+        found = download("model*.safetensors") if weights else download()
         if weights and not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(source, allow_patterns=[*small, "pytorch_model*.bin"]))
+            found = download("pytorch_model*.bin")
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
             f"{key}: {source!r} is neither a directory nor to be had from the hub ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}); give the path of a downloaded checkpoint"
         ) from error
     return found
+
+
+def source_record(source: str, directory: Path) -> dict[str, Any]:
+    """The description of a checkpoint in a manifest: as it was named, and the commit that the hub gave for it."""
+    local = Path(source).expanduser().is_dir()
+    cached = not local and directory.parent.name == "snapshots"
+    return {"source": source, "hub": not local, "revision": directory.name if cached else None}
 
 
 def read_config(directory: Path, *, head: bool = True) -> dict[str, Any]:
@@ -482,8 +498,20 @@ def check_tokenizer(tokenizer: LoadedTokenizer, rows: int, what: str) -> None:
 
 
 def companion_files(directory: Path) -> list[Path]:
-    """Configuration and tokenizer files that travel with the weights."""
-    return [directory / name for name in (*_CONFIG_FILES, *TOKENIZER_FILES) if (directory / name).is_file()]
+    """Configuration and tokenizer files that travel with the weights, and licences."""
+    found = [directory / name for name in (*_CONFIG_FILES, *TOKENIZER_FILES) if (directory / name).is_file()]
+    return found + licence_files(directory)
+
+
+def licence_files(directory: Path) -> list[Path]:
+    """LICENSE, NOTICE and the like."""
+    return sorted(path for pattern in _LICENSES for path in directory.glob(pattern) if path.is_file())
+
+
+def entries_left_behind(directory: Path) -> list[str]:
+    """What lies in a checkpoint's directory and does not travel: folders (pooling), modules.json, other weights."""
+    carried = {path.name for path in companion_files(directory) + weight_files(directory)} | _NOT_MISSED
+    return sorted(path.name for path in directory.iterdir() if path.name not in carried)
 
 
 def checkpoint_identity(source: str, key: str = "inject.checkpoint", *, weights: bool = True) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from wals_spark.checkpoints.checkpoint import Checkpoint, companion_files, weight_files
+from wals_spark.checkpoints.checkpoint import (
+    Checkpoint,
+    companion_files,
+    entries_left_behind,
+    source_record,
+    weight_files,
+)
 from wals_spark.checkpoints.raw_tensor import RawTensor, file_sha256, from_values, gather_rows, replace_rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,9 @@ class BaseCheckpoint:
 
 def base_of_checkpoint(opened: Checkpoint, source: str, protected: np.ndarray) -> BaseCheckpoint:
     """An opened checkpoint as the base of an edit, described by `source` and the hashes of its files."""
+    left = entries_left_behind(opened.directory)
+    if left:
+        logger.warning("%s: %s are not carried along; copy what you need", opened.directory, ", ".join(left[:12]))
     return BaseCheckpoint(
         tensors=opened.tensors,
         dropped=opened.dropped,
@@ -122,8 +134,8 @@ def base_of_checkpoint(opened: Checkpoint, source: str, protected: np.ndarray) -
         files=tuple(companion_files(opened.directory)),
         texts={},
         source={
-            "source": source,
-            "hub": not Path(source).expanduser().is_dir(),
+            **source_record(source, opened.directory),
+            "left_behind": left,
             "files": {path.name: file_sha256(path) for path in weight_files(opened.directory)},
         },
     )

@@ -51,7 +51,7 @@ def render_model_card(manifest: Mapping[str, Any], config: Mapping[str, Any]) ->
     return render_template(
         "wals_spark.checkpoints",
         title=f"{os.path.basename(source.rstrip('/')) or source} ({mode})",
-        base_model=source if manifest["base"]["hub"] else None,
+        base_model=source.partition("@")[0] if manifest["base"]["hub"] else None,
         architecture=architecture,
         auto_class="AutoModelForMaskedLM" if architecture.endswith("MaskedLM") else "AutoModel",
         verb=_VERBS[mode],

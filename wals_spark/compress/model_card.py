@@ -20,7 +20,7 @@ def render_compression_card(manifest: Mapping[str, Any], config: Mapping[str, An
     return render_template(
         "wals_spark.compress",
         title=f"{Path(source).name or source} (rank {parameters['rank']})",
-        base_model=source if manifest["base"]["hub"] else None,
+        base_model=source.partition("@")[0] if manifest["base"]["hub"] else None,
         architecture=config["architectures"][0],
         auto_class="AutoModelForMaskedLM" if masked else "AutoModel",
         parameters=parameters,

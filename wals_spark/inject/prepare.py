@@ -182,7 +182,7 @@ def _init(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[Base
         protected=protected,
         files=tuple(files),
         texts={"config.json": json.dumps(described, indent=2, sort_keys=True) + "\n"},
-        source={"source": source, "hub": not Path(source).expanduser().is_dir(), "initialised_from_seed": config.seed},
+        source={**ckpt.source_record(source, directory), "initialised_from_seed": config.seed},
     )
     return base, edit
 
@@ -224,7 +224,11 @@ def _with_texts(base: BaseCheckpoint, config: Mapping[str, Any], texts: Mapping[
     return replace(
         base,
         config=config,
-        files=tuple(path for path in base.files if path.name in kept and path.name not in texts),
+        files=tuple(
+            path
+            for path in base.files
+            if (path.name in kept and path.name not in texts) or path in ckpt.licence_files(path.parent)
+        ),
         texts={"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n", **texts},
     )
 

@@ -16,6 +16,7 @@ from wals_spark.checkpoints.checkpoint import (
     open_checkpoint,
     protected_ids,
 )
+from wals_spark.checkpoints.edit import base_of_checkpoint
 from wals_spark.errors import InputError
 
 EMBEDDING = "roberta.embeddings.word_embeddings.weight"
@@ -269,3 +270,32 @@ def test_a_file_of_a_training_loop_is_refused_by_its_key(make_checkpoint, key):
     torch.save({key: state, "epoch": 3}, directory / "pytorch_model.bin")
     with pytest.raises(InputError, match=f"lie under '{key}'.*save_pretrained"):
         open_checkpoint(str(directory))
+
+
+@pytest.mark.parametrize("asked", [None, "v1.0", "refs/pr/3"])
+def test_a_revision_of_the_hub_can_be_given_and_its_commit_is_recorded(make_checkpoint, tmp_path, monkeypatch, asked):
+    import huggingface_hub
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    made = make_checkpoint()
+    (made / "LICENSE").write_text("Apache-2.0")
+    (made / "1_Pooling").mkdir()
+    (made / "modules.json").write_text("[]")
+    cached = tmp_path / "snapshots" / commit
+    shutil.copytree(made, cached)
+    calls = []
+
+    def download(name, *, revision, allow_patterns):
+        calls.append((name, revision))
+        return str(cached)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    source = "org/name" + (f"@{asked}" if asked else "")
+    opened = open_checkpoint(source)
+    assert calls == [("org/name", asked)]
+    base = base_of_checkpoint(opened, source, np.zeros(0, np.int64))
+    assert base.source["source"] == source
+    assert (base.source["hub"], base.source["revision"]) == (True, commit)
+    assert base.source["left_behind"] == ["1_Pooling", "modules.json"]
+    assert base.companions()["LICENSE"] == b"Apache-2.0"
+    assert base_of_checkpoint(open_checkpoint(str(made)), str(made), np.zeros(0, np.int64)).source["revision"] is None
