@@ -121,8 +121,8 @@ class _Sample:
     """States of a domain's sample under the most maskings that an arm asks for, with the time they took."""
 
     states: MaskedStates
-    first: np.ndarray
-    """Of each position: the number of its masking."""
+    masking: np.ndarray
+    """Of each position: the number of the masking that hides it."""
     maskings: int
     seconds: float
 
@@ -304,15 +304,15 @@ class Comparison:
             states, seconds = self._encode(sequences, chosen, CANDIDATES)
             table = is_special(self.setting.special)
             sizes = [masked_positions(sequences, index, chosen, table).shape for index in range(len(sequences))]
-            first = np.concatenate([np.repeat(np.arange(count), size) for count, size in sizes])
-            held = self._samples[key] = _Sample(states, first, maskings, seconds)
+            numbers = np.concatenate([np.repeat(np.arange(count), size) for count, size in sizes])
+            held = self._samples[key] = _Sample(states, numbers, maskings, seconds)
         return held
 
     def _fitted(self, arm: Arm, domain: str, seed: int, most: int) -> dict[str, Any]:
         """Fit and put the rows into the model."""
         maskings = int(arm.amount)
         held = self._states(domain, seed, max(most, maskings))
-        states = held.states.take(held.first < maskings)
+        states = held.states.take(held.masking < maskings)
         validation = validation_documents(states.document, VALIDATION_SHARE)
         decoder = self.model.get_output_embeddings()
         base = OutputLayer(decoder.weight.detach().cpu().numpy(), decoder.bias.detach().cpu().numpy())

@@ -175,8 +175,9 @@ def draw(lines: Sequence[Line], output: Path) -> None:
         for domain in ordered(line["domain"] for line in found)
     ]
     figure, axes = plt.subplots(
-        2, len(panels), figsize=(max(4.6 * len(panels), 6.0), 7.6), squeeze=False, layout="constrained"
-    )
+        2, len(panels), figsize=(max(4.6 * len(panels), 6.0), 7.6), squeeze=False, layout="constrained",
+        sharex="row", sharey="row",
+    )  # fmt: skip
     for column, (case, domain, found) in enumerate(panels):
         draw_panel(axes[0][column], found, domain, ("general", "value"))
         draw_panel(axes[1][column], found, domain, ("forward_equivalents",))
@@ -184,7 +185,7 @@ def draw(lines: Sequence[Line], output: Path) -> None:
         kind = "adapted base" if adapted else "plain base"
         axes[0][column].set_title(f"{domain}, {sequences:,} sequences\n{checkpoint}, {kind}", loc="left", fontsize=10)
         axes[0][column].axvline(0, color="#9ca3af", linewidth=0.8)
-        axes[0][column].set_xlabel("gain on general text, nats (left: worse than before)")
+        axes[0][column].set_xlabel("gain on general text, nats (left of 0: forgotten)")
         axes[1][column].set_xlabel("cost, forward passes of the sample")
     for across in axes:
         across[0].set_ylabel("gain on the domain, nats per masked token")
@@ -222,7 +223,7 @@ def draw_panel(axes: Any, lines: Sequence[Line], domain: str, across: tuple[str,
             if np.isfinite([low, high]).all():
                 axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.5)
             amount = arm.partition("-")[2]
-            if amount and len(arms) > 1:
+            if amount:
                 axes.annotate(amount, (x, y), xytext=(5, 4), textcoords="offset points", color=colour, fontsize=8)
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=6, linewidth=1, alpha=0.9)

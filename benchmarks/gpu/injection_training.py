@@ -129,7 +129,7 @@ def train(
     pad = getattr(model.config, "pad_token_id", None) or 0
     started = time.perf_counter()
     total = torch.zeros((), device=device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model.train()
         for step, chosen in enumerate(batches(sequences, steps, seed)):
