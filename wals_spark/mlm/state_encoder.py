@@ -205,7 +205,8 @@ class StateEncoder:
         import torch
 
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        is_tf32 = self.precision == "tf32" and self.device.type == "cuda"
+        torch.set_float32_matmul_precision("high" if is_tf32 else "highest")
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 yield

@@ -256,6 +256,9 @@ def test_explain_prints_passes_bytes_and_hours_and_computes_nothing(text_context
     assert "2 maskings each: 80 forward passes" in lines
     assert " minutes in " in lines
     assert not Path(context.run.path("states")).exists()
+    tokens = sum(map(len, random_documents(0)))
+    everything = "\n".join(explain_states(text_context(states__sequences=5000)))
+    assert f"at most {tokens // 30 + 60} sequences of 32 tokens" in everything
 
 
 def test_only_modes_that_fit_need_states(make_config):

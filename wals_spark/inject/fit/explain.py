@@ -36,10 +36,10 @@ def explain_states(context: Context) -> list[str]:
     batches = text_batches(config, context.manifests)
     encoded = {key: require_outputs(context.manifests, VocabularyOutputs, key) for key in batches}
     domain, general = encoded_text(config, encoded)
-    tokens = _tokens(domain.values())
     body = settings.sequence_length - 2
-    sequences = min(settings.sequences, -(-tokens // body))
-    general_sequences = min(settings.general_sequences, -(-_tokens(general.values()) // body)) if general else 0
+    tokens, most = _text_size(domain.values(), body)
+    sequences = min(settings.sequences, most)
+    general_sequences = min(settings.general_sequences, _text_size(general.values(), body)[1])
     passes = (sequences + general_sequences) * settings.maskings
     hidden = Maskings(settings.maskings, settings.mask_fraction).hidden(body)
     conf = context.spark.sparkContext.getConf()
@@ -90,5 +90,8 @@ def _duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.2g} minutes"
 
 
-def _tokens(directories: Iterable[str]) -> int:
-    return sum(shard.tokens for directory in directories for shard in list_shards(directory))
+def _text_size(directories: Iterable[str], body: int) -> tuple[int, int]:
+    """Tokens of some batches, and a number of pieces of at most `body` tokens that they do not exceed."""
+    shards = [shard for directory in directories for shard in list_shards(directory)]
+    tokens = sum(shard.tokens for shard in shards)
+    return tokens, tokens // body + sum(shard.documents for shard in shards)
