@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,10 +31,10 @@ TEXT = (
 )
 
 
-def train_tokenizer(size: int = 400) -> Tokenizer:
-    """A byte-level BPE over generated text."""
+def train_tokenizer(size: int = 400, text: str = TEXT) -> Tokenizer:
+    """A byte-level BPE over sentences of random words of a text."""
     generator = np.random.default_rng(0)
-    lines = [" ".join(generator.choice(TEXT.split(), 12)) for _ in range(400)]
+    lines = [" ".join(generator.choice(text.split(), 12)) for _ in range(400)]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -87,6 +87,31 @@ def wordpiece() -> Tokenizer:
 
 
 KINDS = {"BPE": train_tokenizer, "Unigram": unigram, "WordPiece": wordpiece}
+
+
+WORDPIECE_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def wordpiece_json(
+    vocabulary: Sequence[str], special: Sequence[str] = WORDPIECE_SPECIAL, prefix: str = "##"
+) -> dict[str, Any]:
+    """The content of the tokenizer.json of a WordPiece tokenizer, special tokens first."""
+    tokens = [*special, *(token for token in vocabulary if token not in special)]
+    return {
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": prefix,
+            "max_input_chars_per_word": 100,
+            "vocab": {token: index for index, token in enumerate(tokens)},
+        },
+        "added_tokens": [
+            {"content": token, "id": index, "special": True, "normalized": False}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+            for index, token in enumerate(special)
+        ],
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+    }
 
 
 @pytest.fixture(scope="session")

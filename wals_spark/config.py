@@ -467,14 +467,15 @@ class InjectConfig(Section):
     """From factors to a checkpoint."""
 
     execution_keys = frozenset({"overwrite", "driver_rows"})
-    later_keys = frozenset({"pack"})
+    later_keys = frozenset({"pack", "transfer_rows"})
 
-    mode: Literal["none", "init", "fit", "auto", "blend", "replace", "extend", "trim"] = Field(
+    mode: Literal["none", "init", "fit", "auto", "blend", "replace", "extend", "trim", "transfer"] = Field(
         "none",
         description="none = the pipeline skips it. init = rows of a model about to be pretrained, fit = rows and head "
         "bias of a pretrained one, fitted to its hidden states; auto = what wins on held-out documents; blend and "
         "replace = rows of a pretrained one without a forward pass, extend = rows of tokens that vocabulary.tokenizer "
-        "has beyond the checkpoint's, trim = only the tokens that the corpus uses.",
+        "has beyond the checkpoint's, trim = only the tokens that the corpus uses, transfer = vocabulary.tokenizer in "
+        "place of the checkpoint's.",
     )
     checkpoint: str | None = Field(
         None,
@@ -517,6 +518,11 @@ class InjectConfig(Section):
     )
     extend_rows: Literal["factors", "subtokens", "mean", "overlap"] = Field(
         "factors", description="extend: rows of new tokens from factors, or one of the baselines to compare with."
+    )
+    transfer_rows: Literal["factors", "focus", "omp", "subtokens", "mean", "random"] = Field(
+        "factors",
+        description="transfer: rows of tokens that the checkpoint's tokenizer lacks, from factors by ridge regression, "
+        "by sparsemax of their cosines (focus) or orthogonal matching pursuit (omp), or one of the baselines.",
     )
     trim_min_count: int = Field(1, ge=1, description="trim: tokens that are rarer in the corpus go.")
     b_max: float = Field(0.9, ge=0, le=1, description="blend: largest share of a row taken from the factors.")

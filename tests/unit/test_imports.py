@@ -123,7 +123,7 @@ PARTS = {
         {"gate", "domain_shift", "vocabulary", "fit"},
         {"distributed", "proposal"},
         {"modes"},
-        {"strength_search"},
+        {"strength_search", "transfer"},
         {"prepare"},
         {"recompute"},
         {"verify"},

@@ -15,6 +15,7 @@ _VERBS = {
     "apply": "was changed by domain packs",
     "fit": "was fitted to the encoder's hidden states on a corpus",
     "auto": "was fitted to a corpus",
+    "transfer": "was carried over to the tokenizer of a corpus",
     "trim": "was cut down to the tokens of a corpus",
 }
 _GOALS = {"sum": "general text and the domain together", "domain": "the corpus"}

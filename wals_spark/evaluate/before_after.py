@@ -29,7 +29,7 @@ def trained_batches(config: Config, manifests: ManifestStore) -> list[str]:
 
 def compares_models(config: Config) -> bool:
     """Whether there are two checkpoints of one vocabulary: losses over different tokens are no comparison."""
-    return config.inject.mode not in ("none", "extend", "trim") and config.evaluate.masked_lm
+    return config.inject.mode not in ("none", "extend", "trim", "transfer") and config.evaluate.masked_lm
 
 
 def held_out_texts(context: Context, limit: int) -> list[str]:

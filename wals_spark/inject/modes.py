@@ -99,7 +99,7 @@ def _rows_of_new_tokens(
     if config.extend_rows == "factors":
         same = TokenFrequencies(known.counts.astype(np.float64), known.counts.astype(np.float64))
         fit = align_factors(known, E, protected, same, config, seed)
-        rows[seen - old] = _aligned_rows(fit, factors, E, seen)
+        rows[seen - old] = aligned_rows(fit, factors, E, seen)
         return rows, fit
     if config.extend_rows == "mean":
         rows[:] = E[:old].mean(axis=0)
@@ -108,8 +108,21 @@ def _rows_of_new_tokens(
     return rows, None
 
 
-def _aligned_rows(fit: AlignmentFit, factors: TokenFactors, E: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """P of some tokens with norms matched to those of old tokens of their frequency, float32 (n, d)."""
+def aligned_rows(fit: AlignmentFit, factors: TokenFactors, E: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """P of some tokens with norms matched to those of old tokens of their frequency.
+
+    Parameters
+    ----------
+    fit : AlignmentFit
+    factors : TokenFactors
+    E : float32 array of shape (V, d)
+        Rows of the anchors at least.
+    ids : int64 array of shape (n,)
+
+    Returns
+    -------
+    float32 array of shape (n, d)
+    """
     shares = align.log_share(factors.counts)
     profile = align.norm_profile(centred_norms(E, fit.anchors, fit.alignment.mu_e), shares[fit.anchors])
     centre = fit.alignment.mu_e.astype(np.float32)

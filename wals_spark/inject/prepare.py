@@ -20,6 +20,7 @@ from wals_spark.factors.store import Vectors
 from wals_spark.inject import frequency, modes, strength_search
 from wals_spark.inject.gate import FoldSums
 from wals_spark.inject.proposal import RowProposal, TokenFrequencies, adjusted_head_bias, edit_of_proposal, propose_rows
+from wals_spark.inject.transfer import Transfer, plan_transfer, transfer_edit
 from wals_spark.inject.vocabulary import extend, trim
 from wals_spark.inject.vocabulary.tokenizer_json import check_tokenizer_json
 from wals_spark.mlm.data import special_ids
@@ -104,6 +105,8 @@ def prepare_edit(
         base, edit = _init(config, vectors, factors)
     elif config.inject.mode == "extend":
         base, edit = _extend(config, vectors, factors)
+    elif config.inject.mode == "transfer":
+        base, edit = _transfer(config, vectors, factors)
     else:
         base, edit = _inject(config, vectors, factors, text or EncodedText(), sums, recorded)
     return base, edit, factors
@@ -112,7 +115,7 @@ def prepare_edit(
 def checkpoint_source(config: Config) -> str:
     """The checkpoint that the configuration names; `ConfigError` when it names none."""
     if config.inject.mode == "none":
-        raise ConfigError("inject.mode is none: set it to init, blend, replace, extend or trim")
+        raise ConfigError("inject.mode is none: set it to init, blend, replace, extend, trim or transfer")
     if config.inject.checkpoint is None:
         raise ConfigError(f"inject.mode is {config.inject.mode}, but inject.checkpoint names no model to inject into")
     return config.inject.checkpoint
@@ -318,6 +321,29 @@ def _tokenizer_text(source: str, loaded: LoadedTokenizer) -> str:
     path = Path(source).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     return path.read_text(encoding="utf-8") if path.is_file() else loaded.tokenizer.to_str()
+
+
+def _transfer(config: Config, vectors: Vectors, factors: TokenFactors) -> tuple[BaseCheckpoint, EmbeddingEdit]:
+    source = checkpoint_source(config)
+    opened, new, plan = planned_transfer(config, source)
+    check_same_vocabulary(vocabulary_hash(vectors.tokens), new, "the factors table", str(config.vocabulary.tokenizer))
+    bias = opened.tensors[opened.head_bias].values() if opened.head_bias is not None else None
+    E = ckpt.embedding_values(opened)
+    edit = transfer_edit(plan, factors, E, bias, sorted(new.special_ids), config.inject, config.seed)
+    texts = {**plan.texts, "tokenizer.json": _tokenizer_text(str(config.vocabulary.tokenizer), new)}
+    base = base_of_checkpoint(opened, source, plan.protected)
+    return replace(_with_texts(base, plan.config, texts), files=()), edit
+
+
+def planned_transfer(config: Config, source: str) -> tuple[ckpt.Checkpoint, LoadedTokenizer, Transfer]:
+    """The checkpoint, the corpus' tokenizer, and what they share."""
+    if config.vocabulary.tokenizer is None:
+        raise ConfigError("inject.mode is transfer, but vocabulary.tokenizer names no tokenizer to go to")
+    opened = ckpt.open_checkpoint(source)
+    old = ckpt.checkpoint_tokenizer(opened.directory)
+    ckpt.check_tokenizer(old, opened.vocab_size, source)
+    new = load_tokenizer(config.vocabulary.tokenizer)
+    return opened, new, plan_transfer(opened, old, new, config.vocabulary.tokenizer)
 
 
 def extended_tokenizer(config: Config, old: LoadedTokenizer, source: str) -> LoadedTokenizer:

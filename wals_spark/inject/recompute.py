@@ -36,7 +36,7 @@ from wals_spark.inject.vocabulary.segmentation import compare_segmentation, load
 from wals_spark.inject.vocabulary.tokenizer_json import extension_problems
 from wals_spark.tokenizer import load_tokenizer
 
-MODES = ("init", "blend", "replace", "extend", "trim")
+MODES = ("init", "blend", "replace", "extend", "trim", "transfer")
 TOLERANCE = 1e-3
 """Largest difference of a computed row, as a share of its move, beside the rounding of its dtype."""
 LARGEST_RATIO = 1e6
@@ -115,7 +115,7 @@ def check_recomputed(
     _check_protected(report, result, opened)
     if not _check_origin(report, result, opened, edit):
         return
-    if edit.origin is not None:
+    if config.inject.mode in ("extend", "trim"):
         _check_segmentation(report, directory, base, edit.origin, texts)
     _check_shares(report, result, edit)
     _check_values(report, result, opened, edit, config.inject.pack_dtype)
@@ -127,13 +127,13 @@ def check_recomputed(
 
 
 def _config(result: _Result, base: str) -> Config:
-    """The configuration of the result, with the base given here and, for ``extend``, the result's own tokenizer."""
+    """The configuration of the result, with the base given here and, where the mode has one, its own tokenizer."""
     parameters, where = dict(result.manifest["parameters"]), str(result.directory / MANIFEST)
     seed = require_value(result.manifest, "parameters.seed", int, where)
     if require_value(result.manifest, "parameters.mode", str, where) != result.manifest["mode"]:
         raise InputError(f"{where}: mode is {result.manifest['mode']!r:.60}, parameters.mode another; it was edited")
     del parameters["seed"]
-    tokenizer = str(result.directory) if result.manifest["mode"] in ("extend", "init") else base
+    tokenizer = str(result.directory) if result.manifest["mode"] in ("extend", "init", "transfer") else base
     inject = {**parameters, "checkpoint": base, "output": None, "force": True}
     return validate_config({"seed": seed, "inject": inject, "vocabulary": {"tokenizer": tokenizer}}, where)
 

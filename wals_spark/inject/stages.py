@@ -33,6 +33,7 @@ from wals_spark.inject.prepare import (
     checkpoint_source,
     extended_tokenizer,
     init_tokenizer,
+    planned_transfer,
     prepare_edit,
 )
 from wals_spark.inject.verify import verify_injection
@@ -148,6 +149,8 @@ class InjectStage(_StageOfInjection):
         ckpt.check_tokenizer(tokenizer, rows, source)
         if config.inject.mode == "extend":
             extended_tokenizer(config, tokenizer, source)
+        elif config.inject.mode == "transfer":
+            planned_transfer(config, source)
         elif config.vocabulary.tokenizer is not None and config.inject.mode != "init":
             check_same_vocabulary(
                 load_tokenizer(config.vocabulary.tokenizer).hash, tokenizer, config.vocabulary.tokenizer, source

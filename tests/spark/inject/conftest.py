@@ -22,7 +22,7 @@ def context(make_context, make_checkpoint, make_factors):
 
     def make(related=True, **values):
         directory = values.pop("checkpoint", None) or make_checkpoint()
-        tokenizer = load_tokenizer(str(directory))
+        tokenizer = load_tokenizer(values.get("vocabulary__tokenizer", str(directory)))
         settings = {
             "inject__mode": "blend",
             "inject__checkpoint": str(directory),
@@ -32,7 +32,8 @@ def context(make_context, make_checkpoint, make_factors):
             **values,
         }
         made = make_context(**settings)
-        E = embedding_values(open_checkpoint(str(directory)))[: len(tokenizer.tokens)]
+        own = {token: index for index, token in enumerate(load_tokenizer(str(directory)).tokens)}
+        E = embedding_values(open_checkpoint(str(directory)))[[own.get(token, 5) for token in tokenizer.tokens]]
         if not related:
             E = np.random.default_rng(9).standard_normal(E.shape).astype(np.float32)
         factors = make_factors(E)
