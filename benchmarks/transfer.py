@@ -109,12 +109,16 @@ def windows_of(parts: Sequence[_Segmented]) -> list[tuple[int, int]]:
     return found
 
 
-def hide_words(
-    texts: Sequence[str], tokenizers: dict[str, LoadedTokenizer], pads: dict[str, int], limit: int, seed: int
-) -> Text:
+def padding_id(loaded: LoadedTokenizer) -> int:
+    """The id of the padding token."""
+    return next(index for index, token in enumerate(loaded.tokens) if token in ("<pad>", "[PAD]"))
+
+
+def hide_words(texts: Sequence[str], tokenizers: dict[str, LoadedTokenizer], limit: int, seed: int) -> Text:
     """Hide 15 % of the words of windows, the first window of every document before the second of any."""
     generator = np.random.default_rng([seed, 24])
     names, special = list(tokenizers), {name: special_ids(each) for name, each in tokenizers.items()}
+    pads = {name: padding_id(each) for name, each in tokenizers.items()}
     windows, parts, spelled = [], {}, {}
     for document, text in enumerate(texts):
         found = {name: segmented(each, text[:20_000]) for name, each in tokenizers.items()}
@@ -143,16 +147,12 @@ def hide_words(
         for word in sorted(hidden):
             counts = [len(pieces[name][word - begin]) for name in (names[0], names[-1])]
             owner.append((document, len(spelled[document][word].encode()), counts[0] > 1 and counts[1] == 1))
-    words = {
-        name: HiddenWords(
-            np.array(rows[name], np.int64),
-            *(np.array(c, np.int64) for c in zip(*places[name], strict=True)),
-            pads[name],
-        )
-        for name in names
-    }
-    document, size, whole = (np.array(column) for column in zip(*owner, strict=True))
-    return Text(words, size, document, whole)
+    words = {}
+    for name in names:
+        row, column, target, word = np.array(places[name], np.int64).T
+        words[name] = HiddenWords(np.array(rows[name], np.int64), row, column, target, word, pads[name])
+    facts = np.array(owner, np.int64)
+    return Text(words, facts[:, 1], facts[:, 0], facts[:, 2] > 0)
 
 
 def word_losses(model: Any, words: HiddenWords, count: int) -> np.ndarray:
@@ -186,6 +186,16 @@ def make_checkpoint(config: Config, context: Context, how: str, directory: Path)
         artifact.write_artifact(staging, base, edit, factors, described)
 
 
+def make_missing(config: Config, arms: Sequence[str], models: Path) -> None:
+    """The checkpoints of the arms that have none yet."""
+    missing = [how for how in arms if how != BASE and not (models / how).is_dir()]
+    if missing:
+        context = Context(config)
+        for how in missing:
+            make_checkpoint(config, context, how, models / how)
+        context.stop()
+
+
 def training_sequences(
     texts: Sequence[str], loaded: LoadedTokenizer, special: SpecialIds, count: int
 ) -> PackedSequences:
@@ -198,7 +208,7 @@ def run_arm(
     directory: Path,
     segmentation: str,
     texts: dict[str, Text],
-    training: PackedSequences,
+    training: PackedSequences | None,
     steps: tuple[int, ...],
     schedule: Schedule,
 ) -> dict[str, np.ndarray]:
@@ -210,7 +220,7 @@ def run_arm(
         for name, text in texts.items():
             found[f"{name}:{step}"] = word_losses(model, text.words[segmentation], len(text.size))
 
-    if max(steps) == 0:
+    if training is None:
         measure(0)
         return found
     few = PackedSequences(training.ids[:4], training.document[:4], 1)
@@ -271,25 +281,13 @@ def main() -> None:
     options = parser.parse_args()
     model = options.model or options.data / "models" / "mini-roberta"
     config = configuration(options.data, options.work, model, DOMAIN)
-    missing = [how for how in options.rows if how != BASE and not (options.work / "models" / how).is_dir()]
-    if missing:
-        context = Context(config)
-        for how in missing:
-            make_checkpoint(config, context, how, options.work / "models" / how)
-        context.stop()
-    folder = options.work / "tokenizer"
-    loaded = {"old": load_tokenizer(str(model)), "new": load_tokenizer(str(folder))}
-    pads = {
-        name: next(
-            each.tokenizer.token_to_id(p) for p in ("<pad>", "[PAD]") if each.tokenizer.token_to_id(p) is not None
-        )
-        for name, each in loaded.items()
-    }
+    make_missing(config, options.rows, options.work / "models")
+    loaded = {"old": load_tokenizer(str(model)), "new": load_tokenizer(str(options.work / "tokenizer"))}
     texts = {
-        name: hide_words(documents(options.work, batch, held_out=True), loaded, pads, options.sequences, 1)
+        name: hide_words(documents(options.work, batch, held_out=True), loaded, options.sequences, 1)
         for name, batch in (("domain", DOMAIN), ("general", GENERAL))
     }
-    steps, training = tuple(options.steps), {}
+    steps, training = tuple(options.steps), dict[str, PackedSequences]()
     if max(steps) > 0:
         counted = documents(options.work, DOMAIN, held_out=False)
         count = options.of * options.batch
@@ -302,9 +300,6 @@ def main() -> None:
         results[how] = run_arm(directory, segmentation, texts, training.get(segmentation), steps, schedule)
         lines = table(results, texts)
         (options.results or options.work / "results.json").write_text(json.dumps(lines, indent=1))
-        np.savez_compressed(
-            options.work / "losses.npz", **{f"{a}:{k}": v for a, f in results.items() for k, v in f.items()}
-        )
         for line in lines:
             if line["arm"] == how:
                 print(json.dumps(line), flush=True)

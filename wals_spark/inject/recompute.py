@@ -115,7 +115,7 @@ def check_recomputed(
     _check_protected(report, result, opened)
     if not _check_origin(report, result, opened, edit):
         return
-    if config.inject.mode in ("extend", "trim"):
+    if edit.origin is not None and config.inject.mode != "transfer":
         _check_segmentation(report, directory, base, edit.origin, texts)
     _check_shares(report, result, edit)
     _check_values(report, result, opened, edit, config.inject.pack_dtype)

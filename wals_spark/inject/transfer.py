@@ -155,7 +155,7 @@ def _check_special(
 def _framing(loaded: LoadedTokenizer, roles: Mapping[str, int]) -> str:
     """What the tokenizer puts around a text, as roles."""
     encoding = loaded.tokenizer.encode("a", add_special_tokens=True)
-    names = {index: role for role, index in reversed(roles.items())}
+    names = {index: role for role, index in reversed(list(roles.items()))}
     pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
     return " ".join(names.get(index, f"id {index}") for index, put in pairs if put)
 
