@@ -94,7 +94,8 @@ def segmented(loaded: LoadedTokenizer, text: str) -> tuple[_Segmented, list[str]
     encoding = loaded.tokenizer.encode(text, add_special_tokens=False)
     owners = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
     starts = np.searchsorted(owners, np.arange(owners.max(initial=-1) + 2))
-    spans = [(encoding.offsets[a][0], encoding.offsets[b - 1][1]) for a, b in pairwise(starts)]
+    offsets = encoding.offsets  # made anew at every access
+    spans = [(offsets[a][0], offsets[b - 1][1]) for a, b in pairwise(starts)]
     return _Segmented(np.array(encoding.ids, np.int64), starts), [text[a:b].strip() for a, b in spans]
 
 
@@ -121,7 +122,7 @@ def hide_words(texts: Sequence[str], tokenizers: dict[str, LoadedTokenizer], lim
     pads = {name: padding_id(each) for name, each in tokenizers.items()}
     windows, parts, spelled = [], {}, {}
     for document, text in enumerate(texts):
-        found = {name: segmented(each, text[:20_000]) for name, each in tokenizers.items()}
+        found = {name: segmented(each, text[:6_000]) for name, each in tokenizers.items()}
         parts[document] = {name: part for name, (part, _) in found.items()}
         spelled[document] = found[names[0]][1]
         cut = windows_of(list(parts[document].values()))
