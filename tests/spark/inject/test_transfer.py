@@ -39,7 +39,7 @@ def test_transfer_then_verify_then_nothing(context, tokenizer):
     directory = manifest.outputs["directory"]
     assert load_tokenizer(directory).tokens == load_tokenizer(str(tokenizer)).tokens
     found, old = open_checkpoint(directory), open_checkpoint(str(made.config.inject.checkpoint))
-    assert found.vocab_size == 360
+    assert found.vocab_size == len(load_tokenizer(str(tokenizer)).tokens) != old.vocab_size
     assert np.array_equal(found.tensors[found.embedding].rows[:5], old.tensors[old.embedding].rows[:5])
     assert run_stage(made, InjectStage())[1] is False
 
