@@ -22,7 +22,7 @@ from wals_spark.inject.fit.penalty_choice import RESAMPLES
 from wals_spark.inject.fit.softmax_loss import OutputLayer, SoftmaxLoss
 from wals_spark.inject.fit.stages import check_checkpoint
 from wals_spark.inject.fit.states_job import SEQUENCES
-from wals_spark.inject.fit.tied_check import tied_gain
+from wals_spark.inject.fit.tied_check import choose_strength
 from wals_spark.mlm.data import special_ids
 from wals_spark.mlm.masking import Maskings
 from wals_spark.mlm.state_files import VALIDATION, list_state_parts, load_states, read_sequences
@@ -81,9 +81,13 @@ def fit_edit(
     edit = chosen.edit
     if len(sequences):
         maskings = Maskings(1, config.states.mask_fraction, config.seed)
-        gain = tied_gain(opened.directory, edit, sequences, special_ids(tokenizer), maskings)
-        edit = replace(edit, facts={**edit.facts, "through_the_encoder": _json(gain)})
-        _gate(config, edit, gain)
+        found = choose_strength(opened.directory, edit, sequences, special_ids(tokenizer), maskings)
+        logger.info(
+            "fit: through the encoder it gains %.4f [%.4f, %.4f] nats at strength %g",
+            found.gain.value, found.gain.low, found.gain.high, found.strength,
+        )  # fmt: skip
+        edit = replace(found.edit, facts={**edit.facts, "through_the_encoder": found.to_json()})
+        _gate(config, edit, found.gain)
     runs.remove()
     factors = None if vectors is None else TokenFactors(vectors.matrix, vectors.counts.astype(np.int64))
     return base_of_checkpoint(opened, str(config.inject.checkpoint), protected), edit, factors

@@ -1,11 +1,13 @@
-r"""The gain of fitted rows with the encoder run again: a tied model reads the new rows too.
+r"""The strength of a fit with the encoder run again: a tied model reads the new rows too.
 
 A fit moves the rows that the head multiplies states with; in a tied model the encoder reads the same rows, which a fit
-on stored states does not see. Held-out sequences go through the model before and after, under the same masks.
+on stored states does not see. Held-out sequences go through the model before and after, under the same masks, with the
+rows E0 + t D and the biases b0 + t b for t = 1, 1/2, 1/4, 1/8 until the loss rises.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,48 @@ from wals_spark.mlm.statistics import Clusters, Interval
 from wals_spark.mlm.text_sequences import TextSequences
 
 RESAMPLES = 1000
+STRENGTHS = (1.0, 0.5, 0.25, 0.125)
 
 
-def tied_gain(
+@dataclass(frozen=True)
+class TiedChoice:
+    """The best of the strengths that were tried.
+
+    Attributes
+    ----------
+    edit : EmbeddingEdit
+        At that strength.
+    strength : float
+        t.
+    gain : Interval
+        Mean loss of the base minus that of the edited model, nats per masked token, resampled by document.
+    losses : dict of float to float
+        Mean loss by strength, 0 being the base.
+    """
+
+    edit: EmbeddingEdit
+    strength: float
+    gain: Interval
+    losses: dict[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        gain = self.gain
+        return {
+            "strength": self.strength,
+            "losses": {f"{strength:g}": loss for strength, loss in self.losses.items()},
+            "value": gain.value,
+            "low": gain.low,
+            "high": gain.high,
+            "targets": gain.n,
+            "documents": gain.clusters,
+        }
+
+
+def choose_strength(
     checkpoint: Path, edit: EmbeddingEdit, sequences: TextSequences, special: SpecialIds, maskings: Maskings
-) -> Interval:
-    """Mean loss of the base minus that of the edited model, nats per masked token, resampled by document.
+) -> TiedChoice:
+    """Choose the strength of an edit on held-out sequences.
 
     Parameters
     ----------
@@ -40,19 +78,54 @@ def tied_gain(
 
     Returns
     -------
-    Interval
+    TiedChoice
     """
     import torch
 
     model = load_masked_lm(str(checkpoint))
-    before = StateEncoder(model, special, candidates=1).states(sequences, maskings)
+    rows, bias = model.get_input_embeddings().weight, model.get_output_embeddings().bias
+    ids = torch.from_numpy(edit.ids)
     with torch.no_grad():
-        model.get_input_embeddings().weight[torch.from_numpy(edit.ids)] = torch.from_numpy(edit.rows)
-        if edit.head_bias is not None:
-            _head_bias(model).copy_(torch.from_numpy(edit.head_bias.astype(np.float32)))
-    after = StateEncoder(model, special, candidates=1).states(sequences, maskings)
-    return Clusters(before.document, RESAMPLES, maskings.seed).difference(before.base_loss, after.base_loss)
+        E0, b0 = rows[ids].numpy().copy(), bias.numpy().astype(np.float64)
+
+    def losses() -> tuple[np.ndarray, np.ndarray]:
+        states = StateEncoder(model, special, candidates=1).states(sequences, maskings)
+        return states.base_loss, states.document
+
+    base, documents = losses()
+    best, best_loss, means = 0.0, base, {0.0: float(base.mean())}
+    for strength in STRENGTHS:
+        scaled = scaled_edit(edit, E0, b0, strength)
+        with torch.no_grad():
+            rows[ids] = torch.from_numpy(scaled.rows)
+            if scaled.head_bias is not None:
+                bias.copy_(torch.from_numpy(scaled.head_bias.astype(np.float32)))
+        found, _ = losses()
+        means[strength] = float(found.mean())
+        if best and means[strength] >= means[best]:
+            break
+        best, best_loss = strength, found
+    gain = Clusters(documents, RESAMPLES, maskings.seed).difference(base, best_loss)
+    return TiedChoice(scaled_edit(edit, E0, b0, best), best, gain, means)
 
 
-def _head_bias(model: Any) -> Any:
-    return model.get_output_embeddings().bias
+def scaled_edit(edit: EmbeddingEdit, E0: np.ndarray, b0: np.ndarray, strength: float) -> EmbeddingEdit:
+    """An edit with its changes times a strength.
+
+    Parameters
+    ----------
+    edit : EmbeddingEdit
+    E0 : float32 array of shape (n, d)
+        The base's rows of ``edit.ids``.
+    b0 : float64 array of shape (V,)
+        The base's head bias.
+    strength : float
+
+    Returns
+    -------
+    EmbeddingEdit
+    """
+    if strength == 1.0:
+        return edit
+    moved = None if edit.head_bias is None else b0 + strength * (edit.head_bias - b0)
+    return replace(edit, rows=E0 + np.float32(strength) * (edit.rows - E0), head_bias=moved)
