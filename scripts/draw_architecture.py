@@ -16,7 +16,13 @@ COLUMN, GAP, MARGIN = 226, 26, 24
 STAGE_TOP, STAGE_HEIGHT = 96, 112
 DATA_TOP, DATA_HEIGHT = 262, 74
 LINE = "#52606d"
-COLOURS = {"Spark job": "#2f6f9f", "barrier stage": "#9a4f1f", "driver": "#4d6b3c", "executor or driver": "#4d6b3c"}
+COLOURS = {
+    "Spark job": "#2f6f9f",
+    "barrier stage": "#9a4f1f",
+    "driver": "#4d6b3c",
+    "executor or driver": "#4d6b3c",
+    "driver or barrier stage": "#9a4f1f",
+}
 STYLE = """
   text { font-family: system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1d2733; }
   .title { font-size: 20px; font-weight: 600; }
@@ -73,12 +79,22 @@ ROWS = (
         ),
     ),
     (
-        StageBox("export", "driver", ("word2vec, safetensors, npy",), ("runs/<run>/export/",)),
-        StageBox("neighbours", "executor or driver", ("exact top-k by cosine",), ("runs/<run>/neighbours.json",)),
+        StageBox(
+            "export, neighbours",
+            "executor or driver",
+            ("word2vec, safetensors, npy;", "exact top-k by cosine"),
+            ("runs/<run>/export/", "runs/<run>/neighbours.json"),
+        ),
+        StageBox(
+            "states",
+            "Spark job",
+            ("a sample of the shards through", "the frozen encoder, masked", "several times"),
+            ("runs/<run>/states/",),
+        ),
         StageBox(
             "inject",
-            "driver",
-            ("align factors to embeddings,", "gate, blend, write whole;", "verify proves it"),
+            "driver or barrier stage",
+            ("fit rows to states, or align and", "blend factors; gate, write whole;", "verify proves it"),
             ("runs/<run>/model-<mode>/", "injection.json, model card"),
         ),
         StageBox(
@@ -169,14 +185,16 @@ def draw() -> str:
 
 
 def link_rows() -> list[str]:
-    """The factors feed every stage of the second row."""
+    """The factors feed the stages of the second row but `states`, which is drawn from the shards and feeds `inject`."""
     rail = DATA_TOP + DATA_HEIGHT + 16
     source = column(3) + COLUMN / 2
     first = column(0) + COLUMN / 2
     path = f"M{source:g} {DATA_TOP + DATA_HEIGHT - 22:g} V{rail:g} H{first:g}"
     lines = [f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="1.6"/>']
     target = ROW_HEIGHT + STAGE_TOP - 3
-    return lines + [arrow(column(n) + COLUMN / 2, rail, column(n) + COLUMN / 2, target) for n in range(4)]
+    y = ROW_HEIGHT + STAGE_TOP + STAGE_HEIGHT / 2
+    lines.append(arrow(column(1) + COLUMN, y, column(2) - 3, y))
+    return lines + [arrow(column(n) + COLUMN / 2, rail, column(n) + COLUMN / 2, target) for n in (0, 2, 3)]
 
 
 def main(arguments: list[str]) -> None:
