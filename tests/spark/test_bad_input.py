@@ -96,6 +96,7 @@ def test_dynamic_allocation_is_refused_with_the_key_to_change(spark, monkeypatch
 
     conf = SparkConf(loadDefaults=False).setAll(spark.sparkContext.getConf().getAll())
     conf.set("spark.dynamicAllocation.enabled", "true")
+    conf.set("spark.master", "spark://cluster:7077")
     monkeypatch.setattr(SparkContext, "getConf", lambda self: conf)
     with pytest.raises(ConfigError, match=r"spark\.dynamicAllocation\.enabled is true.*set it to false"):
         preflight(spark, workers=None, device="cpu")

@@ -349,7 +349,7 @@ def test_ratings_without_regularisation_are_fitted_or_the_row_is_named(spark: An
 
 @pytest.mark.parametrize("implicit", [False, True], ids=["explicit", "implicit"])
 def test_nonnegative_factors_are_the_constrained_minima(ratings: Any, implicit: bool) -> None:
-    """The items, solved last, from the users; the loss is that of MLlib's objective."""
+    """The users, solved last as MLlib does, from the items; the loss is that of MLlib's objective."""
     from scipy.optimize import nnls
 
     from wals_spark import WALS
@@ -362,13 +362,13 @@ def test_nonnegative_factors_are_the_constrained_minima(ratings: Any, implicit: 
     loss = objective(single, users, items, 0.05, 2.0 if implicit else None)
     assert model.losses[-1] == pytest.approx(loss, rel=1e-4)
     rows = [(row["user"], row["item"], row["rating"]) for row in single.collect()]
-    for item, found in items.items():
-        rated = {u: r for u, i, r in rows if i == item}
-        weight = {u: 1 + 2.0 * rated.get(u, 0.0) for u in users} if implicit else dict.fromkeys(rated, 1.0)
+    for user, found in users.items():
+        rated = {i: r for u, i, r in rows if u == user}
+        weight = {i: 1 + 2.0 * rated.get(i, 0.0) for i in items} if implicit else dict.fromkeys(rated, 1.0)
         root = np.array([np.sqrt(w) for w in weight.values()])
-        target = np.array([(1.0 if implicit else rated[u]) if u in rated else 0.0 for u in weight])
+        target = np.array([(1.0 if implicit else rated[i]) if i in rated else 0.0 for i in weight])
         ridge = np.sqrt(0.05 * len(rated)) * np.eye(4)
-        left = np.vstack([root[:, None] * np.array([users[u] for u in weight]), ridge])
+        left = np.vstack([root[:, None] * np.array([items[i] for i in weight]), ridge])
         expected, _ = nnls(left, np.append(root * target, np.zeros(4)))
         assert np.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
