@@ -148,6 +148,15 @@ def test_auto_names_what_it_took_and_why(fitted):
     assert f"took **{auto['chosen']}**" in (Path(directory) / "README.md").read_text()
 
 
+@pytest.mark.parametrize("values", [{}, {"inject__anchor_min_count": 10_000}], ids=["refused", "too few anchors"])
+def test_auto_goes_on_where_blend_cannot_be_made(fitted, values):
+    context = fitted(inject__mode="auto", **values)
+    add_factors(context)
+    auto = manifest_of(run_stage(context, InjectStage())[0].outputs["directory"])["fit"]["auto"]
+    assert auto["chosen"] in ("bias", "free")
+    assert auto["left_out"]["blend"]
+
+
 def test_a_gain_that_is_not_clear_is_refused_and_nothing_written(fitted):
     context = fitted(fit__lambda_rows=1e12)
     with pytest.raises(GateError, match="nothing was written"):

@@ -206,7 +206,7 @@ def _best(runs: _Fits, blend: Blend | None) -> Candidate:
         try:
             edit = blend()
             found.append(Candidate("blend", edit, runs.gain_of(edit)))
-        except GateError as error:
+        except (GateError, InputError) as error:  # the other candidates need no factors
             reasons["blend"] = str(error)
     else:
         reasons["blend"] = "the run has no factors"
