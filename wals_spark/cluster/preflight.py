@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wals_spark.cluster.profile import executor_gpus, rank_profile
 from wals_spark.errors import ConfigError
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 EXECUTORS_WAIT_S = 60.0
 SYNC_TIMEOUT = "spark.barrier.sync.timeout"
+_WORK = {"train": "training", "fit": "the fit"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class BarrierPlan:
     local: bool = False
 
 
-def preflight(spark: SparkSession, *, workers: int | None, device: str) -> BarrierPlan:
+def preflight(
+    spark: SparkSession, *, workers: int | None, device: str, section: Literal["train", "fit"] = "train"
+) -> BarrierPlan:
     """Decide on ranks, device and profile, or say everything that stands against it.
 
     Parameters
@@ -52,6 +55,12 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Barri
     workers : int or None
         Ranks asked for; None = every slot, or every GPU.
     device : {"auto", "cpu", "cuda"}
+    section : {"train", "fit"}
+        Of the configuration, whose keys messages name.
+
+    Returns
+    -------
+    BarrierPlan
 
     Raises
     ------
@@ -60,7 +69,7 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Barri
     """
     conf = spark.sparkContext.getConf()
     master = conf.get("spark.master", "")
-    local = master.startswith("local") and not master.startswith("local-cluster")
+    local = is_local_master(conf)
     problems = []
     # A local master has no executors to allocate.
     if not local and conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true":
@@ -70,10 +79,9 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Barri
         )
     if conf.get(SYNC_TIMEOUT) is None:
         logger.warning("%s is not set: a barrier may wait a year for a lost task; set it to 1800", SYNC_TIMEOUT)
-    gpus = local_gpus() if local else executor_gpus(conf)
+    gpus = count_gpus(conf)
     if device == "cuda" and not gpus:
-        where = "nvidia-smi lists none on this machine" if local else "spark.executor.resource.gpu.amount is not set"
-        problems.append(f"train.device is cuda, but {where}; set train.device=cpu, or give the executors GPUs")
+        problems.append(no_gpu_message(conf, section))
     if problems:
         raise ConfigError("; ".join(problems))
     chosen = "cuda" if gpus and device != "cpu" else "cpu"
@@ -86,11 +94,30 @@ def preflight(spark: SparkSession, *, workers: int | None, device: str) -> Barri
     if ranks > slots or slots == 0:
         what = "GPUs" if chosen == "cuda" else "task slots"
         raise ConfigError(
-            f"training needs {max(ranks, 1)} concurrent tasks, but the cluster {master} offers {slots} {what}; "
-            f"add executors, set train.workers={max(slots, 1)}, or lower spark.task.cpus "
+            f"{_WORK[section]} needs {max(ranks, 1)} concurrent tasks, but the cluster {master} offers {slots} {what}; "
+            f"add executors, set {section}.workers={max(slots, 1)}, or lower spark.task.cpus "
             f"(now {conf.get('spark.task.cpus', '1')})"
         )
     return BarrierPlan(ranks, chosen, profile, local)
+
+
+def is_local_master(conf: Any) -> bool:
+    """Whether the driver's process runs the tasks itself; ``local-cluster`` starts processes as a cluster does."""
+    master = conf.get("spark.master", "")
+    return bool(master.startswith("local") and not master.startswith("local-cluster"))
+
+
+def count_gpus(conf: Any) -> int:
+    """GPUs of this machine under a local master, of an executor otherwise."""
+    return local_gpus() if is_local_master(conf) else executor_gpus(conf)
+
+
+def no_gpu_message(conf: Any, section: str) -> str:
+    """What to say where the key ``device`` of a section is cuda and there is no GPU."""
+    found = "nvidia-smi lists none on this machine"
+    if not is_local_master(conf):
+        found = "spark.executor.resource.gpu.amount is not set"
+    return f"{section}.device is cuda, but {found}; set {section}.device=cpu, or give the executors GPUs"
 
 
 def expected_slots(conf: Any, profile: Any = None) -> int:

@@ -50,3 +50,14 @@ def test_dynamic_allocation_matters_where_there_are_executors(monkeypatch, maste
     session = SimpleNamespace(sparkContext=SimpleNamespace(getConf=lambda: conf))
     with pytest.raises(ConfigError if refused else Reached):
         preflight.preflight(session, workers=1, device="cpu")
+
+
+@pytest.mark.parametrize("section", ["train", "fit"])
+def test_messages_name_the_keys_of_the_section_that_asks(monkeypatch, section: str) -> None:
+    monkeypatch.setattr(preflight, "local_gpus", lambda: 0)
+    monkeypatch.setattr(preflight, "available_slots", lambda *_, **__: 1)
+    session = SimpleNamespace(sparkContext=SimpleNamespace(getConf=lambda: {"spark.master": "local[1]"}))
+    with pytest.raises(ConfigError, match=rf"{section}\.device is cuda.*set {section}\.device=cpu"):
+        preflight.preflight(session, workers=1, device="cuda", section=section)
+    with pytest.raises(ConfigError, match=rf"needs 2 concurrent tasks.*set {section}\.workers=1"):
+        preflight.preflight(session, workers=2, device="cpu", section=section)

@@ -110,7 +110,7 @@ class _Fits:
         """The fit with some choice of what moves."""
         context = self.stage_run.context
         wanted = context.config.fit
-        plan = preflight(context.spark, workers=wanted.workers, device=wanted.device)
+        plan = preflight(context.spark, workers=wanted.workers, device=wanted.device, section="fit")
         task = FitTask(
             states=self.states["directory"],
             directory=storage.join(self.home, rows),

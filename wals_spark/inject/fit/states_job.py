@@ -22,7 +22,7 @@ import numpy as np
 from wals_spark import storage
 from wals_spark.checkpoints.checkpoint import weight_files
 from wals_spark.checkpoints.raw_tensor import file_sha256
-from wals_spark.cluster.profile import executor_gpus, own_gpu, rank_profile
+from wals_spark.cluster.profile import own_gpu, rank_profile
 from wals_spark.errors import ConfigError, InputError
 from wals_spark.heartbeat import Heartbeat, HeartbeatMonitor, time_left
 from wals_spark.mlm.data import SpecialIds
@@ -263,18 +263,15 @@ def choose_device(spark: SparkSession, wanted: str) -> Device:
     ConfigError
         `wanted` is cuda and there is no GPU.
     """
-    from wals_spark.cluster.preflight import local_gpus
+    from wals_spark.cluster.preflight import count_gpus, is_local_master, no_gpu_message
 
     conf = spark.sparkContext.getConf()
-    master = conf.get("spark.master", "")
-    is_local = master.startswith("local") and not master.startswith("local-cluster")
-    gpus = 0 if wanted == "cpu" else local_gpus() if is_local else executor_gpus(conf)
+    gpus = 0 if wanted == "cpu" else count_gpus(conf)
     if wanted == "cuda" and not gpus:
-        where = "nvidia-smi lists none on this machine" if is_local else "spark.executor.resource.gpu.amount is not set"
-        raise ConfigError(f"states.device is cuda, but {where}; set states.device=cpu, or give the executors GPUs")
+        raise ConfigError(no_gpu_message(conf, "states"))
     if not gpus:
         return Device("cpu")
-    return Device("cuda", gpus) if is_local else Device("cuda", 0, rank_profile(spark))
+    return Device("cuda", gpus) if is_local_master(conf) else Device("cuda", 0, rank_profile(spark))
 
 
 def _compute_in_spark(
