@@ -1,4 +1,4 @@
-"""Progress of the tasks of a Spark job: tasks leave small files, the driver shows their sum."""
+"""Progress of the tasks of a Spark job: tasks leave small files, which the driver shows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from wals_spark.errors import InputError
 from wals_spark.progress import Progress
 
 BEAT_S = 2.0
+POLL_S = 0.5
 
 
 class Heartbeat:
@@ -84,6 +85,43 @@ class HeartbeatMonitor:
     ) -> None:
         self._stop.set()
         self._thread.join()
+
+
+@contextmanager
+def following_status(path: str, show: Callable[[Any], None]) -> Iterator[None]:
+    """Call `show` with what a JSON file holds each time that it has changed, while a block of code runs.
+
+    What it held before, from an earlier attempt, is not shown; what it holds at the end is.
+
+    Parameters
+    ----------
+    path : str
+        Rewritten by one task.
+    show : callable
+        Called in a thread.
+    """
+    done = threading.Event()
+    before = storage.read_json(path) if storage.exists(path) else None
+
+    def follow() -> None:
+        shown = before
+        while True:
+            last_time = done.wait(POLL_S)
+            if storage.exists(path):
+                status = storage.read_json(path)
+                if status != shown:
+                    shown = status
+                    show(status)
+            if last_time:
+                return
+
+    thread = threading.Thread(target=follow, name="wals-spark-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextmanager

@@ -6,8 +6,10 @@ import logging
 import time
 from pathlib import Path
 
-from wals_spark import heartbeat
-from wals_spark.heartbeat import Heartbeat, HeartbeatMonitor, text_progress, time_left
+import pytest
+
+from wals_spark import heartbeat, storage
+from wals_spark.heartbeat import Heartbeat, HeartbeatMonitor, following_status, text_progress, time_left
 
 
 def nothing(done, seconds):
@@ -47,3 +49,18 @@ def test_time_left():
     assert time_left(10.0, 0.5) == "10s"
     assert time_left(10.0, 0.1) == "1m30s"
     assert time_left(10.0, 0.0) == "unknown"
+
+
+@pytest.mark.parametrize("left", [None, {"step": 1}])
+def test_a_status_file_is_shown_when_it_changes_and_at_the_end(tmp_path, monkeypatch, left):
+    monkeypatch.setattr(heartbeat, "POLL_S", 60)
+    path = str(tmp_path / "status.json")
+    if left is not None:
+        storage.write_json(path, left)
+    shown = []
+    with following_status(path, shown.append):
+        storage.write_json(path, {"step": 2})
+    assert shown == [{"step": 2}]
+    with following_status(path, shown.append):
+        pass
+    assert shown == [{"step": 2}]

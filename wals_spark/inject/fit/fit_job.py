@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from wals_spark.cluster.preflight import BarrierPlan
 from wals_spark.cluster.process_group import Group, process_group
 from wals_spark.cluster.profile import own_gpu
 from wals_spark.errors import InputError, TransientError, WalsSparkError
+from wals_spark.heartbeat import following_status
 from wals_spark.inject.fit.fit_rows import FitSettings, FitState, FittedRows, FitTexts, FitTokens, fit_rows
 from wals_spark.inject.fit.penalty_choice import HeldOutLoss
 from wals_spark.inject.fit.softmax_loss import OutputLayer
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.5
 FACTORS, RESUME, RESULT, STATUS = "factors.safetensors", "fit.safetensors", "rows.safetensors", "status.json"
 
 
@@ -261,28 +260,11 @@ def _read_arrays(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 @contextmanager
 def _progress(task: FitTask) -> Iterator[None]:
     """Show what rank 0 writes into the status file."""
-    done = threading.Event()
-    thread = threading.Thread(target=_show, args=(task, done), name="wals-spark-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _show(task: FitTask, done: threading.Event) -> None:
-    shown: Any = None
     with Progress("fit", task.settings.iterations, "steps") as progress:
-        while True:
-            last_time = done.wait(POLL_S)
-            if storage.exists(task.path(STATUS)):
-                status = storage.read_json(task.path(STATUS))
-                if status != shown:
-                    shown = status
-                    step = min(status["iteration"], task.settings.iterations)
-                    progress.update(
-                        step, line=True, penalty=f"{status['ridge']:.4g}", objective=f"{status['value']:.1f}"
-                    )
-            if last_time:
-                return
+
+        def show(status: dict[str, Any]) -> None:
+            step = min(status["iteration"], task.settings.iterations)
+            progress.update(step, line=True, penalty=f"{status['ridge']:.4g}", objective=f"{status['value']:.1f}")
+
+        with following_status(task.path(STATUS), show):
+            yield

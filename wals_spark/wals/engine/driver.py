@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from wals_spark.cluster.preflight import BarrierPlan
 from wals_spark.cluster.process_group import process_group
 from wals_spark.cluster.profile import own_gpu
 from wals_spark.errors import TransientError, WalsSparkError
+from wals_spark.heartbeat import following_status
 from wals_spark.matrix.placement import one_row_per_rank
 from wals_spark.progress import Progress
 from wals_spark.wals.engine.rank import run
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
-
-POLL_S = 0.5
 
 
 def train(spark: SparkSession, task: RankTask, plan: BarrierPlan) -> dict[str, Any]:
@@ -98,28 +96,13 @@ def _reached(task: RankTask) -> int:
 @contextmanager
 def _watching(task: RankTask) -> Iterator[None]:
     """Show what rank 0 writes into the status file."""
-    done = threading.Event()
-    thread = threading.Thread(target=_watch, args=(task, done), name="wals-spark-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _watch(task: RankTask, done: threading.Event) -> None:
-    shown = _reached(task)
     with Progress("train", 2 * task.config.sweeps, "half-sweeps") as progress:
-        while True:
-            last_time = done.wait(POLL_S)
-            if storage.exists(task.status_path):
-                status = storage.read_json(task.status_path)
-                if status["half_sweep"] != shown:
-                    shown = status["half_sweep"]
-                    progress.update(shown, line=True, **_shown(status))
-            if last_time:
-                return
+
+        def show(status: dict[str, Any]) -> None:
+            progress.update(status["half_sweep"], line=True, **_shown(status))
+
+        with following_status(task.status_path, show):
+            yield
 
 
 def _shown(status: dict[str, Any]) -> dict[str, Any]:
