@@ -16,7 +16,7 @@ import numpy as np
 from wals_spark import token_shards
 from wals_spark.errors import InputError
 from wals_spark.mlm.data import MaskedSequences, SpecialIds, mask_tokens, pack_sequences
-from wals_spark.mlm.loss import load_masked_lm, score
+from wals_spark.mlm.loss import load_masked_lm, replaced_rows, score
 from wals_spark.mlm.statistics import Clusters, Interval
 
 MASK_FRACTION = 0.15
@@ -118,26 +118,13 @@ class LossScorer:
         self.model = load_masked_lm(source)
         self.masked = masked
         self.batch_size = batch_size
-        self.rows = self.model.get_input_embeddings().weight
-        self.bias = self.model.get_output_embeddings().bias
-        self._rows, self._bias = self.rows.detach().clone(), self.bias.detach().clone()
 
     def __call__(
         self, ids: np.ndarray | None = None, rows: np.ndarray | None = None, bias: np.ndarray | None = None
     ) -> np.ndarray:
         """Loss per target, float64 (t,), with rows `ids` and the head bias replaced; the model is restored."""
-        import torch
-
-        with torch.no_grad():
-            if ids is not None and rows is not None:
-                self.rows[torch.from_numpy(ids)] = torch.from_numpy(rows.astype(np.float32))
-            if bias is not None:
-                self.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
-            try:
-                return score(self.model, self.masked, batch_size=self.batch_size).nll
-            finally:
-                self.rows.copy_(self._rows)
-                self.bias.copy_(self._bias)
+        with replaced_rows(self.model, ids, rows, bias):
+            return score(self.model, self.masked, batch_size=self.batch_size).nll
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ with a larger logit. Logits are made for the masked positions only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -70,6 +72,42 @@ def load_masked_lm(source: str) -> Any:
             "config.json does not fit its class"
         ) from error
     return model
+
+
+@contextmanager
+def replaced_rows(
+    model: Any, ids: np.ndarray | None = None, rows: np.ndarray | None = None, bias: np.ndarray | None = None
+) -> Iterator[None]:
+    """Rows of a model's token embedding and its head bias replaced while a block of code runs, then as they were.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        With a masked-LM head.
+    ids : int64 array of shape (n,), optional
+    rows : float array of shape (n, d), optional
+        Of `ids`.
+    bias : float array of shape (V,), optional
+    """
+    import torch
+
+    E, b = model.get_input_embeddings().weight, model.get_output_embeddings().bias
+    index = None if ids is None or rows is None else torch.from_numpy(ids).to(E.device)
+    with torch.no_grad():
+        E_before = None if index is None else E[index].clone()
+        b_before = None if bias is None else b.clone()
+        if index is not None and rows is not None:
+            E[index] = torch.from_numpy(rows.astype(np.float32)).to(E.device)
+        if bias is not None:
+            b.copy_(torch.from_numpy(bias.astype(np.float32)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            if index is not None:
+                E[index] = E_before
+            if bias is not None:
+                b.copy_(b_before)
 
 
 def masked_lm_from_config(source: str, seed: int) -> Any:

@@ -7,7 +7,9 @@ measured on the same clusters share n, so the interval of their difference is a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +36,15 @@ class Interval:
     high: float
     n: int
     clusters: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` is the inverse."""
+        return {"value": self.value, "low": self.low, "high": self.high, "targets": self.n, "documents": self.clusters}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Interval:
+        """The inverse of `to_json`."""
+        return cls(found["value"], found["low"], found["high"], found["targets"], found["documents"])
 
     @property
     def excludes_zero(self) -> bool:

@@ -6,7 +6,7 @@ import torch
 
 from wals_spark.errors import InputError
 from wals_spark.mlm.data import encode, mask_tokens, pack_sequences
-from wals_spark.mlm.loss import load_masked_lm, score, target_metrics, unigram_nll
+from wals_spark.mlm.loss import load_masked_lm, replaced_rows, score, target_metrics, unigram_nll
 
 
 @pytest.fixture
@@ -111,3 +111,31 @@ def test_columns_are_the_figures_per_target(tiny_model, masked):
     assert np.array_equal(found["top1"], scores.rank == 0)
     assert np.array_equal(found["top5"], scores.rank < 5)
     assert found["mrr"].tolist() == (1 / (scores.rank + 1)).tolist()
+
+
+def test_replaced_rows_and_bias_are_there_inside_the_block_only(tiny_model):
+    E, b = tiny_model.get_input_embeddings().weight, tiny_model.get_output_embeddings().bias
+    before = E.detach().clone(), b.detach().clone()
+    ids = np.array([3, 7])
+    with replaced_rows(tiny_model, ids, np.ones((2, E.shape[1])), np.ones(len(b))):
+        assert bool((E[ids] == 1).all())
+        assert bool((b == 1).all())
+        assert torch.equal(E[4], before[0][4])
+    assert torch.equal(E, before[0])
+    assert torch.equal(b, before[1])
+    with replaced_rows(tiny_model, bias=np.zeros(len(b))):
+        assert torch.equal(E, before[0])
+        assert not b.any()
+
+
+def test_replaced_rows_come_back_after_an_error(tiny_model):
+    E = tiny_model.get_input_embeddings().weight
+    before = E.detach().clone()
+
+    def fail() -> None:
+        with replaced_rows(tiny_model, np.array([3]), np.ones((1, E.shape[1]))):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert torch.equal(E, before)

@@ -104,3 +104,9 @@ def test_two_level_with_one_seed_is_the_interval_over_clusters():
 def test_two_level_says_what_shape_it_expects():
     with pytest.raises(InputError, match=r"\(seeds, n\)"):
         two_level_bootstrap(np.zeros(5), np.zeros(5), np.zeros(5, int), 10, 1)
+
+
+def test_an_interval_comes_back_from_json():
+    interval = Interval(0.5, 0.25, 0.75, 10, 3)
+    assert Interval.from_json(interval.to_json()) == interval
+    assert interval.to_json() == {"value": 0.5, "low": 0.25, "high": 0.75, "targets": 10, "documents": 3}

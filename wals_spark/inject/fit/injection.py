@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -133,7 +132,7 @@ class _Fits:
         )  # fmt: skip
         fitted = run_fit(context.spark, task, plan, wanted.max_attempts)
         found = fitted.facts["held_out"]
-        gain = _interval(found["gain"]) if found else Interval(np.nan, np.nan, np.nan, 0, 0)
+        gain = Interval.from_json(found["gain"]) if found else Interval(np.nan, np.nan, np.nan, 0, 0)
         return Candidate(rows, edit_of_fit(fitted, self.E, self.bias), gain)
 
     def remove(self) -> None:
@@ -200,7 +199,7 @@ def edit_of_fit(fitted: FittedRows, E: np.ndarray, bias: np.ndarray) -> Embeddin
 def _best(runs: _Fits, blend: Blend | None) -> Candidate:
     """Of none, bias, blend and fit, the one with the largest clear gain on held-out documents."""
     config = runs.stage_run.context.config
-    found = [runs.fitted("bias"), runs.fitted(config.fit.rows)]
+    found = [runs.fitted(rows) for rows in dict.fromkeys(("bias", config.fit.rows))]
     reasons: dict[str, str] = {}
     if blend is not None:
         try:
@@ -211,7 +210,7 @@ def _best(runs: _Fits, blend: Blend | None) -> Candidate:
     else:
         reasons["blend"] = "the run has no factors"
     clear = [candidate for candidate in found if candidate.gain.low > 0]
-    table = {candidate.name: _json(candidate.gain) for candidate in found}
+    table = {candidate.name: candidate.gain.to_json() for candidate in found}
     for candidate in found:
         gain = candidate.gain
         logger.info("auto: %s gains %.4f [%.4f, %.4f] nats", candidate.name, gain.value, gain.low, gain.high)
@@ -242,11 +241,3 @@ def _gate(config: Config, edit: EmbeddingEdit, gain: Interval) -> None:
 def _held_out_sequences(states: StatesOutputs, limit: int) -> TextSequences:
     sequences, splits = read_sequences(storage.join(states["directory"], SEQUENCES))
     return sequences.take(np.flatnonzero(np.array(splits) == VALIDATION)[:limit])
-
-
-def _interval(found: dict[str, Any]) -> Interval:
-    return Interval(found["value"], found["low"], found["high"], found["targets"], found["documents"])
-
-
-def _json(found: Interval) -> dict[str, Any]:
-    return {"value": found.value, "low": found.low, "high": found.high, "targets": found.n, "documents": found.clusters}

@@ -55,8 +55,8 @@ class HeldOutGain:
         """Plain JSON values."""
         return {
             "lambda_rows": self.ridge,
-            "gain": _interval(self.domain),
-            **({"general_gain": _interval(self.general)} if self.general is not None else {}),
+            "gain": self.domain.to_json(),
+            **({"general_gain": self.general.to_json()} if self.general is not None else {}),
         }
 
 
@@ -139,7 +139,3 @@ def held_out_gain(
 def _general_change(fit: HeldOutLoss, base_general: np.ndarray) -> float:
     assert fit.general is not None
     return float((fit.general - base_general).mean())
-
-
-def _interval(found: Interval) -> dict[str, Any]:
-    return {"value": found.value, "low": found.low, "high": found.high, "targets": found.n, "documents": found.clusters}

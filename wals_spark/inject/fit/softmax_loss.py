@@ -138,26 +138,16 @@ class SoftmaxLoss:
             squared += (p * p).sum(0)
             if visit is not None:
                 visit(part, p)
-            row = self._row[part]
-            own = (row >= 0).nonzero()[:, 0]
-            p[own, row[own]] -= 1
-            gradient.addmm_(p.T, x)
+            gradient.addmm_(self._residual(p, part).T, x)
         return LossGradient(loss, gradient, mass, squared)
 
     def batch_gradient(self, D: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
         """The gradient of the loss of some positions alone, float32 (A, d + 1)."""
         import torch
 
-        index = torch.from_numpy(positions).to(D.device)
-        h = self._hidden[index].float()
-        x = torch.cat([h, h.new_full((len(h), 1), self.bias_scale)], 1)
-        z = x @ (self.W0 + D).T
-        frozen = self._frozen[index]
-        p = torch.exp(z - torch.logaddexp(z.logsumexp(1), frozen)[:, None])
-        row = self._row[index]
-        own = (row >= 0).nonzero()[:, 0]
-        p[own, row[own]] -= 1
-        return p.T @ x
+        W, part = self.W0 + D, torch.from_numpy(positions).to(D.device)
+        x = self.features(part)
+        return self._residual(self._probabilities(W, part, x)[0], part).T @ x
 
     def probabilities(self, D: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """x_t (c, d + 1) and p_tv of the movable rows (c, A) at D, a chunk of positions at a time."""
@@ -165,7 +155,7 @@ class SoftmaxLoss:
         for part, x in self._chunks(len(W)):
             yield x, self._probabilities(W, part, x)[0]
 
-    def features(self, part: slice) -> torch.Tensor:
+    def features(self, part: slice | torch.Tensor) -> torch.Tensor:
         """x_t of some positions, float32 (c, d + 1)."""
         import torch
 
@@ -181,8 +171,15 @@ class SoftmaxLoss:
             found[part] = (log_z.double() - right.double()).cpu().numpy()
         return found
 
+    def _residual(self, p: torch.Tensor, part: slice | torch.Tensor) -> torch.Tensor:
+        """p_tv - [y_t = v] of some positions, in place of p (c, A)."""
+        row = self._row[part]
+        own = (row >= 0).nonzero()[:, 0]
+        p[own, row[own]] -= 1
+        return p
+
     def _probabilities(
-        self, W: torch.Tensor, part: slice, x: torch.Tensor, keep: bool = True
+        self, W: torch.Tensor, part: slice | torch.Tensor, x: torch.Tensor, keep: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """p_tv of movable rows (c, A), log Z_t (c,) and the target's logit (c,) of a chunk of positions."""
         import torch

@@ -15,7 +15,7 @@ import numpy as np
 
 from wals_spark.checkpoints.edit import EmbeddingEdit
 from wals_spark.mlm.data import SpecialIds
-from wals_spark.mlm.loss import load_masked_lm
+from wals_spark.mlm.loss import load_masked_lm, replaced_rows
 from wals_spark.mlm.masking import Maskings
 from wals_spark.mlm.state_encoder import StateEncoder
 from wals_spark.mlm.statistics import Clusters, Interval
@@ -48,16 +48,8 @@ class TiedChoice:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        gain = self.gain
-        return {
-            "strength": self.strength,
-            "losses": {f"{strength:g}": loss for strength, loss in self.losses.items()},
-            "value": gain.value,
-            "low": gain.low,
-            "high": gain.high,
-            "targets": gain.n,
-            "documents": gain.clusters,
-        }
+        losses = {f"{strength:g}": loss for strength, loss in self.losses.items()}
+        return {"strength": self.strength, "losses": losses, **self.gain.to_json()}
 
 
 def choose_strength(
@@ -80,32 +72,21 @@ def choose_strength(
     -------
     TiedChoice
     """
-    import torch
-
     model = load_masked_lm(str(checkpoint))
-    rows, bias = model.get_input_embeddings().weight, model.get_output_embeddings().bias
-    ids = torch.from_numpy(edit.ids)
-    with torch.no_grad():
-        E0, b0 = rows[ids].numpy().copy(), bias.numpy().astype(np.float64)
-
-    def losses() -> tuple[np.ndarray, np.ndarray]:
-        states = StateEncoder(model, special, candidates=1).states(sequences, maskings)
-        return states.base_loss, states.document
-
-    base, documents = losses()
-    best, best_loss, means = 0.0, base, {0.0: float(base.mean())}
+    encoder = StateEncoder(model, special, candidates=1)
+    E0 = model.get_input_embeddings().weight.detach().numpy()[edit.ids]
+    b0 = model.get_output_embeddings().bias.detach().numpy().astype(np.float64)
+    base = encoder.states(sequences, maskings)
+    best, best_loss, means = 0.0, base.base_loss, {0.0: float(base.base_loss.mean())}
     for strength in STRENGTHS:
         scaled = scaled_edit(edit, E0, b0, strength)
-        with torch.no_grad():
-            rows[ids] = torch.from_numpy(scaled.rows)
-            if scaled.head_bias is not None:
-                bias.copy_(torch.from_numpy(scaled.head_bias.astype(np.float32)))
-        found, _ = losses()
+        with replaced_rows(model, scaled.ids, scaled.rows, scaled.head_bias):
+            found = encoder.states(sequences, maskings).base_loss
         means[strength] = float(found.mean())
         if best and means[strength] >= means[best]:
             break
         best, best_loss = strength, found
-    gain = Clusters(documents, RESAMPLES, maskings.seed).difference(base, best_loss)
+    gain = Clusters(base.document, RESAMPLES, maskings.seed).difference(base.base_loss, best_loss)
     return TiedChoice(scaled_edit(edit, E0, b0, best), best, gain, means)
 
 

@@ -61,6 +61,13 @@ def test_loss_gradient_and_both_operators_are_those_of_the_oracle(seed, n, d, V,
     np.testing.assert_allclose(cells.multiply(direction).numpy(), wanted, atol=1e-4 * scale + min(left, 0.05 * scale))
 
 
+def test_gradients_of_batches_add_up_to_that_of_all_positions():
+    loss, D, _, _, gradient, _ = case(5, 30, 4, 7, np.array([0, 2, 5]))
+    parts = (np.arange(start, 30, 3) for start in range(3))
+    total = sum(loss.batch_gradient(D, part) for part in parts)
+    np.testing.assert_allclose(total.numpy(), gradient, rtol=1e-3, atol=1e-3)
+
+
 def test_cells_that_are_left_out_count_as_a_separable_weight(monkeypatch):
     monkeypatch.setattr(hessian, "SMALLEST_CELL", 2.0)
     loss, D, direction, _, _, _ = case(3, 50, 4, 6, np.arange(6))
