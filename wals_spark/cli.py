@@ -33,7 +33,7 @@ HELP = {
     "export": "write the factors for other tools",
     "neighbours": "nearest neighbours of tokens",
     "states": "hidden states of masked tokens, for inject.mode fit",
-    "inject": "put the factors into a RoBERTa checkpoint",
+    "inject": "fit rows of a checkpoint to the corpus, or put the factors into it",
     "verify": "prove what an injection changed",
     "evaluate": "measure, compare, write the report",
     "pipeline": "all stages, each only where it is needed",

@@ -43,7 +43,7 @@ PARTS = {
     "tables": [{"base", "delta_log"}, {"delta", "parquet", "vocabulary"}, {"count_facts"}],
     "factors": [{"foldin", "gauge", "store", "top_k", "words"}, {"export", "neighbours", "query_tokens"}, {"stages"}],
     "mlm": [
-        {"data", "hidden_states", "statistics", "text_sequences"},
+        {"data", "hidden_states", "positions", "statistics", "text_sequences"},
         {"loss", "masking", "rare", "state_files"},
         {"pretrain", "state_encoder"},
     ],

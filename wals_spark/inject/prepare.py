@@ -115,7 +115,7 @@ def prepare_edit(
 def checkpoint_source(config: Config) -> str:
     """The checkpoint that the configuration names; `ConfigError` when it names none."""
     if config.inject.mode == "none":
-        raise ConfigError("inject.mode is none: set it to init, blend, replace, extend, trim or transfer")
+        raise ConfigError("inject.mode is none: set it to fit, auto, init, blend, replace, extend, trim or transfer")
     if config.inject.checkpoint is None:
         raise ConfigError(f"inject.mode is {config.inject.mode}, but inject.checkpoint names no model to inject into")
     return config.inject.checkpoint

@@ -26,11 +26,10 @@ from wals_spark.inject.modes import aligned_rows
 from wals_spark.inject.proposal import TokenFrequencies, align_factors
 from wals_spark.inject.vocabulary import extend, transfer
 from wals_spark.inject.vocabulary.shared_tokens import ROLES, shared_origin, special_roles, token_convention
+from wals_spark.mlm.positions import PADDED_ROWS
 from wals_spark.tokenizer import LoadedTokenizer
 
 _NEEDED = ("cls_token", "sep_token", "pad_token")
-_POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
-"""Families whose positions count from pad_token_id + 1."""
 _CLASS = "PreTrainedTokenizerFast"
 """Reads any tokenizer.json as it is."""
 
@@ -137,7 +136,7 @@ def _check_special(
             "these special tokens, or name its own in its tokenizer_config.json"
         )
     pads = roles[0].get("pad_token"), roles[1].get("pad_token")
-    if opened.config.get("model_type") in _POSITIONS_FROM_PADDING and pads[0] != pads[1]:
+    if opened.config.get("model_type") in PADDED_ROWS and pads[0] != pads[1]:
         raise InputError(
             f"inject.mode is transfer: the pad token of {source} has id {pads[1]}, expected {pads[0]} as in "
             f"{opened.source}: positions of a {opened.config['model_type']} count from it. Train the tokenizer with "

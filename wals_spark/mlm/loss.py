@@ -16,6 +16,7 @@ import numpy as np
 
 from wals_spark.errors import InputError
 from wals_spark.mlm.data import MaskedSequences
+from wals_spark.mlm.positions import longest_sequence
 from wals_spark.progress import Progress
 
 
@@ -225,9 +226,7 @@ def _check_fits(model: Any, masked: MaskedSequences) -> None:
             f"a token id {largest} is outside the model's vocabulary of {size}: "
             "the tokenizer is not the one the model was made with"
         )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= model.config.pad_token_id + 1
+    positions = longest_sequence(model.config.to_dict())
     if positions is not None and masked.inputs.shape[1] > positions:
         raise InputError(
             f"sequences of {masked.inputs.shape[1]} tokens do not fit the model's {positions} positions: "

@@ -13,7 +13,7 @@ On a processor with bfloat16 instructions (avx512_bf16) a pass takes 0.09 proces
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from wals_spark.errors import InputError
 from wals_spark.mlm.data import SpecialIds
 from wals_spark.mlm.hidden_states import CANDIDATES, MaskedStates
 from wals_spark.mlm.masking import Maskings, is_special, masked_positions
+from wals_spark.mlm.positions import longest_sequence
 from wals_spark.mlm.text_sequences import TextSequences
 
 logger = logging.getLogger(__name__)
@@ -36,17 +37,7 @@ LOGIT_BYTES_CUDA = 1 << 30
 BATCH_CPU = 16
 BATCH_CUDA = 128
 """Masked sequences of a forward pass where the caller does not say."""
-PADDED_ROWS = ("roberta", "xlm-roberta", "camembert")
-"""Model types whose position embeddings begin behind the padding id."""
 _PROBE_TOLERANCE = 1e-3
-
-
-def longest_sequence(config: Mapping[str, Any]) -> int | None:
-    """Tokens that the position embeddings of a model allow, by its config.json; None where that names no limit."""
-    positions = config.get("max_position_embeddings")
-    if positions is not None and config.get("model_type") in PADDED_ROWS:
-        return int(positions) - int(config.get("pad_token_id") or 0) - 1
-    return None if positions is None else int(positions)
 
 
 class StateEncoder:

@@ -16,7 +16,8 @@ from wals_spark.mlm.data import special_ids
 from wals_spark.mlm.hidden_states import MaskedStates
 from wals_spark.mlm.loss import load_masked_lm
 from wals_spark.mlm.masking import Maskings
-from wals_spark.mlm.state_encoder import StateEncoder, longest_sequence, state_bytes
+from wals_spark.mlm.positions import longest_sequence
+from wals_spark.mlm.state_encoder import StateEncoder, state_bytes
 from wals_spark.mlm.text_sequences import TextSequences, cut_documents, no_sequences
 from wals_spark.tokenizer import load_tokenizer
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from wals_spark.checkpoints import checkpoint as ckpt
 from wals_spark.config import Config
 from wals_spark.errors import ConfigError, InputError
-from wals_spark.mlm.state_encoder import longest_sequence
+from wals_spark.mlm.positions import longest_sequence
 from wals_spark.runs import ManifestStore
 from wals_spark.stage_outputs import CooccurrenceOutputs, TrainOutputs, VocabularyOutputs, outputs_of
 from wals_spark.tokenizer import LoadedTokenizer, load_tokenizer
